@@ -1,0 +1,21 @@
+"""The errors that this package raises for bad input; each message says what was expected and what came."""
+
+
+class EdgePoint2Error(Exception):
+    """Base class: catch this to catch every error that the package raises on purpose."""
+
+
+class ImageError(EdgePoint2Error):
+    """An image that cannot be read or used."""
+
+
+class ModelError(EdgePoint2Error):
+    """An unknown variant, or weights or a model file that are missing, corrupt or of another kind."""
+
+
+class EngineError(EdgePoint2Error):
+    """A runtime that is missing, or that cannot do what was asked of it."""
+
+
+class MessageError(EdgePoint2Error):
+    """A KeypointArray message whose fields contradict each other."""

@@ -1,0 +1,121 @@
+"""Where models live, and what their cards say.
+
+A model is an ONNX file with a JSON card beside it (``T-32.onnx``, ``T-32.json``). The card names the variant, the
+digest of the weights and the SHA-256 of the ONNX file, which is checked whenever the model is opened.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepoint2_ros.errors import ModelError
+from edgepoint2_ros.variants import VARIANTS, Variant, find_variant
+
+STRIDE = 32  # the network works on sizes that are multiples of this; other images are resampled inside the model
+MIN_SIZE = 64  # smallest image side in pixels
+PAD_SCORE = -65504.0  # score of rows past the last keypoint: the lowest number of float16, far below any logit
+NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
+BORDER = 4  # pixels along the image's edge that hold no keypoints
+CARD_FORMAT = 1
+
+WEIGHTS = ('official',)  # the names of weights that need no path
+
+
+@dataclass(frozen=True)
+class Model:
+    """An ONNX model on disk; ``card`` holds every entry of its card."""
+
+    path: Path
+    variant: Variant
+    digest: str
+    max_keypoints: int
+    card: dict = field(repr=False)
+
+
+def data_directory() -> Path:
+    """Return the user's data directory of this package, by the XDG base directory rules."""
+    base = os.environ.get('XDG_DATA_HOME', '')
+    # The rules ask to ignore relative paths.
+    return (Path(base) if os.path.isabs(base) else Path.home() / '.local' / 'share') / 'edgepoint2'
+
+
+def models_directory(weights: str = 'official') -> Path:
+    """Return the folder that holds the models made from ``weights``."""
+    return data_directory() / 'models' / weights
+
+
+def card_path(model: Path) -> Path:
+    return Path(model).with_suffix('.json')
+
+
+def find_model(name: str, weights: str = 'official') -> Model:
+    """Return the model that serves a variant.
+
+    Args:
+        name: the variant, for example ``T-32``.
+        weights: ``official``, or a path: an ONNX model with its card beside it, or a folder of such models.
+
+    Raises:
+        ModelError: no such variant, no such model, or one that is corrupt or of another variant.
+    """
+    variant = find_variant(name)
+    if weights in WEIGHTS:
+        path = models_directory(weights) / f'{variant}.onnx'
+        if not path.is_file():
+            raise ModelError(
+                f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`, '
+                f'or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
+            )
+        return open_model(path, variant)
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        path = path / f'{variant}.onnx'
+    if path.suffix in ('.pth', '.pt'):
+        raise ModelError(f'{path} holds weights, not a model: make one with `edgepoint2 models import {path}`')
+    if not path.is_file():
+        raise ModelError(f'weights {weights!r}: expected {" or ".join(WEIGHTS)} or a path, and there is no file {path}')
+    return open_model(path, variant)
+
+
+def open_model(path: Path, variant: Variant | None = None) -> Model:
+    """Read a model's card and check it against the ONNX file and, where given, the variant that was asked for."""
+    card_file = card_path(path)
+    try:
+        card = json.loads(card_file.read_text(encoding='utf-8'))
+        model = Model(Path(path), find_variant(card['model']), card['digest'], int(card['max_keypoints']), card)
+        expected = card['sha256']
+        if card['format'] != CARD_FORMAT:
+            raise ModelError(f'{card_file}: expected card format {CARD_FORMAT}, got {card["format"]}: export it again')
+    except FileNotFoundError:
+        raise ModelError(f'{path} has no card: expected {card_file.name} beside it, as the export writes it') from None
+    except OSError as error:
+        raise ModelError(f'{card_file} cannot be read: {error}') from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f'{card_file} is not a model card: {type(error).__name__}: {error}') from None
+    if variant is not None and model.variant != variant:
+        raise ModelError(f'{path} is a model of {model.variant}, but {variant} was asked for')
+    try:
+        actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise ModelError(f'{path} cannot be read: {error}') from None
+    if actual != expected:
+        raise ModelError(
+            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
+        )
+    return model
+
+
+def list_models() -> list[Model | ModelError]:
+    """Return the models in the user's data directory, in the order of the variants; a broken one as its error."""
+    order = {variant.name: place for place, variant in enumerate(VARIANTS)}
+    found = []
+    for path in sorted(
+        (data_directory() / 'models').glob('*/*.onnx'), key=lambda p: (p.parent, order.get(p.stem, len(order)), p.stem)
+    ):
+        try:
+            found.append(open_model(path))
+        except ModelError as error:
+            found.append(error)
+    return found
