@@ -1,0 +1,61 @@
+# Everything goes into .venv; what is there already is not done again.
+#   make demo    camera, extractor and consumer as three processes over DDS
+#   make test    lint and every test
+#   make bench   time the models beside ORB and SIFT
+#   make lint    ruff alone
+#   make clean   remove .venv and every build folder
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# A ROS 2 that the shell has sourced must not mix with the one in .venv.
+unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
+
+.PHONY: demo test bench lint clean
+.DELETE_ON_ERROR:
+
+demo: .venv/package.stamp
+	$(BIN)/python -m edgepoint2_ros.cli demo
+
+test: .venv/test.stamp .venv/package.stamp lint
+	$(BIN)/python -m pytest
+
+bench: .venv/package.stamp
+	$(BIN)/python -m edgepoint2_ros.cli bench
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv build install log
+
+.venv/python.stamp:
+	@for tool in cmake c++ $(PYTHON); do command -v $$tool > /dev/null || { \
+		echo "$$tool is missing; on Debian or Ubuntu: sudo apt install cmake g++ python3-dev python3-venv"; exit 1; }; done
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and f"Python 3.10 to 3.13 is needed, \
+	$(PYTHON) is {sys.version.split()[0]}; choose another by make PYTHON=python3.12")'
+	@echo '== [1/3] Python environment in .venv'
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/demo.stamp: .venv/python.stamp requirements/demo.txt requirements/runtime.txt requirements/ros.txt requirements/models.txt
+	@echo '== [2/3] packages, ROS 2 among them: a minute or two'
+	$(PIP) install -r requirements/demo.txt
+	@touch $@
+
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt
+	@echo '== packages for the tests'
+	$(PIP) install -r requirements/test.txt
+	@touch $@
+
+# Linked, not copied: an edited Python file needs no rebuild.
+.venv/package.stamp: .venv/demo.stamp CMakeLists.txt package.xml $(wildcard msg/*.msg) resource/executable.py.in
+	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
+	@mkdir -p .venv/build && cd .venv/build && { \
+	cmake ../.. -DCMAKE_PREFIX_PATH=$(CURDIR)/.venv -DCMAKE_INSTALL_PREFIX=$(CURDIR)/.venv \
+		-DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python3 -DAMENT_CMAKE_SYMLINK_INSTALL=ON -DBUILD_TESTING=OFF && \
+	cmake --build . --parallel "$$(nproc)" && cmake --install .; } > ../build.log 2>&1 || \
+	{ tail -n 40 ../build.log; exit 1; }
+	@touch $@
