@@ -1,0 +1,1 @@
+"""The lifecycle node; the only part of the library that needs ROS."""
