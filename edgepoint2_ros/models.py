@@ -47,6 +47,7 @@ def models_directory(weights: str = 'official') -> Path:
 
 
 def card_path(model: Path) -> Path:
+    """Return the file of a model's card."""
     return Path(model).with_suffix('.json')
 
 
@@ -65,8 +66,8 @@ def find_model(name: str, weights: str = 'official') -> Model:
         path = models_directory(weights) / f'{variant}.onnx'
         if not path.is_file():
             raise ModelError(
-                f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`, '
-                f'or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
+                f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`'
+                f', or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
             )
         return open_model(path, variant)
     path = Path(weights).expanduser()

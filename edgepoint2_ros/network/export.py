@@ -5,7 +5,7 @@ post-processing, so that only the best K keypoints leave the runtime, and each o
 OpenVINO and TensorRT 8.6 and later know (opset 17).
 
 Inputs
-    image    uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64, not only multiples of 32.
+    image    uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64 pixels.
     mask     uint8 (h, w): nonzero where keypoints are allowed, on the network's grid, which is the image floored to
              multiples of 32; or (1, 1) with a one in it: no mask.
 Outputs, best score first, always K rows
@@ -84,9 +84,9 @@ def build_model(network: EdgePoint2, max_keypoints: int = MAX_KEYPOINTS, subpixe
     """Return the sparse ONNX model of ``network``; see the module's description for its inputs and outputs."""
     graph = _Graph()
     image_size, network_size, gray = _gray_image(graph)
-    score_map, descriptor_map = _dense_maps(graph, network, gray)
+    score_map, head = _dense_maps(graph, network, gray)
     xy, scores = _keypoints(graph, score_map, network_size, max_keypoints, subpixel)
-    descriptors = _sample_descriptors(graph, descriptor_map, xy, network_size, network.desc_head[2])
+    descriptors = _sample_descriptors(graph, head, xy, network_size, network.desc_head[2])
     scale = graph.op('Div', image_size, network_size)
     graph.op('Mul', xy, scale, name='xy')
     graph.op('Identity', scores, name='scores')
@@ -121,14 +121,15 @@ def build_model(network: EdgePoint2, max_keypoints: int = MAX_KEYPOINTS, subpixe
 class _Graph:
     """Nodes and constants of an ONNX graph in the making; values are named by strings."""
 
-    def __init__(self):
+    def __init__(self, prefix: str = ''):
+        self.prefix = prefix  # keeps names apart in the branches of an If
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
     def op(self, kind: str, *inputs, outputs: int = 1, name: str = '', **attributes):
-        """Append an operator and return the name of its output; arrays and numbers among the inputs become constants."""
+        """Append an operator and return its output's name; arrays and numbers among the inputs become constants."""
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
-        base = name or f'{kind.lower()}_{len(self.nodes)}'
+        base = name or f'{self.prefix}{kind.lower()}_{len(self.nodes)}'
         results = [base] if outputs == 1 else [f'{base}.{i}' for i in range(outputs)]
         self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
         return base if outputs == 1 else results
@@ -137,11 +138,21 @@ class _Graph:
         """Add a constant; Python integers become int64, floats float32, as ONNX wants them nearly everywhere."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' else np.float32)
-        name = f'constant_{len(self.initializers)}'
+        name = f'{self.prefix}constant_{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, bias=True) -> str:
+    def choose(self, condition: str, then, otherwise) -> str:
+        """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
+        branches = []
+        for place, build in enumerate((then, otherwise)):
+            branch = _Graph(f'{self.prefix}branch_{len(self.nodes)}_{place}_')
+            result = helper.make_empty_tensor_value_info(build(branch))
+            branches.append(helper.make_graph(branch.nodes, branch.prefix, [], [result], branch.initializers))
+        condition = self.op('Cast', condition, to=TensorProto.BOOL)
+        return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
+
+    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> str:
         """Append a convolution with its batch normalisation folded in."""
         weight = conv.weight.detach().double().numpy()
         offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
@@ -153,7 +164,7 @@ class _Graph:
             'Conv',
             x,
             weight,
-            *([offset] if bias else []),
+            offset,
             kernel_shape=conv.kernel_size,
             strides=conv.stride,
             pads=[*conv.padding, *conv.padding],
@@ -172,26 +183,38 @@ class _Graph:
 
 
 def _gray_image(graph: _Graph) -> tuple[str, str, str]:
-    """Return (width, height) of the image and of the network's grid, float (2,), and the normalised gray image."""
+    """Return width and height of the image and of the network's grid, float (2,) each, and the gray image on the grid.
+
+    The two Ifs spare the common cases (gray images, sizes that are multiples of 32) a pass over all pixels.
+    """
     height_width = graph.op('Slice', graph.op('Shape', 'image'), [0], [2], [0])
-    floored = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
-    gray = graph.op('ReduceMean', graph.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0)
-    gray = graph.op('Unsqueeze', graph.op('Mul', gray, 1 / 255), [0, 1])
-    gray = graph.op(
-        'Resize',
-        gray,
-        '',
-        '',
-        graph.op('Concat', [1, 1], floored, axis=0),
-        mode='linear',
-        coordinate_transformation_mode='align_corners',
+    grid = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
+    grid_4d = graph.op('Concat', [1, 1], grid, axis=0)
+    gray = graph.choose(
+        graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
+        lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
+        lambda branch: branch.op('ReduceMean', branch.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0),
     )
-    gray = graph.op('InstanceNormalization', gray, [1.0], [0.0], epsilon=1e-5)
-    sizes = []
-    for size in (height_width, floored):
-        width_height = graph.op('Gather', size, [1, 0])
-        sizes.append(graph.op('Cast', width_height, to=TensorProto.FLOAT))
-    return *sizes, gray
+    gray = graph.op('Unsqueeze', graph.op('Mul', gray, 1 / 255), [0, 1])
+    gray = graph.choose(
+        graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
+        lambda branch: branch.op('Identity', gray),
+        lambda branch: branch.op(
+            'Resize', gray, '', '', grid_4d, mode='linear', coordinate_transformation_mode='align_corners'
+        ),
+    )
+    width_height = [
+        graph.op('Cast', graph.op('Gather', size, [1, 0]), to=TensorProto.FLOAT) for size in (height_width, grid)
+    ]
+    return *width_height, graph.op('Reshape', _normalise(graph, graph.op('Reshape', gray, [-1])), grid_4d)
+
+
+def _normalise(graph: _Graph, pixels: str) -> str:
+    """Return ``pixels`` (N,) with mean 0 and variance 1: InstanceNorm2d(1), as sums over a vector, which run faster."""
+    centred = graph.op('Sub', pixels, graph.op('ReduceMean', pixels))
+    variance = graph.op('ReduceMean', graph.op('Mul', centred, centred))
+    gain = graph.op('Reciprocal', graph.op('Sqrt', graph.op('Add', variance, 1e-5)))
+    return graph.op('Mul', centred, gain)
 
 
 def _dense_maps(graph: _Graph, network: EdgePoint2, gray: str) -> tuple[str, str]:
@@ -229,12 +252,17 @@ def _keypoints(graph: _Graph, score_map: str, network_size: str, count: int, sub
     chosen among cells, a quarter of the pixels.
     """
     window = 2 * NMS_RADIUS + 1
-    strongest = graph.op('MaxPool', score_map, kernel_shape=[window, window], strides=[1, 1], pads=[NMS_RADIUS] * 4)
-    allowed = graph.op('And', graph.op('Equal', score_map, strongest), graph.op('Cast', 'mask', to=TensorProto.BOOL))
-    maxima = graph.op('Where', allowed, score_map, PAD_SCORE)
+    # Row and column after each other: the maximum is separable.
+    strongest = graph.op('MaxPool', score_map, kernel_shape=[1, window], pads=[0, NMS_RADIUS, 0, NMS_RADIUS])
+    strongest = graph.op('MaxPool', strongest, kernel_shape=[window, 1], pads=[NMS_RADIUS, 0, NMS_RADIUS, 0])
+    # Sums and products instead of And and Where: they run vectorised everywhere, also where the mask is (1, 1).
+    is_maximum = graph.op('Cast', graph.op('Equal', score_map, strongest), to=TensorProto.FLOAT)
+    allowed = graph.op('Cast', graph.op('Cast', 'mask', to=TensorProto.BOOL), to=TensorProto.FLOAT)
+    penalty = graph.op('Mul', graph.op('Sub', graph.op('Mul', is_maximum, allowed), 1.0), -2 * PAD_SCORE)
+    maxima = graph.op('Add', score_map, penalty)
     maxima = graph.op('Slice', maxima, [BORDER, BORDER], [-BORDER, -BORDER], [2, 3])
     cells = graph.op('SpaceToDepth', maxima, blocksize=2)  # (1, 4, h, w), the four pixels of a cell side by side
-    best_in_cell = graph.op('ReduceMax', cells, axes=[1], keepdims=0)
+    best_in_cell = graph.op('Max', graph.op('ReduceMax', cells, axes=[1], keepdims=0), PAD_SCORE)
     cell_columns = graph.op('Slice', graph.op('Shape', best_in_cell), [2], [3], [0])
     flat = graph.op('Reshape', best_in_cell, [-1])
     # K rows of padding: small images have fewer cells than K, and the outputs keep their shape.
@@ -271,7 +299,7 @@ def _keypoints(graph: _Graph, score_map: str, network_size: str, count: int, sub
     return graph.op('Add', xy, graph.op('Concat', *offsets, axis=1)), scores
 
 
-def _sample_descriptors(graph: _Graph, features: str, xy: str, network_size: str, projection: nn.Conv2d) -> str:
+def _sample_descriptors(graph: _Graph, head: str, xy: str, network_size: str, projection: nn.Conv2d) -> str:
     """Return the descriptors (K, D) at ``xy``.
 
     Bilinear sampling and the last 1x1 convolution commute, because the border keeps every sample inside the map, so
@@ -280,8 +308,9 @@ def _sample_descriptors(graph: _Graph, features: str, xy: str, network_size: str
     grid = graph.op('Div', graph.op('Add', xy, 0.5), network_size)
     grid = graph.op('Sub', graph.op('Mul', grid, 2.0), 1.0)
     grid = graph.op('Unsqueeze', grid, [0, 1])
-    sampled = graph.op('GridSample', features, grid, mode='bilinear', padding_mode='zeros', align_corners=0)
+    sampled = graph.op('GridSample', head, grid, mode='bilinear', padding_mode='zeros', align_corners=0)
     sampled = graph.op('Transpose', graph.op('Squeeze', sampled, [0, 2]), perm=[1, 0])
     weight = projection.weight.detach().numpy()[:, :, 0, 0]
     descriptors = graph.op('Add', graph.op('MatMul', sampled, weight.T), projection.bias.detach().numpy())
-    return graph.op('LpNormalization', descriptors, axis=1, p=2)
+    length = graph.op('ReduceL2', descriptors, axes=[1], keepdims=1)
+    return graph.op('Div', descriptors, graph.op('Max', length, 1e-12))

@@ -31,7 +31,9 @@ def extract_dense(
 
     scores, descriptor_map = network(gray)
     scores = scores[0, 0]
-    is_keypoint = (scores == F.max_pool2d(scores[None, None], 5, stride=1, padding=2)[0, 0]) & (scores > score_threshold)
+    is_keypoint = (scores == F.max_pool2d(scores[None, None], 5, stride=1, padding=2)[0, 0]) & (
+        scores > score_threshold
+    )
     inside = torch.zeros_like(is_keypoint)
     inside[4:-4, 4:-4] = True
     y, x = torch.nonzero(is_keypoint & inside, as_tuple=True)

@@ -1,6 +1,5 @@
 """Weights of a network: the official ones, known by their SHA-256, or a state dict of one's own."""
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -28,7 +27,9 @@ def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:
         raise ModelError(f'no file {path}') from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()
-        raise ModelError(f'{path} is not a state dict that torch can load: {reason[0] if reason else error!r}') from None
+        raise ModelError(
+            f'{path} is not a state dict that torch can load: {reason[0] if reason else error!r}'
+        ) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
         raise ModelError(f'{path}: expected a state dict (names to tensors), got {type(state).__name__}')
     held = _variant_of(state)

@@ -1,0 +1,133 @@
+"""The extractor: an image goes in, its features come out."""
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.models import MIN_SIZE, STRIDE, find_model
+
+MAX_PIXELS = 2**25  # 33 megapixels; the network needs about 80 bytes for each of them
+_NO_MASK = np.ones((1, 1), np.uint8)
+
+
+class Extractor:
+    """One variant of EdgePoint2 with its weights, held by a runtime.
+
+    Attributes:
+        variant: the Variant.
+        digest: identity of the weights, 16 hex digits.
+        backend: name of the runtime that was chosen.
+        description: model, weights, runtime and the reason for it, in one line.
+    """
+
+    def __init__(
+        self,
+        model: str = 'T-32',
+        weights: str = 'official',
+        backend: str = 'auto',
+        precision: str = 'fp32',
+        threads: int = 0,
+        max_keypoints: int | None = None,
+        score_threshold: float = -5.0,
+    ):
+        """Find the model and open an engine for it.
+
+        Args:
+            model: name of the variant, for example ``T-32``.
+            weights: ``official``, or a path to an ONNX model or a folder of them.
+            backend: ``auto``, ``openvino`` or ``onnxruntime``.
+            precision: ``fp32`` or ``bf16``.
+            threads: threads of the runtime; 0 takes every core.
+            max_keypoints: most keypoints of an image; by default and at most what the model was exported with (2048).
+            score_threshold: keypoints score above it (raw logits).
+
+        Raises:
+            ModelError: no such variant or model, or a corrupt one.
+            EngineError: the backend is missing or refuses.
+            EdgePoint2Error: max_keypoints or score_threshold out of range.
+        """
+        self._model = find_model(model, weights)
+        self.variant = self._model.variant
+        self.digest = self._model.digest
+        self.max_keypoints = self._model.max_keypoints if max_keypoints is None else max_keypoints
+        self.score_threshold = score_threshold
+        self._engine = open_engine(self._model, backend, precision, threads)
+        self.backend = self._engine.backend
+        self.description = f'{self.variant} {self._model.path} [{self.digest}] on {self._engine.description}'
+
+    @property
+    def max_keypoints(self) -> int:
+        return self._max_keypoints
+
+    @max_keypoints.setter
+    def max_keypoints(self, value: int) -> None:
+        most = self._model.max_keypoints
+        if not 1 <= value <= most:
+            raise EdgePoint2Error(
+                f'max_keypoints: expected 1 to {most}, got {value}; for more, make the model again with '
+                f'`edgepoint2 models import --max-keypoints`'
+            )
+        self._max_keypoints = int(value)
+
+    @property
+    def score_threshold(self) -> float:
+        return self._score_threshold
+
+    @score_threshold.setter
+    def score_threshold(self, value: float) -> None:
+        if not -1000.0 <= value <= 1000.0:  # also refuses NaN
+            raise EdgePoint2Error(f'score_threshold: expected -1000 to 1000, got {value}')
+        self._score_threshold = float(value)
+
+    def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
+        """Return the features of one image.
+
+        Args:
+            image: uint8 (H, W) gray, or (H, W, 3) colour in any channel order; H and W from 64.
+            mask: uint8 (H, W), nonzero where keypoints are allowed. Masked places take no slot of the best K.
+
+        Returns:
+            At most max_keypoints features, best score first; none where nothing scores above the threshold.
+
+        Raises:
+            ImageError: wrong type or shape, too small or too large.
+        """
+        _check(image, mask)
+        height, width = image.shape[:2]
+        xy, scores, descriptors = self._engine.run(
+            np.ascontiguousarray(image).reshape(height, width, -1), _on_grid(mask, width, height)
+        )
+        count = min(int(np.count_nonzero(scores > self._score_threshold)), self._max_keypoints)
+        return Features(
+            xy[:count], scores[:count], descriptors[:count], (width, height), self.variant.name, self.digest
+        )
+
+
+def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
+        kind = getattr(image, 'dtype', type(image).__name__)
+        raise ImageError(f'image: expected a uint8 array (H, W) or (H, W, 3), got {kind}')
+    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
+        raise ImageError(f'image: expected shape (H, W) or (H, W, 3), got {image.shape}')
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIZE:
+        raise ImageError(f'image: expected at least {MIN_SIZE} x {MIN_SIZE} pixels, got {width} x {height}')
+    if height * width > MAX_PIXELS:
+        raise ImageError(f'image: expected at most {MAX_PIXELS} pixels, got {width} x {height}')
+    if mask is None:
+        return
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != (height, width):
+        got = f'{mask.dtype} {mask.shape}' if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ImageError(f'mask: expected uint8 {(height, width)} like the image, got {got}')
+
+
+def _on_grid(mask: np.ndarray | None, width: int, height: int) -> np.ndarray:
+    """Return the mask on the network's grid, whose sides are multiples of 32."""
+    if mask is None:
+        return _NO_MASK
+    size = (width // STRIDE * STRIDE, height // STRIDE * STRIDE)
+    if size != (width, height):
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_NEAREST)
+    return np.ascontiguousarray(mask)
