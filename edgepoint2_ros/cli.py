@@ -1,0 +1,176 @@
+"""The command `edgepoint2`: extraction, models, demo and benchmark without writing code.
+
+Each command imports what it needs when it runs: extraction starts without torch, and nothing but the demo needs ROS.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from edgepoint2_ros import __version__
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, or 1 for an error, which is printed in one line."""
+    options = _parser().parse_args(args)
+    try:
+        return options.run(options)
+    except EdgePoint2Error as error:
+        print(f'edgepoint2: {error}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader, say `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from edgepoint2_ros import bench
+    from edgepoint2_ros.demo import command as demo
+
+    parser = argparse.ArgumentParser(prog='edgepoint2', description='EdgePoint2 keypoints and compact descriptors')
+    parser.add_argument('--version', action='version', version=__version__)
+    commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
+
+    extract = commands.add_parser('extract', help='extract the features of image files')
+    extract.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+    add_extractor_arguments(extract)
+    extract.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
+    extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
+    extract.add_argument('--mask', type=Path, help='image, nonzero where keypoints are allowed, for all images')
+    extract.add_argument('--output', type=Path, help='folder for IMAGE.npz with xy, scores, descriptors, ...')
+    extract.add_argument('--overlay', type=Path, help='folder for IMAGE.png with the keypoints drawn')
+    extract.set_defaults(run=_extract)
+
+    models = commands.add_parser('models', help='list, import or download models')
+    actions = models.add_subparsers(title='actions', required=True, metavar='ACTION')
+    listing = actions.add_parser('list', help='say which models are there')
+    listing.set_defaults(run=_list_models)
+    importing = actions.add_parser('import', help='make models from files of weights (.pth)')
+    importing.add_argument('paths', nargs='+', type=Path, metavar='PATH', help='.pth files, or folders of them')
+    importing.add_argument('--custom', action='store_true', help='allow weights that are not the official ones')
+    _add_export_arguments(importing)
+    importing.set_defaults(run=_import_models)
+    download = actions.add_parser('download', help='fetch official weights from GitHub and make models of them')
+    download.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
+    _add_export_arguments(download)
+    download.set_defaults(run=_download_models)
+
+    for name, module, text in (
+        ('demo', demo, 'camera, extractor and consumer as three processes over DDS'),
+        ('bench', bench, 'time the models beside ORB, SIFT and the dense reference'),
+    ):
+        command = commands.add_parser(name, help=text, description=module.__doc__)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that choose a model and how it runs."""
+    parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
+    parser.add_argument('--weights', default='official', help='official, or a path to a model (default: %(default)s)')
+    parser.add_argument('--backend', default='auto', help='auto, openvino or onnxruntime (default: %(default)s)')
+    parser.add_argument('--precision', default='fp32', help='fp32 or bf16 (default: %(default)s)')
+    parser.add_argument('--threads', type=int, default=0, help='0 takes every core (default: %(default)s)')
+
+
+def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--max-keypoints', type=int, default=2048, help='most keypoints of the model (%(default)s)')
+    parser.add_argument('--no-subpixel', action='store_true', help='leave keypoints at whole pixels')
+
+
+def _extract(options: argparse.Namespace) -> int:
+    import cv2
+    import numpy as np
+
+    from edgepoint2_ros.drawing import draw_keypoints
+    from edgepoint2_ros.extractor import Extractor
+
+    def read(path: Path, flag: int):
+        # imread prints a warning of its own for a missing file
+        image = cv2.imread(str(path), flag) if path.is_file() else None
+        if image is None:
+            raise ImageError(f'expected an image file, but {path} cannot be read as one')
+        return image
+
+    mask = None if options.mask is None else read(options.mask, cv2.IMREAD_GRAYSCALE)
+    extractor = Extractor(
+        options.model,
+        options.weights,
+        options.backend,
+        options.precision,
+        options.threads,
+        options.max_keypoints,
+        options.score_threshold,
+    )
+    print(extractor.description)
+    for folder in filter(None, (options.output, options.overlay)):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed = 0
+    for path in options.images:
+        try:
+            image = read(path, cv2.IMREAD_COLOR)
+            features = extractor.extract(image, mask)
+        except EdgePoint2Error as error:
+            print(f'edgepoint2: {path}: {error}', file=sys.stderr)
+            failed += 1
+            continue
+        print(f'{path}: {len(features)} keypoints')
+        if options.output:
+            np.savez(options.output / f'{path.stem}.npz', **vars(features))
+        if options.overlay:
+            cv2.imwrite(str(options.overlay / f'{path.stem}.png'), draw_keypoints(image, features))
+    return 1 if failed else 0
+
+
+def _list_models(options: argparse.Namespace) -> int:
+    from edgepoint2_ros.models import data_directory, list_models
+
+    models = list_models()
+    for model in models:
+        if isinstance(model, EdgePoint2Error):
+            print(f'broken: {model}')
+        else:
+            print(f'{model.variant!s:5} {model.card.get("weights", "?"):9} {model.digest}  {model.path}')
+    if not models:
+        print(f'no models in {data_directory() / "models"}: get one with `edgepoint2 models download T-32`')
+    return 0
+
+
+def _import_models(options: argparse.Namespace) -> int:
+    from edgepoint2_ros.official import import_weights
+
+    files = []
+    for path in options.paths:
+        found = sorted(path.glob('*.pth')) if path.is_dir() else [path]
+        if not found:
+            raise EdgePoint2Error(f'{path} holds no .pth files')
+        files += found
+    failed = 0
+    for file in files:
+        try:
+            model = import_weights(file, options.custom, options.max_keypoints, not options.no_subpixel)
+            print(f'{model.variant}: {model.path}')
+        except EdgePoint2Error as error:
+            print(f'edgepoint2: {error}', file=sys.stderr)
+            failed += 1
+    return 1 if failed else 0
+
+
+def _download_models(options: argparse.Namespace) -> int:
+    from edgepoint2_ros.official import download_weights, import_weights
+
+    for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:
+        weights = download_weights(variant)
+        model = import_weights(weights, False, options.max_keypoints, not options.no_subpixel)
+        print(f'{model.variant}: {model.path}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""The demo's camera: publishes the frames of a source at 30 Hz, stamped with the moment they are due."""
+
+import argparse
+import array
+import sys
+import time
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
+from sensor_msgs.msg import Image
+
+from edgepoint2_ros.demo.sources import FRAME_RATE, open_source
+from edgepoint2_ros.errors import EdgePoint2Error
+
+
+def main(args=None) -> int:
+    """Publish until interrupted."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
+    parser.add_argument('--start', type=int, required=True, help='moment of frame 0, nanoseconds since the epoch')
+    options = parser.parse_args(args)
+    try:
+        source = open_source(options.source)
+        rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C comes as KeyboardInterrupt
+        node = Node('camera')
+        publisher = node.create_publisher(Image, 'image', qos_profile_sensor_data)
+        while publisher.get_subscription_count() == 0:
+            time.sleep(0.05)
+        k = 0
+        while True:
+            # Frames that are due already are left out, as a camera would.
+            k = max(k + 1, int((time.time_ns() - options.start) * FRAME_RATE * 1e-9) + 1)
+            image = source.image(k)
+            due = options.start + k * 1_000_000_000 // FRAME_RATE
+            time.sleep(max(0, due - time.time_ns()) * 1e-9)
+            publisher.publish(_message(image, due))
+    except EdgePoint2Error as error:
+        print(f'camera: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        rclpy.try_shutdown()
+
+
+def _message(image, stamp: int) -> Image:
+    message = Image(height=image.shape[0], width=image.shape[1], encoding='bgr8', step=image.shape[1] * 3)
+    message.header.frame_id = 'camera'
+    message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
+    message.data = array.array('B', image.tobytes())
+    return message
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""The command `edgepoint2 demo`: starts the three processes, ends them, and says what went wrong if something did."""
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+from edgepoint2_ros.demo.sources import open_source
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.official import provide_model
+from edgepoint2_ros.variants import find_variant
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `edgepoint2 demo`."""
+    parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
+    parser.add_argument('--backend', default='auto', help='auto, openvino or onnxruntime (default: %(default)s)')
+    parser.add_argument('--precision', default='fp32', help='fp32 or bf16 (default: %(default)s)')
+    parser.add_argument('--max-keypoints', type=int, default=1000, help='most keypoints a frame (default: %(default)s)')
+    parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
+    parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
+    parser.add_argument('--seconds', type=float, default=10.0, help='(default: %(default)s)')
+    parser.add_argument('--picture', default='demo_matches.png', help='picture to write (default: %(default)s)')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo and return its exit code."""
+    if find_spec('rclpy') is None or find_spec('edgepoint2_ros.msg') is None:
+        raise EdgePoint2Error('the demo needs ROS 2 and the built messages: `make demo` sets both up')
+    open_source(options.source)  # says what is wrong with it before anything starts
+    model = provide_model(find_variant(options.model))
+    start = str(time.time_ns())
+    source = ['--source', options.source] if options.source else []
+    parameters = {
+        'model': model.variant.name,
+        'backend': options.backend,
+        'precision': options.precision,
+        'max_keypoints': options.max_keypoints,
+        'descriptor_encoding': options.encoding,
+    }
+    settings = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
+    environment = _environment()
+    processes = []
+    try:
+        for module, arguments in (
+            (
+                'demo.consumer',
+                ['--start', start, '--seconds', str(options.seconds), '--picture', options.picture, *source],
+            ),
+            ('node.extractor_node', ['--ros-args', *settings]),
+            ('demo.camera', ['--start', start, *source]),
+        ):
+            command = [sys.executable, '-m', f'edgepoint2_ros.{module}', *arguments]
+            processes.append(subprocess.Popen(command, env=environment))
+        consumer, *others = processes
+        while consumer.poll() is None:
+            failed = [process for process in others if process.poll() is not None]
+            if failed:
+                raise EdgePoint2Error(f'a process ended early with code {failed[0].returncode}: {failed[0].args[2]}')
+            time.sleep(0.1)
+        return consumer.returncode
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(processes)
+
+
+def _environment() -> dict[str, str]:
+    """Return an environment in which the demo speaks to nobody but itself."""
+    isolation = {'ROS_DOMAIN_ID': str(random.randint(1, 101)), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
+    if os.environ.get('ROS_DISTRO') == 'humble':  # newer ones warn about it
+        isolation['ROS_LOCALHOST_ONLY'] = '1'
+    return {**os.environ, **isolation}
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+    for process in processes:
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()

@@ -1,0 +1,129 @@
+"""Where the demo's camera takes its frames from: a virtual flight over photographs, a folder of images or a video.
+
+A source gives ``image(k)``, frame k as (H, W, 3) uint8 BGR, and ``motion(k, l)``, the homography (3, 3) that maps
+pixels of frame k to pixels of frame l, or None where nobody knows it.
+"""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import ImageError
+
+FRAME_RATE = 30  # frames per second
+IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
+
+# Photographs that the scikit-image package ships, in rows of the wall.
+_WALL = (('motorcycle_left.png', 'coffee.png', 'rocket.jpg'), ('brick.png', 'astronaut.png', 'motorcycle_right.png'))
+_TILE = (800, 600)  # width, height in pixels of the wall
+
+
+def open_source(path: str | None):
+    """Return the source for a path: a folder, a video file, or None for the virtual flight.
+
+    Raises:
+        ImageError: there are no images, or they cannot be read.
+    """
+    if path is None:
+        return VirtualFlight()
+    if Path(path).is_dir():
+        return Folder(Path(path))
+    if Path(path).is_file():
+        return Video(Path(path))
+    raise ImageError(f'no folder of images or video file {path}')
+
+
+class VirtualFlight:
+    """A camera of 640x480 pixels that flies along a wall of photographs; its motion is known exactly."""
+
+    def __init__(self):
+        self._wall = _build_wall()
+
+    def image(self, k: int) -> np.ndarray:
+        # The wall goes on mirrored beyond its edges: still a plane, still the same homography.
+        return cv2.warpPerspective(self._wall, self._view(k), (640, 480), borderMode=cv2.BORDER_REFLECT_101)
+
+    def motion(self, k: int, l: int) -> np.ndarray:  # noqa: E741
+        return self._view(l) @ np.linalg.inv(self._view(k))
+
+    def _view(self, k: int) -> np.ndarray:
+        """Return the homography (3, 3) from the wall's pixels to those of frame k.
+
+        A pinhole camera with 525 pixels of focal length at (x, y, -distance) before the wall's plane z = 0, swaying.
+        """
+        height, width = self._wall.shape[:2]
+        t = k / FRAME_RATE
+        x = width * (0.5 + 0.3 * np.sin(0.5 * t))
+        y = height * (0.5 + 0.22 * np.sin(0.73 * t + 1))
+        distance = 600 + 130 * np.sin(0.61 * t)
+        angles = np.array([0.16 * np.sin(0.9 * t), 0.2 * np.sin(0.7 * t + 2), 0.22 * np.sin(0.55 * t + 1)])
+        rotation = cv2.Rodrigues(angles)[0]
+        # A point (X, Y, 0) of the wall lies at R (X - x, Y - y, distance) before the camera.
+        to_camera = rotation @ np.array([[1, 0, -x], [0, 1, -y], [0, 0, distance]])
+        return np.array([[525, 0, 319.5], [0, 525, 239.5], [0, 0, 1]]) @ to_camera
+
+
+class Folder:
+    """The images of a folder by name, over and over."""
+
+    def __init__(self, path: Path):
+        self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        if not self._files:
+            raise ImageError(f'{path} holds no images ({", ".join(IMAGE_SUFFIXES)})')
+
+    def image(self, k: int) -> np.ndarray:
+        return _read(self._files[k % len(self._files)])
+
+    def motion(self, k: int, l: int) -> None:  # noqa: E741
+        return None
+
+
+class Video:
+    """The frames of a video file, over and over."""
+
+    def __init__(self, path: Path):
+        self._capture = cv2.VideoCapture(str(path))
+        self._count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self._path = path
+        self._next = 0
+        if self._count < 1:
+            raise ImageError(f'{path} is not a video that OpenCV can read')
+
+    def image(self, k: int) -> np.ndarray:
+        k %= self._count
+        if k != self._next:
+            self._capture.set(cv2.CAP_PROP_POS_FRAMES, k)
+        read, image = self._capture.read()
+        self._next = k + 1
+        if not read:
+            raise ImageError(f'{self._path}: frame {k} cannot be read')
+        return image
+
+    def motion(self, k: int, l: int) -> None:  # noqa: E741
+        return None
+
+
+def _build_wall() -> np.ndarray:
+    package = find_spec('skimage')
+    if package is None:
+        raise ImageError("the demo's photographs come with scikit-image: pip install scikit-image, or give --source")
+    folder = Path(package.submodule_search_locations[0]) / 'data'
+    return np.vstack([np.hstack([_fill_tile(_read(folder / name)) for name in row]) for row in _WALL])
+
+
+def _fill_tile(photo: np.ndarray) -> np.ndarray:
+    """Return the photograph scaled and cropped to fill a tile of the wall."""
+    width, height = _TILE
+    scale = max(width / photo.shape[1], height / photo.shape[0])
+    photo = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    top, left = (photo.shape[0] - height) // 2, (photo.shape[1] - width) // 2
+    return photo[top : top + height, left : left + width]
+
+
+def _read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageError(f'{path} cannot be read as an image')
+    return image

@@ -1,0 +1,74 @@
+"""Pictures of features: keypoints on their image, matches between two images."""
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.features import Features
+
+GOOD = (80, 220, 80)  # BGR
+BAD = (60, 60, 235)
+_DOT = (0, 200, 255)
+_SHIFT = 4  # OpenCV draws at 1/16 pixel
+
+
+def draw_keypoints(image: np.ndarray, features: Features) -> np.ndarray:
+    """Return a BGR copy of ``image`` (H, W) or (H, W, 3) with its keypoints, coloured by score (blue low, red high)."""
+    canvas = _bgr(image)
+    if len(features) == 0:
+        return canvas
+    low, high = np.percentile(features.scores, [2, 98])
+    level = np.clip((features.scores - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
+    colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3)
+    # The weakest first, so that the best lie on top.
+    for (x, y), colour in zip(_fixed(features.xy)[::-1], colours[::-1]):
+        cv2.circle(canvas, (int(x), int(y)), 3 << _SHIFT, colour.tolist(), 1, cv2.LINE_AA, _SHIFT)
+    return canvas
+
+
+def draw_matches(
+    first: np.ndarray,
+    second: np.ndarray,
+    first_xy: np.ndarray,
+    second_xy: np.ndarray,
+    good: np.ndarray,
+    lines: int = 200,
+) -> np.ndarray:
+    """Return a BGR picture of two images side by side with their matches as lines, good ones green, others red.
+
+    Args:
+        first: image (H, W) or (H, W, 3).
+        second: the other image.
+        first_xy: (N, 2) pixels of the matches in ``first``.
+        second_xy: (N, 2) pixels of the matches in ``second``.
+        good: (N,) bool.
+        lines: most lines to draw, evenly taken from all matches; every match gets its two dots.
+    """
+    first, second = _bgr(first), _bgr(second)
+    height, offset = max(len(first), len(second)), first.shape[1]
+    canvas = np.zeros((height, offset + second.shape[1], 3), np.uint8)
+    canvas[: len(first), :offset] = first
+    canvas[: len(second), offset:] = second
+    ends = _fixed(first_xy), _fixed(second_xy + np.array([offset, 0]))
+    shown = np.linspace(0, len(first_xy) - 1, min(lines, len(first_xy))).astype(int)
+    for i in sorted(shown, key=lambda i: good[i], reverse=True):  # the few bad ones stay visible on top
+        a, b = ([int(v) for v in end[i]] for end in ends)
+        cv2.line(canvas, a, b, GOOD if good[i] else BAD, 1, cv2.LINE_AA, _SHIFT)
+    for end in ends:
+        for x, y in end:
+            cv2.circle(canvas, (int(x), int(y)), 2 << _SHIFT, _DOT, -1, cv2.LINE_AA, _SHIFT)
+    return canvas
+
+
+def write_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """Return ``picture`` with a line of text on a dark bar above it."""
+    bar = np.full((32, picture.shape[1], 3), 32, np.uint8)
+    cv2.putText(bar, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
+    return np.vstack([bar, picture])
+
+
+def _bgr(image: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
+
+
+def _fixed(xy: np.ndarray) -> np.ndarray:
+    return np.rint(np.asarray(xy) * (1 << _SHIFT)).astype(np.int64)
