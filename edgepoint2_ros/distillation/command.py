@@ -1,0 +1,138 @@
+"""Train variants of one size on your own images, with a larger network as the teacher."""
+
+import argparse
+import datetime
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+import torch
+
+from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
+from edgepoint2_ros.distillation.student import Student
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, train
+from edgepoint2_ros.network import EdgePoint2
+from edgepoint2_ros.network.export import export_model, weights_digest
+from edgepoint2_ros.network.weights import load_network
+from edgepoint2_ros.progress import show_progress
+from edgepoint2_ros.variants import find_variant
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``edgepoint2 train``."""
+    parser.add_argument('variants', nargs='+', metavar='VARIANT', help='of one size, which learn together: T-32 T-48')
+    parser.add_argument(
+        '--images', nargs='+', type=Path, required=True, metavar='DIR', help='photographs to learn from'
+    )
+    parser.add_argument(
+        '--teacher', type=Path, required=True, metavar='PTH', help='weights of a larger variant: E64.pth'
+    )
+    parser.add_argument(
+        '--start', type=Path, metavar='PTH', help='weights of this size to start from (default: random)'
+    )
+    parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='checkpoint, log, weights, models')
+    parser.add_argument('--steps', type=int, default=12000, help='(default: %(default)s)')
+    parser.add_argument('--pairs', type=int, default=2, help='image pairs a step (default: %(default)s)')
+    parser.add_argument(
+        '--learning-rate', type=float, help='highest of the schedule (default: 3e-3, with --start 1e-3)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
+    parser.add_argument('--threads', type=int, default=0, help='of the CPU, 0 takes every core (default: %(default)s)')
+    parser.add_argument('--workers', type=int, default=0, help='processes that make image pairs (default: %(default)s)')
+    parser.add_argument('--checkpoint-every', type=int, default=250, metavar='STEPS', help='(default: %(default)s)')
+    parser.add_argument('--cache', type=Path, metavar='DIR', help="decoded images (default: in the user's cache)")
+    parser.add_argument(
+        '--data-note', default='', metavar='TEXT', help="the images' sources and licences, for the card"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, or go on where a killed run of the same command stopped, and write weights and models.
+
+    Raises:
+        EdgePoint2Error: options out of range, unusable images or weights, or a training that cannot go on.
+    """
+    rate = options.learning_rate or (1e-3 if options.start else 3e-3)
+    schedule = _schedule(options, rate)
+    variants = [find_variant(name) for name in options.variants]
+    if len(set(variants)) != len(variants):
+        raise TrainingError(f'each variant is trained once, got {" ".join(options.variants)}')
+    if options.device == 'cuda' and not torch.cuda.is_available():
+        raise TrainingError('--device cuda: torch sees no CUDA device here')
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
+
+    torch.manual_seed(options.seed)  # decides the random weights
+    student = Student(variants)
+    if options.start:
+        student.start_from(load_network(options.start))
+    teacher = load_network(options.teacher)
+    paths = find_images(options.images)
+    photos = load_photos(
+        paths, options.cache or _cache_directory(), lambda items: show_progress(items, 'image', len(paths))
+    )
+    print(
+        f'{" ".join(map(str, variants))} learn from {teacher.variant} on {len(photos)} of {len(paths)} images, '
+        f'{schedule.steps} steps of {schedule.pairs} pairs on {options.device}'
+    )
+    train(
+        student,
+        teacher,
+        photos,
+        schedule,
+        options.output,
+        options.device,
+        options.workers,
+        options.checkpoint_every,
+        lambda steps, done: show_progress(steps, 'step', schedule.steps, done),
+    )
+    for variant in variants:
+        network = student.extract(variant)
+        torch.save(network.state_dict(), options.output / f'{variant}.pth')
+        model = export_model(
+            network, options.output / f'{variant}.onnx', card=_card(options, schedule, teacher, photos)
+        )
+        print(f'{variant}: {model}')
+    return 0
+
+
+def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
+    for name, least in (('steps', 1), ('pairs', 1), ('checkpoint_every', 1), ('threads', 0), ('workers', 0)):
+        value = getattr(options, name)
+        if value < least:
+            raise TrainingError(f'--{name.replace("_", "-")}: expected {least} or more, got {value}')
+    if not 0 < rate < 1:
+        raise TrainingError(f'--learning-rate: expected more than 0 and less than 1, got {rate}')
+    return Schedule(options.steps, options.pairs, rate, min(300, options.steps // 10), options.seed)
+
+
+def _card(options: argparse.Namespace, schedule: Schedule, teacher: EdgePoint2, photos: Photos) -> dict:
+    """Return what the model card says about the training."""
+    start = 'random weights'
+    if options.start:
+        network = load_network(options.start)
+        start = f'{network.variant} [{weights_digest(network)}]'
+    return {
+        'weights': 'trained',
+        'trained': {
+            'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
+            'start': start,
+            'images': len(photos),
+            'data': options.data_note,
+            'steps': schedule.steps,
+            'pairs_per_step': schedule.pairs,
+            'learning_rate': schedule.learning_rate,
+            'seed': schedule.seed,
+            'command': shlex.join(['edgepoint2', *sys.argv[1:]]),
+            'date': datetime.date.today().isoformat(),
+        },
+    }
+
+
+def _cache_directory() -> Path:
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    return (Path(base) if os.path.isabs(base) else Path.home() / '.cache') / 'edgepoint2' / 'training'

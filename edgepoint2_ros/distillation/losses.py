@@ -1,0 +1,103 @@
+"""The losses of the distillation, as plain functions of torch tensors.
+
+Descriptors are rows. The first three functions follow Yao et al., "EdgePoint2", arXiv 2504.17280, section 3: the
+teacher's descriptors are brought to the student's size by a low-rank approximation, rotated onto the student's by the
+closed-form orthogonal Procrustes solution, and compared by cosine. The detection and the contrastive loss are this
+project's addition: without them a short training stays behind.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def low_rank(descriptors: Tensor, size: int) -> Tensor:
+    """Return the best rank-``size`` coordinates of the rows, renormalised.
+
+    The subspace is that of the largest right singular vectors; it keeps the rows' inner products as well as any
+    ``size`` numbers a row can.
+
+    Args:
+        descriptors: (N, D) teacher descriptors.
+        size: the student's descriptor size, at most D.
+
+    Returns:
+        (N, size), rows of unit length.
+    """
+    if size > descriptors.shape[1]:
+        raise ValueError(f'cannot reduce descriptors of {descriptors.shape[1]} values to {size}')
+    # The right singular vectors are the eigenvectors of the small D x D Gram matrix, in ascending order.
+    _, basis = torch.linalg.eigh(descriptors.T @ descriptors)
+    return F.normalize(descriptors @ basis[:, -size:], dim=1)
+
+
+def procrustes(source: Tensor, target: Tensor) -> Tensor:
+    """Return the orthogonal matrix (D, D) that minimises ``||source @ matrix - target||``; both are (N, D).
+
+    Source: Schoenemann, "A generalized solution of the orthogonal Procrustes problem", 1966.
+    """
+    u, _, vh = torch.linalg.svd(source.T @ target)
+    return u @ vh
+
+
+def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean over rows of 1 - cosine; 0 for equal directions, 2 for opposite ones."""
+    return (1 - F.cosine_similarity(a, b, dim=1)).mean()
+
+
+def orthogonal_procrustes_loss(teacher: Tensor, student: Tensor) -> Tensor:
+    """Return how far the student's descriptors are from the teacher's up to one rotation or reflection of the space.
+
+    Args:
+        teacher: (N, D), already of the student's size (:func:`low_rank`).
+        student: (N, D), any length of rows.
+
+    Returns:
+        The mean cosine distance after the best orthogonal matrix, which is solved for and carries no gradient.
+    """
+    with torch.no_grad():
+        rotation = procrustes(teacher, F.normalize(student, dim=1))
+    return cosine_distance(teacher @ rotation, student)
+
+
+def similarity_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Return the mean cosine distance of descriptors (N, D) of the same places in two views."""
+    return cosine_distance(a, b)
+
+
+def contrastive_loss(a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperature=0.06, radius=5.0) -> Tensor:
+    """Return the symmetric InfoNCE of descriptors of the same places in two views.
+
+    Each row should be closer to its partner than to every other row of the other view. Rows whose places lie within
+    ``radius`` of each other in either view are no opponents: their descriptors may well be alike.
+    Source: van den Oord et al., arXiv 1807.03748.
+
+    Args:
+        a, b: (N, D) descriptors; row i of both is the same place.
+        xy_a, xy_b: (N, 2) places in pixels of each view.
+        temperature: cosines are divided by it.
+        radius: in pixels.
+    """
+    logits = F.normalize(a, dim=1) @ F.normalize(b, dim=1).T / temperature
+    near = (torch.cdist(xy_a, xy_a) < radius) | (torch.cdist(xy_b, xy_b) < radius)
+    near.fill_diagonal_(False)
+    logits = logits.masked_fill(near, float('-inf'))
+    partners = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
+
+
+def detection_loss(student: Tensor, teacher: Tensor, floor=-8.0) -> Tensor:
+    """Return how far the student's score map is from the teacher's; 0 where they are equal.
+
+    The sum of two parts: the binary Kullback-Leibler divergence of the keypoint probabilities, divided by the teacher's
+    probability mass because keypoints are rare; and the smooth L1 distance of the logits, which the order of the
+    keypoints depends on. Below ``floor`` a logit says nothing more than "no keypoint" and its value does not matter.
+
+    Args:
+        student, teacher: raw logits of one shape.
+    """
+    target = torch.sigmoid(teacher)
+    divergence = F.binary_cross_entropy_with_logits(student, target, reduction='sum')
+    divergence = divergence - F.binary_cross_entropy_with_logits(teacher, target, reduction='sum')
+    distance = F.smooth_l1_loss(student.clamp(min=floor), teacher.clamp(min=floor))
+    return divergence / target.sum().clamp(min=1.0) + distance

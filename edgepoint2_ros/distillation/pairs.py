@@ -1,0 +1,221 @@
+"""Image pairs of known geometry, made from single photographs.
+
+Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with a
+homography of its own, so that the pair has occlusions and edges at which the motion changes, as real scenes do.
+Light, blur, noise and compression differ between the views. Everything about pair number n follows from the seed and
+n alone.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from edgepoint2_ros.distillation.photos import Photos
+
+WIDTH, HEIGHT = 480, 352  # of a view; multiples of 32, large enough for the coarsest map, at 1/32, to mean something
+MAX_PIECES = 3
+OUTSIDE = 255  # label of a pixel that shows no photograph
+
+ROTATION_SD = np.deg2rad(18)
+MAX_SCALE = 1.6
+SHIFT = 0.2  # of the view's size, at most
+PERSPECTIVE_SD = 0.3  # change of depth from the view's centre to its right edge, times two
+
+
+class Pair(NamedTuple):
+    """Two views; row or index 0 is view a, 1 is view b.
+
+    Attributes:
+        views: (2, H, W) uint8, gray.
+        labels: (2, H, W) uint8, the layer that each pixel shows: 0 the photograph, 1.. the pieces, 255 nothing.
+        homographies: (MAX_PIECES + 1, 3, 3) float32, maps pixels of a to pixels of b for each layer.
+        photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
+    """
+
+    views: Tensor
+    labels: Tensor
+    homographies: Tensor
+    photos: Tensor
+
+
+class PairDataset(Dataset):
+    """Pair number n of an endless, reproducible sequence."""
+
+    def __init__(self, photos: Photos, seed: int, length: int):
+        self.photos = photos
+        self.seed = seed
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, number: int) -> Pair:
+        return make_pair(self.photos, np.random.default_rng([self.seed, number]))
+
+
+def make_pair(photos: Photos, rng: np.random.Generator) -> Pair:
+    """Return a random pair of views."""
+    views = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    labels = np.full((2, HEIGHT, WIDTH), OUTSIDE, np.uint8)
+    homographies = np.tile(np.eye(3), (MAX_PIECES + 1, 1, 1))
+    shown = np.full(MAX_PIECES + 1, -1, np.int64)
+
+    motion = random_homography(rng)  # pixels of b to pixels of a
+    pieces = rng.integers(0, MAX_PIECES + 1)
+    for layer in range(pieces + 1):
+        index = int(rng.integers(len(photos)))
+        pyramid = photos[index]
+        placement = _random_placement(pyramid[0].shape, rng)  # pixels of a to pixels of the photograph
+        if layer == 0:
+            outline = _corners(*pyramid[0].shape[::-1]) @ np.linalg.inv(placement).T
+            outline = outline[:, :2] / outline[:, 2:]
+            own_motion = motion
+        else:
+            outline = _random_polygon(rng)
+            own_motion = motion @ random_homography(rng, strength=0.25)
+        homographies[layer] = np.linalg.inv(own_motion)
+        shown[layer] = index
+        for view, to_a in enumerate((np.eye(3), own_motion)):
+            texture = _warp(pyramid, placement @ to_a)
+            mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+            here = cv2.perspectiveTransform(outline[None], np.linalg.inv(to_a))[0]
+            cv2.fillPoly(mask, [np.round(here).clip(-30000, 30000).astype(np.int32)], 1)
+            np.copyto(views[view], texture, where=(mask == 1) | (layer == 0))
+            labels[view][mask == 1] = layer
+    views = np.stack([change_light(view, rng) for view in views])
+    return Pair(
+        torch.from_numpy(views),
+        torch.from_numpy(labels),
+        torch.from_numpy(homographies.astype(np.float32)),
+        torch.from_numpy(shown),
+    )
+
+
+def random_homography(rng: np.random.Generator, strength=1.0) -> np.ndarray:
+    """Return a random rotation, scale, perspective and shift about the view's centre, a (3, 3) matrix of pixels."""
+    angle = rng.normal(0, ROTATION_SD * strength)
+    scale = np.exp(rng.uniform(-1, 1) * np.log(MAX_SCALE) * strength)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    stretch = np.exp(rng.normal(0, 0.1 * strength))
+    similarity = np.array([[cos * stretch, -sin, 0], [sin * stretch, cos, 0], [0, 0, 1]])
+    perspective = np.eye(3)
+    tilt = rng.normal(0, PERSPECTIVE_SD * strength, 2).clip(-0.8, 0.8)
+    perspective[2, :2] = tilt / (WIDTH, HEIGHT)
+    centre = np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2])
+    shift = rng.uniform(-SHIFT, SHIFT, 2) * strength * (WIDTH, HEIGHT)
+    return _translation(centre + shift) @ similarity @ perspective @ _translation(-centre)
+
+
+def correspond(xy: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
+    """Map pixels of view a to view b.
+
+    Args:
+        xy: (N, 2) float, pixels of view a.
+
+    Returns:
+        Their places in view b, (N, 2), and a bool (N,): the place is inside view b and not hidden there.
+    """
+    label = pair.labels[0][xy[:, 1].round().long(), xy[:, 0].round().long()].long()
+    homographies = pair.homographies[label.clamp(max=MAX_PIECES)]
+    moved = torch.einsum('nij,nj->ni', homographies, torch.cat([xy, torch.ones_like(xy[:, :1])], dim=1))
+    moved_xy = moved[:, :2] / moved[:, 2:].clamp(min=1e-6)
+    limit = torch.tensor([WIDTH - 1, HEIGHT - 1], device=xy.device)
+    visible = (label != OUTSIDE) & (moved[:, 2] > 1e-6) & ((moved_xy >= 0) & (moved_xy <= limit)).all(dim=1)
+    x, y = moved_xy.round().long().minimum(limit).clamp(min=0).unbind(dim=1)
+    visible &= pair.labels[1][y, x] == label
+    return moved_xy, visible
+
+
+def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the view, uint8 (H, W), as another camera under another light would record it."""
+    image = view.astype(np.float32) / 255
+    if rng.random() < 0.8:
+        image **= np.exp(rng.normal(0, 0.4), dtype=np.float32)
+    if rng.random() < 0.6:  # smooth shading
+        coarse = rng.normal(0, rng.uniform(0.1, 0.4), (3, 4)).astype(np.float32)
+        image *= np.exp(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
+    if rng.random() < 0.25:  # a shadow, or a patch of sunlight
+        mask = np.zeros((HEIGHT, WIDTH), np.float32)
+        cv2.fillPoly(mask, [np.round(_random_polygon(rng, 80, 300)).astype(np.int32)], 1.0)
+        mask = cv2.GaussianBlur(mask, None, rng.uniform(0.7, 8))
+        image *= 1 + mask * np.float32(rng.uniform(-0.7, 0.5))
+    if rng.random() < 0.7:
+        contrast, brightness = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.08)
+        image = (image - 0.5) * np.float32(contrast) + np.float32(0.5 + brightness)
+    kind = rng.random()
+    if kind < 0.3:
+        image = cv2.GaussianBlur(image, None, rng.uniform(0.3, 1.6))
+    elif kind < 0.4:
+        image = cv2.filter2D(image, -1, _motion_kernel(rng))
+    if rng.random() < 0.7:
+        level = np.exp(rng.uniform(np.log(0.003), np.log(0.05)))
+        image += rng.standard_normal(image.shape, np.float32) * np.float32(level)
+    result = np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
+    if rng.random() < 0.3:
+        quality = int(rng.integers(20, 90))
+        _, encoded = cv2.imencode('.jpg', result, [cv2.IMWRITE_JPEG_QUALITY, quality])
+        result = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+    return result
+
+
+def _random_placement(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Return where view a lies on a photograph of ``shape``: maps the view's pixels to the photograph's."""
+    height, width = shape
+    fitting = min(width / WIDTH, height / HEIGHT)
+    scale = np.exp(rng.uniform(np.log(min(0.8, fitting)), np.log(np.clip(1.1 * fitting, 0.8, 4.0))))
+    room = np.maximum(0, [width - scale * WIDTH, height - scale * HEIGHT])
+    start = np.array([width - scale * WIDTH, height - scale * HEIGHT]) / 2 + room * rng.uniform(-0.5, 0.5, 2)
+    placement = np.array([[scale, 0, start[0]], [0, scale, start[1]], [0, 0, 1]])
+    if rng.random() < 0.5:  # mirrored
+        placement = placement @ np.array([[-1, 0, WIDTH - 1], [0, 1, 0], [0, 0, 1]])
+    return placement
+
+
+def _warp(pyramid: list[np.ndarray], to_photo: np.ndarray) -> np.ndarray:
+    """Return the view (H, W) whose pixels ``to_photo`` maps to the photograph's, from the level of like resolution."""
+    centre = np.array([[WIDTH / 2, HEIGHT / 2], [WIDTH / 2 + 1, HEIGHT / 2], [WIDTH / 2, HEIGHT / 2 + 1]])
+    origin, right, down = cv2.perspectiveTransform(centre[None], to_photo)[0]
+    area = abs(np.linalg.det(np.stack([right - origin, down - origin])))
+    level = int(np.clip(round(0.5 * np.log2(max(area, 1e-6))), 0, len(pyramid) - 1))
+    # Pixel centres are integers: the centre of pixel i of a level lies at (i + 0.5) * 2**level - 0.5 of the photograph.
+    shrink = 0.5**level
+    to_level = np.array([[shrink, 0, shrink / 2 - 0.5], [0, shrink, shrink / 2 - 0.5], [0, 0, 1]])
+    return cv2.warpPerspective(
+        pyramid[level],
+        to_level @ to_photo,
+        (WIDTH, HEIGHT),
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REFLECT_101,
+    )
+
+
+def _random_polygon(rng: np.random.Generator, least=25, most=110) -> np.ndarray:
+    """Return the corners (N, 2) of a star-shaped polygon in the view; ``least`` and ``most`` bound its radius."""
+    corners = rng.integers(3, 9)
+    angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
+    radius = rng.uniform(least, most) * rng.uniform(0.6, 1, corners)
+    centre = rng.uniform(0, 1, 2) * (WIDTH, HEIGHT)
+    return centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def _motion_kernel(rng: np.random.Generator) -> np.ndarray:
+    """Return a normalised line of 3 to 9 pixels in a random direction."""
+    kernel = np.zeros((9, 9), np.float32)
+    half, angle = rng.uniform(1, 4), rng.uniform(0, np.pi)
+    step = np.array([np.cos(angle), np.sin(angle)]) * half
+    ends = np.round([4 - step, 4 + step]).astype(int).tolist()
+    cv2.line(kernel, ends[0], ends[1], 1.0)
+    return kernel / kernel.sum()
+
+
+def _corners(width: int, height: int) -> np.ndarray:
+    right, bottom = width - 1, height - 1
+    return np.array([[0, 0, 1], [right, 0, 1], [right, bottom, 1], [0, bottom, 1]], float)
+
+
+def _translation(xy: np.ndarray) -> np.ndarray:
+    return np.array([[1, 0, xy[0]], [0, 1, xy[1]], [0, 0, 1]])

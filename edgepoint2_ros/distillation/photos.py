@@ -1,0 +1,132 @@
+"""Photographs for training: found in folders, decoded once, kept as gray image pyramids in one memory-mapped file."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import ImageError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.webp'}
+MIN_SIDE = 200  # pixels; a smaller photograph would fill a training view with blur
+MAX_SIDE = 2048  # pixels; a larger one only makes the cache larger
+_FORMAT = 1  # of the cache; raise it when the file's content changes
+
+
+class Photos:
+    """Gray pyramids of photographs; ``photos[i]`` is a list of uint8 arrays, each half the size of the one before."""
+
+    def __init__(self, names: Sequence[str], shapes: Sequence[Sequence[tuple[int, int]]], pixels: np.ndarray):
+        self.names = tuple(names)
+        self._pyramids = []
+        offset = 0
+        for levels in shapes:
+            pyramid = []
+            for height, width in levels:
+                pyramid.append(pixels[offset : offset + height * width].reshape(height, width))
+                offset += height * width
+            self._pyramids.append(pyramid)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> list[np.ndarray]:
+        return self._pyramids[index]
+
+
+def find_images(folders: Iterable[str | Path]) -> list[Path]:
+    """Return the image files in the folders and below them, in a fixed order; a path to a file is taken as it is.
+
+    Raises:
+        ImageError: a path does not exist, or no image file was found.
+    """
+    found = []
+    folders = [Path(folder) for folder in folders]
+    for folder in folders:
+        if folder.is_file():
+            found.append(folder)
+        elif folder.is_dir():
+            inside = (path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+            found += sorted(inside)
+        else:
+            raise ImageError(f'no such folder or image: {folder}')
+    if not found:
+        looked = ', '.join(str(folder) for folder in folders) or 'nothing'
+        raise ImageError(f'no images found in {looked}: expected files ending in {" ".join(sorted(SUFFIXES))}')
+    return found
+
+
+def load_photos(paths: Sequence[Path], cache: Path, progress: Callable[[Iterable], Iterable] = iter) -> Photos:
+    """Return the photographs as pyramids, decoded at most once: a later call reads the cache.
+
+    An image that cannot be read or is too small is named in a warning and left out.
+
+    Args:
+        paths: image files.
+        cache: a folder; a file in it belongs to one list of paths, sizes and times of change.
+        progress: wraps the iteration, for example ``tqdm``.
+
+    Raises:
+        ImageError: no image of the list is usable.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    key = hashlib.sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode()).hexdigest()[:16]
+    index, data = cache / f'{key}.json', cache / f'{key}.u8'
+    if not index.exists():
+        # The index is written last and by renaming: where it exists, the data is whole.
+        _decode(paths, index, data, progress)
+    entries = json.loads(index.read_text())
+    for line in entries['skipped']:
+        log.warning('skipped %s', line)
+    if not entries['names']:
+        raise ImageError(f'none of {len(paths)} images is usable; the first: {entries["skipped"][0]}')
+    return Photos(entries['names'], entries['shapes'], np.memmap(data, np.uint8, 'r'))
+
+
+def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable], Iterable]) -> None:
+    names, shapes, skipped = [], [], []
+    unfinished = data.with_suffix(f'.{os.getpid()}.part')
+    with unfinished.open('wb') as file:
+        for path in progress(paths):
+            try:
+                pyramid = _read_pyramid(path)
+            except ImageError as error:
+                skipped.append(f'{path}: {error}')
+                continue
+            names.append(str(path))
+            shapes.append([level.shape for level in pyramid])
+            for level in pyramid:
+                file.write(level.tobytes())
+    unfinished.replace(data)
+    listing = index.with_suffix(f'.{os.getpid()}.part')
+    listing.write_text(json.dumps({'names': names, 'shapes': shapes, 'skipped': skipped}))
+    listing.replace(index)
+
+
+def _read_pyramid(path: Path) -> list[np.ndarray]:
+    try:
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error as error:  # OpenCV raises where an image is larger than it dares to read
+        raise ImageError(f'cannot be read: {error.err}') from error
+    if image is None:
+        raise ImageError('cannot be read as an image')
+    height, width = image.shape[:2]
+    if min(height, width) < MIN_SIDE:
+        raise ImageError(f'{width}x{height} is too small: expected at least {MIN_SIDE} pixels each way')
+    gray = cv2.transform(image, np.full((1, 3), 1 / 3, np.float32))  # the plain mean, as the network's input
+    shrink = MAX_SIDE / max(height, width)
+    if shrink < 1:
+        gray = cv2.resize(gray, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    pyramid = [gray]
+    while min(pyramid[-1].shape) >= 2 * 64:
+        height, width = pyramid[-1].shape
+        pyramid.append(cv2.resize(pyramid[-1], (width // 2, height // 2), interpolation=cv2.INTER_AREA))
+    return pyramid

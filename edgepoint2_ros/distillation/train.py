@@ -1,0 +1,256 @@
+"""The training loop: pairs in, weights out, able to be killed and continued at any moment."""
+
+import csv
+import hashlib
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from edgepoint2_ros.distillation.losses import (
+    contrastive_loss,
+    detection_loss,
+    low_rank,
+    orthogonal_procrustes_loss,
+    similarity_loss,
+)
+from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
+from edgepoint2_ros.distillation.photos import Photos
+from edgepoint2_ros.distillation.student import Student
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.network import EdgePoint2
+from edgepoint2_ros.network.export import weights_digest
+
+log = logging.getLogger(__name__)
+
+WEIGHTS = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
+TEACHER_POINTS = 256  # places where the teacher sees a keypoint, a pair
+RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound between keypoints too
+MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
+BORDER = 4  # pixels without keypoints
+CLIP_NORM = 5.0
+FROZEN_NORM = 0.2  # share of the steps, the last, in which batch normalisation keeps its averages, as when extracting
+
+
+class TrainingError(EdgePoint2Error):
+    """A training that cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What decides the outcome of a training besides the images, the teacher and the weights to start from.
+
+    Attributes:
+        steps: optimiser steps.
+        pairs: image pairs a step.
+        learning_rate: the highest; reached after the warm-up, then falling to zero along a cosine.
+        warm_up: steps.
+        seed: of the pairs, the points and the first weights.
+    """
+
+    steps: int
+    pairs: int = 2
+    learning_rate: float = 3e-3
+    warm_up: int = 300
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        if step < self.warm_up:
+            return self.learning_rate * (step + 1) / self.warm_up
+        progress = (step - self.warm_up) / max(1, self.steps - self.warm_up)
+        return self.learning_rate * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+
+
+def train(
+    student: Student,
+    teacher: EdgePoint2,
+    photos: Photos,
+    schedule: Schedule,
+    output: Path,
+    device: str = 'cpu',
+    workers: int = 0,
+    checkpoint_every: int = 250,
+    progress: Callable[[Iterable[int], int], Iterable[int]] = lambda steps, done: steps,
+) -> Student:
+    """Train ``student`` in place and return it; a checkpoint in ``output`` from the same schedule is continued.
+
+    Writes ``checkpoint.pt`` and ``log.csv`` (one row a step) to ``output``.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        workers: processes that make pairs; 0 makes them between the steps.
+        checkpoint_every: steps; a kill loses at most so many.
+        progress: wraps the iteration over steps, given also the number of steps already done.
+
+    Raises:
+        TrainingError: the teacher's descriptors are smaller than the student's; the checkpoint is from another
+            training; or a loss is not finite: the message names the step and the images.
+    """
+    largest = max(student.variants, key=lambda variant: variant.descriptor_size)
+    if teacher.variant.descriptor_size < largest.descriptor_size:
+        raise TrainingError(
+            f'the teacher {teacher.variant} has smaller descriptors than {largest}: expected at least '
+            f'{largest.descriptor_size} values, such as E-64'
+        )
+    identity = _identity(student, teacher, photos, schedule)
+    torch.manual_seed(schedule.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    student.to(device, memory_format=torch.channels_last).train()
+    teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 0.01  # few images a step: average over many steps
+    optimiser = torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate)
+    checkpoint = output / 'checkpoint.pt'
+    start = _resume(checkpoint, student, optimiser, identity)
+
+    dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs)
+    remaining = Subset(dataset, range(start * schedule.pairs, len(dataset)))
+    loader = DataLoader(remaining, schedule.pairs, num_workers=workers, pin_memory=device == 'cuda')
+    with _open_log(output / 'log.csv', start) as file:
+        rows = csv.writer(file)
+        for step, batch in zip(progress(range(start, schedule.steps), start), loader, strict=True):
+            for norm in norms:
+                norm.train(step < schedule.steps * (1 - FROZEN_NORM))
+            for group in optimiser.param_groups:
+                group['lr'] = schedule.rate(step)
+            # The points of a step follow from the seed and the step, so that a resumed training repeats them.
+            generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
+            losses = pair_losses(student, teacher, Pair(*(part.to(device) for part in batch)), generator)
+            total = sum(WEIGHTS[name] * value for name, value in losses.items())
+            if not torch.isfinite(total):
+                parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
+                names = sorted({photos.names[i] for i in batch.photos.flatten().tolist() if i >= 0})
+                raise TrainingError(f'the loss is not finite at step {step} ({parts}); its images: {", ".join(names)}')
+            optimiser.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
+            optimiser.step()
+            rows.writerow([step, f'{schedule.rate(step):.3g}', *(f'{losses[name].item():.5f}' for name in WEIGHTS)])
+            if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.steps:
+                file.flush()
+                _save(checkpoint, step + 1, student, optimiser, identity)
+    return student.eval()
+
+
+def pair_losses(student: Student, teacher: EdgePoint2, batch: Pair, generator: torch.Generator) -> dict[str, Tensor]:
+    """Return the four losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
+
+    Args:
+        batch: :class:`Pair` with a batch axis first.
+        generator: a CPU generator that draws the random points.
+    """
+    device = batch.views.device
+    gray = batch.views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, torch.bfloat16):
+        with torch.no_grad():
+            teacher_scores, teacher_map = teacher(gray)
+        scores, maps = student(gray)
+    teacher_scores, scores = teacher_scores.float(), scores.float()
+
+    sums = {name: scores.new_zeros(()) for name in ('procrustes', 'similarity', 'contrastive')}
+    counted = 0
+    for index in range(len(batch.views)):
+        pair = Pair(*(part[index] for part in batch))
+        places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
+        anywhere = torch.rand(RANDOM_POINTS, 2, generator=generator).to(device)
+        places = torch.cat([places, anywhere * torch.tensor([WIDTH - 1, HEIGHT - 1], device=device)])
+        moved, visible = correspond(places, pair)
+        if visible.sum() < MIN_POINTS:
+            continue
+        xy = (places[visible], moved[visible])
+        taught = [sample(teacher_map[2 * index + view].float(), xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
+        for descriptor_map in maps:
+            learnt = [sample(descriptor_map[2 * index + view].float(), xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
+            # One subspace for both views, so that a place keeps its teacher's likeness across them.
+            both = torch.cat([F.normalize(rows, dim=1) for rows in taught])
+            target = low_rank(both, learnt[0].shape[1]).split(len(xy[0]))
+            sums['procrustes'] += sum(orthogonal_procrustes_loss(t, s) for t, s in zip(target, learnt, strict=True)) / 2
+            sums['similarity'] += similarity_loss(*learnt)
+            sums['contrastive'] += contrastive_loss(*learnt, *xy)
+            counted += 1
+    losses = {name: value / max(1, counted) for name, value in sums.items()}
+    losses['detection'] = detection_loss(scores, teacher_scores)
+    return losses
+
+
+def best_places(scores: Tensor, count: int) -> Tensor:
+    """Return the pixels (N, 2), N at most ``count``, of the best 5x5 maxima of a score map (H, W)."""
+    maxima = scores == F.max_pool2d(scores[None], 5, stride=1, padding=2)[0]
+    inside = torch.zeros_like(maxima)
+    inside[BORDER:-BORDER, BORDER:-BORDER] = True
+    y, x = torch.nonzero(maxima & inside, as_tuple=True)
+    best = scores[y, x].topk(min(count, len(y))).indices
+    return torch.stack([x[best], y[best]], dim=1).float()
+
+
+def sample(descriptor_map: Tensor, xy: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return bilinear samples (N, D) of a descriptor map (D, h, w) at pixels (N, 2) of an image of (width, height)."""
+    grid = (xy + 0.5) / torch.tensor(size, device=xy.device) * 2 - 1
+    return F.grid_sample(descriptor_map[None], grid[None, None], align_corners=False)[0, :, 0].T
+
+
+def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:
+    """Return what must not change between a training and its continuation."""
+    return {
+        'variants': ' '.join(variant.name for variant in student.variants),
+        'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
+        'images': hashlib.sha256('\n'.join(photos.names).encode()).hexdigest()[:16],
+        **asdict(schedule),
+    }
+
+
+def _resume(checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict) -> int:
+    """Load the checkpoint where there is one and return the step to go on with."""
+    if not checkpoint.exists():
+        return 0
+    try:
+        state = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        before = state['identity']
+    except Exception as error:  # whatever torch makes of a damaged file
+        raise TrainingError(f'{checkpoint} is not the checkpoint of a training: {error}') from error
+    changed = [f'{name} was {before.get(name)}, now {now}' for name, now in identity.items() if before.get(name) != now]
+    if changed:
+        raise TrainingError(
+            f'{checkpoint} is from another training ({"; ".join(changed)}): choose another output folder'
+        )
+    student.load_state_dict(state['student'])
+    optimiser.load_state_dict(state['optimiser'])
+    log.info('continuing %s at step %d', checkpoint, state['step'])
+    return state['step']
+
+
+def _save(checkpoint: Path, step: int, student: Student, optimiser: torch.optim.Optimizer, identity: dict) -> None:
+    """Write the checkpoint so that a kill at any moment leaves either the old or the new one."""
+    state = {
+        'step': step,
+        'identity': identity,
+        'student': student.state_dict(),
+        'optimiser': optimiser.state_dict(),
+    }
+    unfinished = checkpoint.with_suffix('.part')
+    with unfinished.open('wb') as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(checkpoint)
+
+
+def _open_log(path: Path, start: int):
+    """Open the log for appending, without the rows that a killed training wrote after its last checkpoint."""
+    header = ['step', 'learning_rate', *WEIGHTS]
+    kept = []
+    if start and path.exists():
+        with path.open(newline='') as file:
+            kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) < start]
+    with path.open('w', newline='') as file:
+        csv.writer(file).writerows([header, *kept])
+    return path.open('a', newline='')

@@ -1,0 +1,40 @@
+"""A progress line for long work at the command line."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar('Item')
+
+INTERVAL = 0.5  # seconds between two updates on a terminal
+LOG_INTERVAL = 30.0  # seconds between two lines in a file
+
+
+def show_progress(items: Iterable[Item], label: str, total: int = 0, done: int = 0) -> Iterator[Item]:
+    """Yield the items while a line on stderr tells how many are done, how fast and how long it will take.
+
+    Args:
+        items: what is left to do.
+        label: what is being done.
+        total: the number of all items, those done included; 0 where it is not known.
+        done: items that were done before.
+    """
+    terminal = sys.stderr.isatty()
+    start = shown = time.monotonic()
+    count = done
+    for item in items:
+        yield item
+        count += 1
+        now = time.monotonic()
+        if now - shown < (INTERVAL if terminal else LOG_INTERVAL) and count != total:
+            continue
+        shown = now
+        rate = (count - done) / max(now - start, 1e-9)
+        line = f'{label} {count}, {rate:.1f}/s'
+        if total:
+            left = int((total - count) / rate)
+            line = f'{label} {count}/{total}, {rate:.1f}/s, {left // 60}:{left % 60:02d} left'
+        print(f'\r{line}\033[K' if terminal else line, end='' if terminal else '\n', file=sys.stderr, flush=True)
+    if terminal and count > done:
+        print(file=sys.stderr)

@@ -1,0 +1,250 @@
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+torch = pytest.importorskip('torch', reason='torch is not installed: training cannot be tested')
+pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot be exported')
+
+from test_distillation_pairs import textured  # noqa: E402
+
+from edgepoint2_ros.distillation.student import Student  # noqa: E402
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, best_places, sample, train  # noqa: E402
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
+from edgepoint2_ros.network import EdgePoint2  # noqa: E402
+from edgepoint2_ros.network.weights import load_network  # noqa: E402
+from edgepoint2_ros.variants import find_variant  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = """
+import argparse, sys
+from edgepoint2_ros.distillation import command
+parser = argparse.ArgumentParser()
+command.add_arguments(parser)
+sys.exit(command.run(parser.parse_args()))
+"""
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with images and a teacher of random weights."""
+    place = tmp_path_factory.mktemp('training')
+    (place / 'images').mkdir()
+    for seed in range(3):
+        cv2.imwrite(str(place / 'images' / f'{seed}.png'), textured(640, 480, seed))
+    torch.manual_seed(0)
+    torch.save(EdgePoint2(find_variant('S-64')).state_dict(), place / 'teacher.pth')
+    return place
+
+
+@pytest.fixture(autouse=True)
+def _same_threads_afterwards():
+    threads = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(threads[0])
+    cv2.setNumThreads(threads[1])
+
+
+def arguments(place, output, *more):
+    return [
+        *('T-32', 'T-48', '--images', str(place / 'images'), '--teacher', str(place / 'teacher.pth')),
+        *('--output', str(output), '--cache', str(place / 'cache'), '--threads', '1', *more),
+    ]
+
+
+def start(*args):
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, '-c', PROGRAM, *args],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*args):
+    import argparse
+
+    from edgepoint2_ros.distillation import command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args(list(args)))
+
+
+def read_log(output):
+    with (output / 'log.csv').open(newline='') as file:
+        return list(csv.DictReader(file))
+
+
+class TestStudent:
+    def test_is_its_variants_side_by_side(self):
+        torch.manual_seed(0)
+        variants = [find_variant('S-32'), find_variant('S-64')]
+        student = Student(variants).eval()
+        gray = torch.rand(1, 1, 64, 96)
+        with torch.no_grad():
+            scores, maps = student(gray)
+            for variant, joint_map in zip(variants, maps, strict=True):
+                alone_scores, alone_map = student.extract(variant)(gray)
+                torch.testing.assert_close(alone_scores, scores)
+                torch.testing.assert_close(alone_map, joint_map)
+
+    def test_learns_variants_of_one_size_only(self):
+        with pytest.raises(ModelError, match='share one size .* got: T-32, S-32'):
+            Student([find_variant('T-32'), find_variant('S-32')])
+
+    def test_starts_from_given_weights(self):
+        torch.manual_seed(0)
+        given = EdgePoint2(find_variant('T-48')).eval()
+        student = Student([find_variant('T-32'), find_variant('T-48')])
+        student.start_from(given)
+        gray = torch.rand(1, 1, 64, 64)
+        with torch.no_grad():
+            for ours, theirs in zip(student.extract(find_variant('T-48'))(gray), given(gray), strict=True):
+                torch.testing.assert_close(ours, theirs)
+            torch.testing.assert_close(student.extract(find_variant('T-32'))(gray)[0], given(gray)[0])
+
+    def test_does_not_start_from_another_size(self):
+        with pytest.raises(ModelError, match='are of M-32, expected a variant of size T'):
+            Student([find_variant('T-32')]).start_from(EdgePoint2(find_variant('M-32')))
+
+
+class TestPlaces:
+    def test_best_places_are_the_highest_maxima_away_from_the_border(self):
+        scores = torch.full((40, 50), -9.0)
+        scores[10, 20], scores[30, 40], scores[31, 41], scores[1, 1] = 3.0, 2.0, 1.0, 9.0
+        assert best_places(scores, 2).tolist() == [[20, 10], [40, 30]]
+
+    def test_samples_follow_the_half_pixel_rule(self):
+        # A map at 1/4 holds, at pixel i, the place 4 i + 1.5 of the image.
+        ramp = torch.arange(12.0).repeat(8, 1)[None] * 4 + 1.5
+        places = torch.tensor([[1.5, 3.0], [10.0, 20.0], [40.25, 7.0]])
+        torch.testing.assert_close(sample(ramp, places, (48, 32))[:, 0], places[:, 0])
+
+
+class TestSchedule:
+    def test_warms_up_then_falls_to_zero_along_a_cosine(self):
+        schedule = Schedule(steps=1100, learning_rate=1.0, warm_up=100)
+        assert schedule.rate(0) == pytest.approx(0.01)
+        assert schedule.rate(99) == pytest.approx(1.0)
+        assert schedule.rate(600) == pytest.approx(0.5)
+        assert schedule.rate(1100) == pytest.approx(0.0)
+
+
+class TestTraining:
+    def test_writes_weights_models_and_a_log(self, place, tmp_path, capsys):
+        assert run(*arguments(place, tmp_path, '--steps', '2', '--data-note', 'noise, CC0')) == 0
+        assert 'learn from S-64 on 3 of 3 images' in capsys.readouterr().out
+        assert [row['step'] for row in read_log(tmp_path)] == ['0', '1']
+        for name in ('T-32', 'T-48'):
+            assert load_network(tmp_path / f'{name}.pth').variant.name == name
+            assert (tmp_path / f'{name}.onnx').is_file()
+            card = (tmp_path / f'{name}.json').read_text()
+            for entry in ('"teacher": "S-64 [', '"start": "random weights"', 'noise, CC0', '"steps": 2', '"seed": 0'):
+                assert entry in card
+
+    def test_learns(self, place, tmp_path):
+        run(*arguments(place, tmp_path, '--steps', '40', '--pairs', '1'))
+        log = read_log(tmp_path)
+        for loss in ('procrustes', 'contrastive', 'detection'):
+            first, last = (sum(float(row[loss]) for row in rows) for rows in (log[:8], log[-8:]))
+            assert last < first, loss
+
+    @pytest.mark.slow
+    def test_killed_and_started_again_it_does_the_same_as_without_the_kill(self, place, tmp_path):
+        def options(name):
+            return arguments(place, tmp_path / name, '--steps', '16', '--pairs', '1', '--checkpoint-every', '4')
+
+        run(*options('whole'))
+        process = start(*options('killed'))
+        deadline = time.monotonic() + 60
+        while not (tmp_path / 'killed' / 'checkpoint.pt').exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        done = torch.load(tmp_path / 'killed' / 'checkpoint.pt', weights_only=True)['step']
+        assert 4 <= done < 16
+
+        run(*options('killed'))
+        whole, resumed = read_log(tmp_path / 'whole'), read_log(tmp_path / 'killed')
+        assert [row['step'] for row in resumed] == [str(step) for step in range(16)]
+        for row, same in zip(whole, resumed, strict=True):
+            assert row['learning_rate'] == same['learning_rate']
+            for loss in ('procrustes', 'similarity', 'detection', 'contrastive'):
+                assert float(same[loss]) == pytest.approx(float(row[loss]), rel=0.02, abs=1e-3)
+
+    def test_a_finished_training_started_again_does_nothing_more(self, place, tmp_path):
+        options = arguments(place, tmp_path, '--steps', '2', '--pairs', '1')
+        run(*options)
+        before = (tmp_path / 'T-32.pth').read_bytes()
+        run(*options)
+        network, again = load_network(tmp_path / 'T-32.pth'), before
+        (tmp_path / 'before.pth').write_bytes(again)
+        for one, other in zip(
+            network.state_dict().values(), load_network(tmp_path / 'before.pth').state_dict().values(), strict=True
+        ):
+            assert torch.equal(one, other)
+
+
+class TestBadInput:
+    def test_a_checkpoint_of_another_training_is_not_continued(self, place, tmp_path):
+        run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1'))
+        with pytest.raises(TrainingError, match=r'seed was 0, now 7.*choose another output folder'):
+            run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1', '--seed', '7'))
+
+    def test_a_damaged_checkpoint(self, place, tmp_path):
+        (tmp_path / 'checkpoint.pt').write_bytes(b'half')
+        with pytest.raises(TrainingError, match='is not the checkpoint of a training'):
+            run(*arguments(place, tmp_path, '--steps', '1'))
+
+    def test_no_images(self, place, tmp_path):
+        (tmp_path / 'empty').mkdir()
+        with pytest.raises(ImageError, match='no images found'):
+            run(*arguments(place, tmp_path / 'out', '--images', str(tmp_path / 'empty')))
+
+    def test_a_teacher_of_another_architecture(self, place, tmp_path):
+        torch.save({'conv.weight': torch.zeros(3, 3)}, tmp_path / 'other.pth')
+        with pytest.raises(ModelError, match=r'other\.pth.* not those of any of the 14 variants'):
+            run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'other.pth')))
+
+    def test_a_teacher_with_fewer_values_than_the_student(self, place, tmp_path):
+        torch.save(EdgePoint2(find_variant('T-32')).state_dict(), tmp_path / 'T32.pth')
+        with pytest.raises(TrainingError, match='teacher T-32 has smaller descriptors than T-48: expected at least 48'):
+            run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'T32.pth')))
+
+    def test_a_loss_that_is_not_finite_names_the_step_and_the_images(self, place, tmp_path):
+        from edgepoint2_ros.distillation.photos import find_images, load_photos
+
+        student = Student([find_variant('T-32')])
+        teacher = load_network(place / 'teacher.pth')
+        teacher.score_head[-1].bias.data.fill_(float('nan'))
+        photos = load_photos(find_images([place / 'images']), place / 'cache')
+        with pytest.raises(TrainingError, match=r'not finite at step 0 \(.*detection nan.*\); its images: .*\d\.png'):
+            train(student, teacher, photos, Schedule(steps=3), tmp_path)
+
+    @pytest.mark.parametrize(
+        ('option', 'value', 'message'),
+        [
+            ('--steps', '0', '--steps: expected 1 or more, got 0'),
+            ('--learning-rate', '2', '--learning-rate: expected more than 0'),
+            ('--checkpoint-every', '-1', '--checkpoint-every: expected 1 or more'),
+        ],
+    )
+    def test_options_out_of_range(self, place, tmp_path, option, value, message):
+        with pytest.raises(EdgePoint2Error, match=message):
+            run(*arguments(place, tmp_path, option, value))
+
+    def test_a_device_that_is_not_there(self, place, tmp_path):
+        if torch.cuda.is_available():
+            pytest.skip('this machine has a CUDA device')
+        with pytest.raises(TrainingError, match='no CUDA device'):
+            run(*arguments(place, tmp_path, '--device', 'cuda'))
