@@ -1,0 +1,178 @@
+"""The sparse ONNX model against the dense reference and against what the official code returned."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
+pytest.importorskip('onnx', reason='onnx is not installed: models cannot be made')
+
+from edgepoint2_ros.engines import open_engine  # noqa: E402
+from edgepoint2_ros.models import PAD_SCORE, open_model  # noqa: E402
+from edgepoint2_ros.network.export import build_model, export_model, weights_digest  # noqa: E402
+from edgepoint2_ros.network.reference import extract_dense  # noqa: E402
+from edgepoint2_ros.network.weights import load_network  # noqa: E402
+from edgepoint2_ros.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
+from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
+
+GOLDEN = Path(__file__).parents[2] / 'shared' / 'golden'
+THRESHOLD = -5.0
+NO_MASK = np.ones((1, 1), np.uint8)
+
+
+def official_network(variant):
+    path = find_weights(variant)
+    if path is None:
+        pytest.skip(f'no official weights of {variant}: name their folder in ${DIRECTORY_VARIABLE}')
+    return load_network(path, variant)
+
+
+def run(engine, image, mask=NO_MASK, top_k=None):
+    """Return xy, scores and descriptors without the padding."""
+    xy, scores, descriptors = engine.run(np.ascontiguousarray(image.reshape(*image.shape[:2], -1)), mask)
+    count = np.count_nonzero(scores > THRESHOLD)
+    return xy[:count][:top_k], scores[:count][:top_k], descriptors[:count][:top_k]
+
+
+def agreement(first, second):
+    """Return the share of keypoints that both have, to a hundredth of a pixel, and the lowest cosine among those."""
+    distance = np.abs(first[0][:, None] - second[0][None]).max(axis=2)
+    nearest = distance.argmin(axis=1)
+    same = distance[np.arange(len(nearest)), nearest] < 0.01
+    cosine = np.einsum('nd,nd->n', first[2][same], second[2][nearest[same]])
+    return same.sum() / max(len(first[0]), len(second[0])), cosine.min()
+
+
+@pytest.fixture(scope='module')
+def views(photograph):
+    """Real photographs: gray and colour, a multiple of 32, an odd size and a small one."""
+    return {
+        'colour 640x480': photograph,
+        'gray 517x389': cv2.cvtColor(photograph[60:449, 70:587], cv2.COLOR_BGR2GRAY),
+        'colour 100x70': cv2.resize(photograph, (100, 70), interpolation=cv2.INTER_AREA),
+    }
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_every_variant_agrees_with_the_dense_reference_on_both_runtimes(variant, views, tmp_path):
+    network = official_network(variant)
+    model = open_model(export_model(network, tmp_path / 'model.onnx', subpixel=False))
+    engines = {backend: open_engine(model, backend) for backend in ('onnxruntime', 'openvino')}
+    for name, image in views.items():
+        expected = extract_dense(network, image)
+        assert len(expected[0]) > 20, name
+        found = {backend: run(engine, image) for backend, engine in engines.items()}
+        for backend, features in found.items():
+            share, cosine = agreement(features, expected)
+            assert share >= 0.999, f'{name}, {backend}: {share:.4%} of the keypoints'
+            assert cosine >= 0.9999, f'{name}, {backend}'
+        share, cosine = agreement(found['onnxruntime'], found['openvino'])
+        assert share >= 0.999, f'{name}: runtimes agree on {share:.4%} of the keypoints'
+        assert cosine >= 0.9999, name
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason='no output of the official code in ../shared/golden')
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_every_variant_agrees_with_the_official_code(variant, tmp_path):
+    model = open_model(export_model(official_network(variant), tmp_path / 'model.onnx', subpixel=False))
+    engine = open_engine(model, 'onnxruntime')
+    golden = np.load(GOLDEN / file_name(variant).replace('.pth', '.npz'))
+    for name in ('vga', 'odd', 'large'):
+        expected = tuple(golden[f'{name}_{what}'] for what in ('xy', 'scores', 'descriptors'))
+        share, cosine = agreement(run(engine, cv2.imread(str(GOLDEN / f'{name}.png')), top_k=1000), expected)
+        assert share >= 0.995, f'{name}: {share:.4%} of the keypoints'
+        assert cosine >= 0.9999, name
+
+
+@pytest.fixture(scope='module')
+def network():
+    return official_network(find_variant('T-32'))
+
+
+@pytest.fixture(scope='module')
+def engine(network, tmp_path_factory):
+    path = export_model(network, tmp_path_factory.mktemp('model') / 'T-32.onnx')
+    return open_engine(open_model(path), 'onnxruntime')
+
+
+def test_rows_past_the_last_keypoint_can_be_cut_off_exactly(engine, views):
+    image = np.ascontiguousarray(views['colour 100x70'])
+    xy, scores, descriptors = engine.run(image, NO_MASK)
+    assert xy.shape == (2048, 2)
+    assert scores.shape == (2048,)
+    assert descriptors.shape == (2048, 32)
+    assert np.all(np.diff(scores) <= 0)
+    padding = scores == np.float32(PAD_SCORE)
+    assert 0 < np.count_nonzero(~padding) < 2048
+    assert scores[~padding].min() > -100  # nothing lies between keypoints and padding
+    assert np.isfinite(xy).all()
+    assert np.isfinite(descriptors).all()
+
+
+def test_descriptors_are_of_unit_length(engine, photograph):
+    _, _, descriptors = run(engine, photograph)
+    np.testing.assert_allclose(np.linalg.norm(descriptors, axis=1), 1, atol=1e-5)
+
+
+def test_subpixel_refinement_moves_keypoints_by_half_a_pixel_at_most(engine, network, photograph):
+    refined, scores, _ = run(engine, photograph)
+    whole, expected, _ = extract_dense(network, photograph)
+    shift = np.abs(refined[:, None] - whole[None]).max(axis=2).min(axis=1)
+    assert shift.max() <= 0.5 + 1e-4
+    assert np.median(shift) > 0.05
+    np.testing.assert_allclose(scores, expected, atol=1e-3)  # the score stays that of the pixel
+
+
+def test_subpixel_refinement_follows_a_shift_of_the_image(engine, photograph):
+    """Keypoints of an image moved by 0.4 pixels move by about as much; without refinement they would stay or jump."""
+    moved = cv2.warpAffine(photograph, np.float32([[1, 0, 0.4], [0, 1, 0]]), (640, 480), borderMode=cv2.BORDER_REFLECT)
+    first, second = run(engine, photograph)[0][:500], run(engine, moved)[0]
+    nearest = second[np.abs(first[:, None] - second[None]).max(axis=2).argmin(axis=1)]
+    shift = np.median((nearest - first)[np.abs(nearest - first).max(axis=1) < 1.5], axis=0)
+    assert shift == pytest.approx([0.4, 0.0], abs=0.1)
+
+
+def test_masked_places_take_no_slot(network, photograph, tmp_path):
+    engine = open_engine(open_model(export_model(network, tmp_path / 'few.onnx', max_keypoints=100)), 'onnxruntime')
+    best = run(engine, photograph)[0]
+    middle = np.median(best[:, 0])
+    mask = np.zeros((480, 640), np.uint8)
+    mask[:, int(middle) :] = 7  # any nonzero number allows
+    allowed = run(engine, photograph, mask)[0]
+    assert len(best) == len(allowed) == 100
+    assert allowed[:, 0].min() >= middle - 1
+    assert best[:, 0].min() < middle
+
+
+def test_a_mask_removes_keypoints_and_moves_none(engine, photograph):
+    mask = np.zeros((480, 640), np.uint8)
+    mask[100:400, 100:500] = 255
+    everywhere, inside = run(engine, photograph), run(engine, photograph, mask)
+    pixel = np.rint(everywhere[0]).astype(int)
+    expected = everywhere[0][mask[pixel[:, 1], pixel[:, 0]] > 0]
+    distance = np.abs(expected[:, None] - inside[0][None]).max(axis=2).min(axis=1)
+    assert np.mean(distance < 1e-3) > 0.98  # a sub-pixel place may round across the mask's edge
+
+
+def test_exporting_twice_gives_the_same_file_and_card(network, tmp_path):
+    first = export_model(network, tmp_path / 'a' / 'T-32.onnx')
+    second = export_model(network, tmp_path / 'b' / 'T-32.onnx')
+    assert first.read_bytes() == second.read_bytes()
+    assert first.with_suffix('.json').read_text() == second.with_suffix('.json').read_text()
+
+
+def test_the_digest_is_that_of_the_weights_not_of_the_export(network, tmp_path):
+    few = open_model(export_model(network, tmp_path / 'few.onnx', max_keypoints=100, subpixel=False))
+    assert few.digest == weights_digest(network)
+    assert few.max_keypoints == 100
+    other = official_network(find_variant('T-48'))
+    assert weights_digest(other) != few.digest
+
+
+def test_the_model_is_readable_by_tensorrt_8_6(network):
+    model = build_model(network)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', 17)]
+    assert {value.name for value in model.graph.input} == {'image', 'mask'}
+    assert [value.name for value in model.graph.output] == ['xy', 'scores', 'descriptors']

@@ -1,0 +1,148 @@
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
+from edgepoint2_ros.extractor import MAX_PIXELS, Extractor
+from edgepoint2_ros.matching import match
+
+
+@pytest.fixture(scope='module', params=['onnxruntime', 'openvino'])
+def extractor(request, official_model) -> Extractor:
+    official_model('T-32')
+    return Extractor('T-32', backend=request.param)
+
+
+def test_features_are_of_the_promised_types_and_lie_in_the_image(extractor, photograph):
+    features = extractor.extract(photograph)
+    assert len(features) > 500
+    assert features.xy.dtype == features.scores.dtype == features.descriptors.dtype == np.float32
+    assert features.xy.shape == (len(features), 2)
+    assert features.descriptors.shape == (len(features), 32)
+    assert features.image_size == (640, 480)
+    assert (features.model, features.digest) == ('T-32', extractor.digest)
+    assert np.all(features.xy >= 3.5)
+    assert np.all(features.xy <= np.array([640, 480]) - 4.5)
+    assert np.all(np.diff(features.scores) <= 0)
+    np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(64, 64), (65, 95), (97, 640), (333, 517), (720, 1280)])
+def test_images_of_any_size_keep_their_own_coordinates(extractor, photograph, size):
+    height, width = size
+    image = cv2.resize(photograph, (width, height), interpolation=cv2.INTER_AREA)
+    features = extractor.extract(image)
+    assert features.image_size == (width, height)
+    assert len(features) > 0
+    assert np.all(features.xy.max(axis=0) < [width, height])
+    assert features.xy[:, 0].max() > width * 0.7
+    assert features.xy[:, 1].max() > height * 0.7
+
+
+def test_gray_two_and_three_dimensional_and_colour_of_equal_channels_are_the_same(extractor, photograph):
+    gray = cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY)
+    plain, deep, colour = (extractor.extract(image) for image in (gray, gray[..., None], np.dstack([gray] * 3)))
+    np.testing.assert_array_equal(plain.xy, deep.xy)
+    assert len(match(plain, colour)) > 0.99 * len(plain)
+
+
+def test_the_order_of_channels_does_not_matter(extractor, photograph):
+    bgr, rgb = extractor.extract(photograph), extractor.extract(np.ascontiguousarray(photograph[..., ::-1]))
+    assert len(match(bgr, rgb, min_cosine=0.999)) > 0.99 * len(bgr)
+
+
+def test_images_need_not_be_contiguous(extractor, photograph):
+    wide = np.zeros((480, 700, 3), np.uint8)
+    wide[:, :640] = photograph
+    np.testing.assert_array_equal(extractor.extract(wide[:, :640]).xy, extractor.extract(photograph).xy)
+
+
+@pytest.mark.parametrize('level', [0, 127, 255])
+def test_an_image_without_features_gives_none(extractor, level):
+    features = extractor.extract(np.full((480, 640), level, np.uint8))
+    assert len(features) == 0
+    assert features.descriptors.shape == (0, 32)
+
+
+def test_max_keypoints_keeps_the_best_and_can_change(extractor, photograph):
+    everything = extractor.extract(photograph)
+    extractor.max_keypoints = 100
+    try:
+        np.testing.assert_array_equal(extractor.extract(photograph).scores, everything.scores[:100])
+    finally:
+        extractor.max_keypoints = 2048
+
+
+def test_score_threshold_cuts_and_can_change(extractor, photograph):
+    everything = extractor.extract(photograph)
+    extractor.score_threshold = float(np.median(everything.scores))
+    try:
+        features = extractor.extract(photograph)
+        assert features.scores.min() > extractor.score_threshold
+        assert len(features) == np.count_nonzero(everything.scores > extractor.score_threshold)
+    finally:
+        extractor.score_threshold = -5.0
+
+
+@pytest.mark.parametrize('shape', [(480, 640), (389, 517)])
+def test_a_mask_of_the_images_size_keeps_keypoints_inside(extractor, photograph, shape):
+    height, width = shape
+    mask = np.zeros(shape, np.uint8)
+    mask[:, : width // 3] = 1
+    features = extractor.extract(np.ascontiguousarray(photograph[:height, :width]), mask)
+    assert len(features) > 50
+    assert features.xy[:, 0].max() <= width // 3 + 1
+    assert len(extractor.extract(photograph, np.zeros((480, 640), np.uint8))) == 0
+
+
+@pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+        (np.zeros((480, 640), np.float32), 'expected a uint8 array .* got float32'),
+        (np.zeros((480, 640), np.uint16), 'got uint16'),
+        ([[0]], 'got list'),
+        (None, 'got NoneType'),
+        (np.zeros((480, 640, 4), np.uint8), r'expected shape \(H, W\) or \(H, W, 3\), got \(480, 640, 4\)'),
+        (np.zeros(640, np.uint8), r'got \(640,\)'),
+        (np.zeros((0, 0), np.uint8), 'at least 64 x 64 pixels, got 0 x 0'),
+        (np.zeros((63, 640), np.uint8), 'at least 64 x 64 pixels, got 640 x 63'),
+        (np.broadcast_to(np.uint8(0), (10_000, 10_000)), f'at most {MAX_PIXELS} pixels, got 10000 x 10000'),
+    ],
+)
+def test_a_bad_image_is_refused_in_words_and_the_next_is_served(extractor, photograph, image, message):
+    with pytest.raises(ImageError, match=message):
+        extractor.extract(image)
+    assert len(extractor.extract(photograph)) > 500
+
+
+@pytest.mark.parametrize('mask', [np.ones((480, 641), np.uint8), np.ones((480, 640), bool), 'mask'])
+def test_a_mask_that_does_not_fit_is_refused(extractor, photograph, mask):
+    with pytest.raises(ImageError, match=r'mask: expected uint8 \(480, 640\)'):
+        extractor.extract(photograph, mask)
+
+
+@pytest.mark.parametrize('settings', [{'max_keypoints': 0}, {'max_keypoints': 2049}, {'score_threshold': float('nan')}])
+def test_settings_out_of_range_are_refused(official_model, settings):
+    official_model('T-32')
+    with pytest.raises(EdgePoint2Error, match=next(iter(settings))):
+        Extractor('T-32', **settings)
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(ModelError, match='T-64'):
+        Extractor('T-64')
+
+
+@pytest.mark.slow
+def test_extraction_imports_neither_torch_nor_onnx_nor_ros(official_model):
+    official_model('T-32')
+    code = (
+        'import sys, numpy; from edgepoint2_ros.extractor import Extractor;'
+        'Extractor("T-32").extract(numpy.zeros((480, 640), numpy.uint8));'
+        'print([name for name in ("torch", "onnx", "rclpy") if name in sys.modules])'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.strip() == '[]', done.stderr

@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from edgepoint2_ros.errors import ModelError
+from edgepoint2_ros.models import data_directory, find_model, list_models, open_model
+
+
+@pytest.fixture
+def copy(official_model, tmp_path) -> Path:
+    """A T-32 model with its card, in a folder of its own, to be damaged."""
+    model = official_model('T-32')
+    for suffix in ('.onnx', '.json'):
+        (tmp_path / f'T-32{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
+    return tmp_path / 'T-32.onnx'
+
+
+def test_models_live_by_the_xdg_rules(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    assert data_directory() == tmp_path / 'edgepoint2'
+    monkeypatch.setenv('XDG_DATA_HOME', 'not/absolute')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert data_directory() == tmp_path / '.local' / 'share' / 'edgepoint2'
+    monkeypatch.delenv('XDG_DATA_HOME')
+    assert data_directory() == tmp_path / '.local' / 'share' / 'edgepoint2'
+
+
+def test_a_model_is_found_by_the_name_of_its_weights_by_its_path_and_by_its_folder(official_model, copy):
+    model = official_model('T-32')
+    assert find_model('t32') == model
+    for weights in (str(copy), str(copy.parent)):
+        assert find_model('T-32', weights).digest == model.digest
+        assert find_model('T-32', weights).path == copy
+
+
+def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    with pytest.raises(ModelError, match='edgepoint2 models download E-64'):
+        find_model('E-64')
+    with pytest.raises(ModelError, match='no file /nowhere/x.onnx'):
+        find_model('E-64', '/nowhere/x.onnx')
+    with pytest.raises(ModelError, match='holds weights, not a model'):
+        find_model('E-64', 'E64.pth')
+
+
+def test_a_model_of_another_variant_is_refused(copy):
+    with pytest.raises(ModelError, match='is a model of T-32, but M-48 was asked for'):
+        find_model('M-48', str(copy))
+
+
+def test_a_corrupt_model_is_refused(copy):
+    data = bytearray(copy.read_bytes())
+    data[len(data) // 2] ^= 1
+    copy.write_bytes(data)
+    with pytest.raises(ModelError, match='is corrupt: its SHA-256'):
+        open_model(copy)
+    copy.write_bytes(data[:1000])
+    with pytest.raises(ModelError, match='is corrupt'):
+        open_model(copy)
+
+
+def test_a_missing_or_damaged_card_is_refused(copy):
+    card = copy.with_suffix('.json')
+    entries = json.loads(card.read_text())
+    for text, message in (
+        ('{', 'is not a model card'),
+        ('[]', 'is not a model card'),
+        (json.dumps({**entries, 'format': 99}), 'expected card format 1, got 99'),
+        (json.dumps({key: value for key, value in entries.items() if key != 'digest'}), "KeyError: 'digest'"),
+        (json.dumps({**entries, 'model': 'X-1'}), 'unknown model'),
+    ):
+        card.write_text(text)
+        with pytest.raises(ModelError, match=message):
+            open_model(copy)
+    card.unlink()
+    with pytest.raises(ModelError, match='has no card'):
+        open_model(copy)
+
+
+def test_the_list_names_models_and_broken_ones(official_model, monkeypatch, tmp_path):
+    model = official_model('T-32')
+    folder = tmp_path / 'edgepoint2' / 'models' / 'official'
+    folder.mkdir(parents=True)
+    for name in ('T-32', 'M-48'):
+        for suffix in ('.onnx', '.json'):
+            (folder / f'{name}{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
+    (folder / 'M-48.json').write_text('{}')
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    good, broken = list_models()
+    assert good.digest == model.digest
+    assert isinstance(broken, ModelError)
