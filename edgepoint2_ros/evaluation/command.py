@@ -1,0 +1,95 @@
+"""Compare models with each other and with ORB and SIFT: a table, a CSV file and a page with plots and matches."""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import cv2
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation import report
+from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
+from edgepoint2_ros.evaluation.methods import EdgePoint2Method, OpenCVMethod
+from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_hpatches, read_pose_pairs
+from edgepoint2_ros.progress import show_progress
+
+PICTURE_EVERY = 5  # pairs; of these the page shows some
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``edgepoint2 evaluate``."""
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='MODEL',
+        help='a variant, with @ and its weights where not the default: T-32@official',
+    )
+    parser.add_argument('--synthetic', nargs='+', type=Path, metavar='DIR', help='photographs to make pairs from')
+    parser.add_argument('--hpatches', type=Path, metavar='DIR', help="homography sequences in HPatches' layout")
+    parser.add_argument('--pairs', type=Path, metavar='FILE', help='relative pose pairs: a b 0 0 K_a K_b T a line')
+    parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
+    parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
+    parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
+    parser.add_argument(
+        '--resize',
+        type=int,
+        default=640,
+        metavar='PIXELS',
+        help='long side of the images, 0: as they are (%(default)s)',
+    )
+    parser.add_argument('--seed', type=int, default=0, help='of the synthetic pairs (default: %(default)s)')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the comparison and return the exit code.
+
+    Raises:
+        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images.
+    """
+    if not (options.synthetic or options.hpatches or options.pairs):
+        raise EdgePoint2Error('nothing to evaluate on: give --synthetic DIR, --hpatches DIR or --pairs FILE')
+    if options.max_keypoints < 1 or options.resize < 0:
+        raise EdgePoint2Error(
+            f'expected --max-keypoints from 1 and --resize from 0, got {options.max_keypoints} and {options.resize}'
+        )
+    models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
+    methods = [*models, *(OpenCVMethod(name, options.max_keypoints) for name in ('ORB', 'SIFT'))]
+    results, pictures = _run_benchmarks(options, methods)
+
+    options.output.mkdir(parents=True, exist_ok=True)
+    table = report.format_table(results)
+    (options.output / 'table.txt').write_text(table, encoding='utf-8')
+    report.write_csv(options.output / 'results.csv', results)
+    settings = {
+        'long side of the images, pixels': options.resize or 'as they are',
+        'keypoints at most': options.max_keypoints,
+        'seed of the synthetic pairs': options.seed,
+        'OpenCV': cv2.__version__,
+        **{f'model {model.name}': model.extractor.description for model in models},
+    }
+    command = shlex.join(['edgepoint2', *sys.argv[1:]])
+    report.write_page(options.output / 'report.html', results, pictures, settings, command)
+    print(table)
+    print(f'written to {options.output}: table.txt, results.csv, report.html')
+    return 0
+
+
+def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Result], list[Picture]]:
+    benchmarks = []
+    if options.synthetic:
+        photographs = find_photographs(options.synthetic)
+        benchmarks.append(('synthetic', make_synthetic(photographs, options.resize, options.seed)))
+    if options.hpatches:
+        benchmarks.append(('HPatches layout', read_hpatches(options.hpatches, options.resize)))
+    if options.pairs:
+        root = options.images or options.pairs.parent
+        benchmarks.append(('relative pose', read_pose_pairs(options.pairs, root, options.resize)))
+    results, pictures = [], []
+    for name, pairs in benchmarks:
+        found, drawn = run_benchmark(name, show_progress(pairs, name), methods, PICTURE_EVERY)
+        if not found:
+            raise EdgePoint2Error(f'{name}: none of the pairs could be read')
+        results += found
+        pictures += drawn
+    return results, pictures

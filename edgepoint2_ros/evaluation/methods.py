@@ -1,0 +1,72 @@
+"""What is compared: EdgePoint2 models, and OpenCV's ORB and SIFT beside them."""
+
+from typing import Protocol
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match
+
+
+class Method(Protocol):
+    """Something that finds and matches features."""
+
+    name: str
+
+    def extract(self, image: np.ndarray) -> Features:
+        """Return the features of a uint8 image (H, W) or (H, W, 3)."""
+
+    def match(self, a: Features, b: Features) -> np.ndarray:
+        """Return mutual nearest neighbours, rows of a and of b: int (M, 2)."""
+
+
+class EdgePoint2Method:
+    """An EdgePoint2 model.
+
+    Args:
+        spec: ``T-32`` for the default weights, or with an ``@``: ``T-32@official``, ``T-32@path/to/model.onnx``.
+        max_keypoints: most keypoints of an image.
+    """
+
+    def __init__(self, spec: str, max_keypoints: int):
+        name, _, weights = spec.partition('@')
+        chosen = {'weights': weights} if weights else {}
+        self.extractor = Extractor(name, max_keypoints=max_keypoints, **chosen)
+        self.name = f'{self.extractor.variant} {weights}'.strip()
+
+    def extract(self, image: np.ndarray) -> Features:
+        """Return the features of an image."""
+        return self.extractor.extract(image)
+
+    def match(self, a: Features, b: Features) -> np.ndarray:
+        """Return mutual nearest neighbours by cosine."""
+        return match(a, b)
+
+
+class OpenCVMethod:
+    """ORB or SIFT with OpenCV's defaults."""
+
+    def __init__(self, name: str, max_keypoints: int):
+        create, norm = {'ORB': (cv2.ORB_create, cv2.NORM_HAMMING), 'SIFT': (cv2.SIFT_create, cv2.NORM_L2)}[name]
+        self.name = name
+        self._detector = create(nfeatures=max_keypoints)
+        self._matcher = cv2.BFMatcher(norm, crossCheck=True)
+
+    def extract(self, image: np.ndarray) -> Features:
+        """Return the features of an image; descriptors are what OpenCV gives."""
+        gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
+        keypoints, descriptors = self._detector.detectAndCompute(gray, None)
+        xy = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
+        scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
+        if descriptors is None:
+            descriptors = np.zeros((0, 32), np.uint8)
+        return Features(xy, scores, descriptors, (image.shape[1], image.shape[0]), self.name, '')
+
+    def match(self, a: Features, b: Features) -> np.ndarray:
+        """Return mutual nearest neighbours by Hamming distance (ORB) or L2 (SIFT)."""
+        if len(a) == 0 or len(b) == 0:
+            return np.zeros((0, 2), int)
+        matches = self._matcher.match(a.descriptors, b.descriptors)
+        return np.array([(found.queryIdx, found.trainIdx) for found in matches], int).reshape(-1, 2)

@@ -1,0 +1,178 @@
+"""The measures of the evaluation, as plain functions of numpy arrays. Lengths in pixels, angles in degrees."""
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+RANSAC_THRESHOLD = 3.0  # pixels, of a homography
+EPIPOLAR_THRESHOLD = 1.0  # pixels, of an essential matrix
+MAX_ITERATIONS = 10000
+CONFIDENCE = 0.9999
+
+
+def transform(xy: np.ndarray, homography: np.ndarray) -> np.ndarray:
+    """Map points (N, 2) by a homography (3, 3); points that it sends behind the camera become NaN."""
+    moved = np.column_stack([xy, np.ones(len(xy))]) @ np.asarray(homography, float).T
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(moved[:, 2:] > 0, moved[:, :2] / moved[:, 2:], np.nan)
+
+
+def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return which points (N, 2) lie in an image of (width, height): bool (N,), False for NaN."""
+    return ((xy >= -0.5) & (xy < np.array(size) - 0.5)).all(axis=1)
+
+
+def repeatability(
+    xy_a: np.ndarray,
+    xy_b: np.ndarray,
+    homography: np.ndarray,
+    size_a: tuple[int, int],
+    size_b: tuple[int, int],
+    threshold: float = 3.0,
+) -> float:
+    """Return the share of the keypoints in the area that both images show which have a counterpart in the other.
+
+    Args:
+        xy_a, xy_b: keypoints (N, 2) and (M, 2).
+        homography: (3, 3), maps pixels of a to pixels of b.
+        size_a, size_b: (width, height).
+        threshold: a counterpart lies at most so far away, in pixels of the image it is in.
+    """
+    inverse = np.linalg.inv(homography)
+    a_in_b, b_in_a = transform(xy_a, homography), transform(xy_b, inverse)
+    common_a, common_b = inside(a_in_b, size_b), inside(b_in_a, size_a)
+    total = np.count_nonzero(common_a) + np.count_nonzero(common_b)
+    if total == 0:
+        return 0.0
+    repeated = _has_neighbour(a_in_b[common_a], xy_b, threshold) + _has_neighbour(b_in_a[common_b], xy_a, threshold)
+    return repeated / total
+
+
+def _has_neighbour(xy: np.ndarray, others: np.ndarray, threshold: float) -> int:
+    if len(xy) == 0 or len(others) == 0:
+        return 0
+    squared = ((xy[:, None] - others[None]) ** 2).sum(axis=2)
+    return int(np.count_nonzero(squared.min(axis=1) <= threshold**2))
+
+
+def matching_errors(matched_a: np.ndarray, matched_b: np.ndarray, homography: np.ndarray) -> np.ndarray:
+    """Return how far each match (N, 2), (N, 2) misses its true place in b: (N,), infinite where there is none."""
+    errors = np.linalg.norm(transform(matched_a, homography) - matched_b, axis=1)
+    return np.where(np.isnan(errors), np.inf, errors)
+
+
+def share_within(errors: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """Return the share of errors (N,) at or below each threshold; 0 where there are no errors at all."""
+    if len(errors) == 0:
+        return np.zeros(len(thresholds))
+    return np.array([np.mean(errors <= threshold) for threshold in thresholds])
+
+
+def estimate_homography(matched_a: np.ndarray, matched_b: np.ndarray) -> np.ndarray | None:
+    """Return the homography from a to b by USAC_MAGSAC, or None where the matches give none."""
+    if len(matched_a) < 4:
+        return None
+    cv2.setRNGSeed(0)
+    homography, _ = cv2.findHomography(
+        matched_a.astype(np.float64),
+        matched_b.astype(np.float64),
+        cv2.USAC_MAGSAC,
+        RANSAC_THRESHOLD,
+        maxIters=MAX_ITERATIONS,
+        confidence=CONFIDENCE,
+    )
+    return homography
+
+
+def corner_error(estimated: np.ndarray | None, homography: np.ndarray, size: tuple[int, int]) -> float:
+    """Return the mean distance of a's four corners under both homographies; infinite without an estimate."""
+    if estimated is None:
+        return float('inf')
+    right, bottom = size[0] - 1, size[1] - 1
+    corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], float)
+    error = np.linalg.norm(transform(corners, estimated) - transform(corners, homography), axis=1).mean()
+    return float(error) if np.isfinite(error) else float('inf')
+
+
+def estimate_pose(
+    matched_a: np.ndarray, matched_b: np.ndarray, intrinsics_a: np.ndarray, intrinsics_b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return rotation (3, 3) and direction of translation (3,) from camera a to camera b, or None.
+
+    Args:
+        matched_a, matched_b: (N, 2) pixels.
+        intrinsics_a, intrinsics_b: (3, 3) camera matrices without distortion.
+    """
+    if len(matched_a) < 5:
+        return None
+    rays_a, rays_b = _normalised(matched_a, intrinsics_a), _normalised(matched_b, intrinsics_b)
+    focal = np.mean([intrinsics_a[0, 0], intrinsics_a[1, 1], intrinsics_b[0, 0], intrinsics_b[1, 1]])
+    cv2.setRNGSeed(0)
+    essential, mask = cv2.findEssentialMat(
+        rays_a, rays_b, np.eye(3), method=cv2.USAC_MAGSAC, prob=CONFIDENCE, threshold=EPIPOLAR_THRESHOLD / focal
+    )
+    if essential is None or essential.shape != (3, 3):
+        return None
+    _, rotation, translation, _ = cv2.recoverPose(essential, rays_a, rays_b, np.eye(3), mask=mask.copy())
+    return rotation, translation[:, 0]
+
+
+def _normalised(xy: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
+    focal = np.array([intrinsics[0, 0], intrinsics[1, 1]])
+    return (xy.astype(np.float64) - intrinsics[:2, 2]) / focal
+
+
+def pose_error(pose: tuple[np.ndarray, np.ndarray] | None, truth: np.ndarray) -> float:
+    """Return the larger of the angles of the rotation error and of the translation error; 180 without a pose.
+
+    The sign of an essential matrix's translation is not determined by two views: the better one counts.
+
+    Args:
+        pose: rotation (3, 3) and translation (3,) of any length.
+        truth: (4, 4), maps points from camera a's frame to camera b's.
+    """
+    if pose is None:
+        return 180.0
+    rotation, translation = pose
+    cosine = (np.trace(rotation.T @ truth[:3, :3]) - 1) / 2
+    rotation_error = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
+    true_translation = truth[:3, 3]
+    length = np.linalg.norm(translation) * np.linalg.norm(true_translation)
+    if length == 0:  # a pure rotation has no direction of translation to miss
+        return float(rotation_error)
+    translation_error = np.degrees(np.arccos(np.clip(abs(translation @ true_translation) / length, 0, 1)))
+    return float(max(rotation_error, translation_error))
+
+
+def area_under_curve(errors: Sequence[float], thresholds: Sequence[float]) -> np.ndarray:
+    """Return, for each threshold, the area under the curve "share of errors at most x", x up to it, divided by it."""
+    errors = np.sort(np.asarray(errors, float))
+    if len(errors) == 0:
+        return np.zeros(len(thresholds))
+    # The curve rises in straight lines from the origin through (error i, i / N), as is usual for this benchmark.
+    x = np.concatenate([[0.0], errors])
+    y = np.arange(len(errors) + 1) / len(errors)
+    areas = []
+    for threshold in thresholds:
+        last = np.searchsorted(x, threshold)
+        xs = np.append(x[:last], threshold)
+        ys = np.append(y[:last], y[last - 1])
+        areas.append(np.sum(np.diff(xs) * (ys[1:] + ys[:-1]) / 2) / threshold)
+    return np.array(areas)
+
+
+def epipolar_errors(
+    matched_a: np.ndarray,
+    matched_b: np.ndarray,
+    intrinsics_a: np.ndarray,
+    intrinsics_b: np.ndarray,
+    pose: np.ndarray,
+) -> np.ndarray:
+    """Return the distance (N,) in pixels of each match's place in b from the epipolar line of its place in a."""
+    x, y, z = pose[:3, 3]
+    essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ pose[:3, :3]
+    fundamental = np.linalg.inv(intrinsics_b).T @ essential @ np.linalg.inv(intrinsics_a)
+    lines = np.column_stack([matched_a, np.ones(len(matched_a))]) @ fundamental.T
+    distances = np.abs((lines * np.column_stack([matched_b, np.ones(len(matched_b))])).sum(axis=1))
+    return distances / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)

@@ -1,0 +1,282 @@
+"""Image pairs with known geometry: HPatches' folders, homographies from photographs, pose pairs from a list."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import ImageError
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.webp'}
+VIEWS, LIGHTS = 3, 2  # synthetic pairs of a photograph: changes of viewpoint, changes of light
+MIN_SIDE = 200  # pixels of a photograph for synthetic pairs
+
+
+@dataclass(frozen=True)
+class HomographyPair:
+    """Two images of a plane, or of one place seen twice.
+
+    Attributes:
+        name: tells the pair in tables.
+        group: what changes between the images: ``viewpoint`` or ``light``.
+        image_a, image_b: uint8 (H, W) or (H, W, 3).
+        homography: (3, 3), maps pixels of a to pixels of b.
+    """
+
+    name: str
+    group: str
+    image_a: np.ndarray
+    image_b: np.ndarray
+    homography: np.ndarray
+
+
+@dataclass(frozen=True)
+class PosePair:
+    """Two images of a scene by calibrated cameras.
+
+    Attributes:
+        name: tells the pair in tables.
+        image_a, image_b: uint8 (H, W) or (H, W, 3).
+        intrinsics_a, intrinsics_b: (3, 3) camera matrices, of the images as they are here.
+        pose: (4, 4), maps points from camera a's frame to camera b's.
+    """
+
+    name: str
+    image_a: np.ndarray
+    image_b: np.ndarray
+    intrinsics_a: np.ndarray
+    intrinsics_b: np.ndarray
+    pose: np.ndarray
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Return an image file as uint8 (H, W, 3).
+
+    Raises:
+        ImageError: it is missing or unreadable.
+    """
+    if not path.is_file():
+        raise ImageError(f'no image {path}')
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise ImageError(f'{path} cannot be read as an image')
+    return image
+
+
+def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink an image to ``long_side`` pixels; never enlarge it, and 0 leaves it alone.
+
+    Returns:
+        The image and the (3, 3) matrix that maps pixels of the given image to its pixels.
+    """
+    height, width = image.shape[:2]
+    if not 0 < long_side < max(height, width):
+        return image, np.eye(3)
+    shrink = long_side / max(height, width)
+    smaller = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
+    x, y = smaller.shape[1] / width, smaller.shape[0] / height
+    # Pixel centres are integers, so the corner of the image, which stays where it is, lies at -0.5.
+    return smaller, np.array([[x, 0, x / 2 - 0.5], [0, y, y / 2 - 0.5], [0, 0, 1]])
+
+
+def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
+    """Yield the pairs of a folder laid out as HPatches: ``v_name/1.ppm .. 6.ppm, H_1_2 .. H_1_6``; light is ``i_``.
+
+    Image 1 is paired with every other image that has a homography. A pair that cannot be read is named in a warning.
+
+    Raises:
+        ImageError: the folder holds no sequence.
+    """
+    folders = sorted(path.parent for path in Path(folder).glob('*/H_1_2'))
+    if not folders:
+        raise ImageError(f'no sequences in {folder}: expected folders with 1.ppm .. 6.ppm and H_1_2 .. H_1_6 inside')
+    for sequence in folders:
+        images = {path.stem: path for path in sorted(sequence.iterdir()) if path.suffix.lower() in SUFFIXES}
+        for matrix in sorted(sequence.glob('H_1_*')):
+            number = matrix.name.removeprefix('H_1_')
+            name = f'{sequence.name} 1-{number}'
+            try:
+                if '1' not in images or number not in images:
+                    raise ImageError(f'no image 1 or {number} in {sequence}')
+                image_a, scale_a = fit(read_image(images['1']), long_side)
+                image_b, scale_b = fit(read_image(images[number]), long_side)
+                homography = np.loadtxt(matrix)
+                if homography.shape != (3, 3):
+                    raise ImageError(f'{matrix}: expected 3x3 numbers, got {homography.shape}')
+            except (ImageError, ValueError) as error:
+                log.warning('skipped %s: %s', name, error)
+                continue
+            group = 'light' if sequence.name.startswith('i_') else 'viewpoint'
+            yield HomographyPair(name, group, image_a, image_b, scale_b @ homography @ np.linalg.inv(scale_a))
+
+
+def find_photographs(folders: Sequence[Path]) -> list[Path]:
+    """Return the image files of the folders and below, in a fixed order.
+
+    Raises:
+        ImageError: there are none.
+    """
+    found = [
+        path
+        for folder in folders
+        for path in sorted(Path(folder).rglob('*'))
+        if path.suffix.lower() in SUFFIXES and path.is_file()
+    ]
+    if not found:
+        raise ImageError(f'no images found in {", ".join(str(folder) for folder in folders)}')
+    return found
+
+
+def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iterator[HomographyPair]:
+    """Yield pairs made from photographs, each seen as a picture on a wall by a camera that moves.
+
+    The first image is the middle of the photograph from straight ahead. For ``viewpoint`` the camera walks around it:
+    up to 60 degrees aside, nearer or further, rolled. For ``light`` it moves little while a lamp, the exposure and
+    the noise change. A photograph that cannot be used is named in a warning.
+    """
+    for number, path in enumerate(paths):
+        try:
+            photo = read_image(path)
+            if min(photo.shape[:2]) < MIN_SIDE:
+                raise ImageError(f'{photo.shape[1]}x{photo.shape[0]}: expected at least {MIN_SIDE} pixels each way')
+        except ImageError as error:
+            log.warning('skipped %s: %s', path.name, error)
+            continue
+        rng = np.random.default_rng([seed, number])
+        for index in range(VIEWS + LIGHTS):
+            group = 'viewpoint' if index < VIEWS else 'light'
+            yield _synthetic_pair(photo, f'{path.stem} {group} {index + 1}', group, long_side, rng)
+
+
+def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PosePair]:
+    """Yield the pairs of a text file, one a line: ``a b rotation_a rotation_b K_a(9) K_b(9) T(16)``.
+
+    This is the layout in which the MegaDepth-1500 and ScanNet-1500 pairs are commonly passed around: two paths below
+    ``root``, two EXIF rotations (must be 0 here), the two camera matrices of the images as stored and the (4, 4)
+    matrix that maps points from camera a's frame to camera b's, all row by row. A pair whose images cannot be read is
+    named in a warning.
+
+    Raises:
+        ImageError: the file is missing or a line is malformed; the message names the line.
+    """
+    listing = Path(listing)
+    if not listing.is_file():
+        raise ImageError(f'no pairs file {listing}')
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        fields = line.split()
+        if not fields or line.startswith('#'):
+            continue
+        if len(fields) != 38:
+            raise ImageError(f'{listing}:{number}: expected 38 fields (a b 0 0 K_a K_b T), got {len(fields)}')
+        try:
+            numbers = np.array(fields[2:], float)
+        except ValueError as error:
+            raise ImageError(f'{listing}:{number}: {error}') from error
+        if numbers[:2].any():
+            raise ImageError(f'{listing}:{number}: expected upright images (rotation 0), got {fields[2]} {fields[3]}')
+        try:
+            image_a, scale_a = fit(read_image(Path(root) / fields[0]), long_side)
+            image_b, scale_b = fit(read_image(Path(root) / fields[1]), long_side)
+        except ImageError as error:
+            log.warning('skipped pair %d: %s', number, error)
+            continue
+        intrinsics_a, intrinsics_b = numbers[2:11].reshape(3, 3), numbers[11:20].reshape(3, 3)
+        yield PosePair(
+            f'{fields[0]} {fields[1]}',
+            image_a,
+            image_b,
+            scale_a @ intrinsics_a,
+            scale_b @ intrinsics_b,
+            numbers[20:].reshape(4, 4),
+        )
+
+
+def orbit_homography(
+    width: int, height: int, tilt: float, azimuth: float, roll: float, distance: float, target=(0.0, 0.0)
+) -> np.ndarray:
+    """Return how a picture on a wall moves in the image when the camera walks around it.
+
+    The camera, of focal length ``width`` pixels, first stands straight before the picture so that both have the same
+    pixels; then it looks at ``target`` from another side.
+
+    Args:
+        width, height: of the image, in pixels.
+        tilt: angle between the wall's normal and the line of sight, radians.
+        azimuth: direction in which the camera walked, radians.
+        roll: of the camera about the line of sight, radians.
+        distance: in units of the first distance.
+        target: the place on the wall in the image's centre, in pixels from the picture's.
+
+    Returns:
+        (3, 3), maps pixels before to pixels after.
+    """
+    focal = float(width)
+    centre = np.array([(width - 1) / 2, (height - 1) / 2])
+    back = np.array([np.sin(tilt) * np.cos(azimuth), np.sin(tilt) * np.sin(azimuth), -np.cos(tilt)])
+    ahead = -back
+    right = np.array([1.0, 0, 0]) - ahead[0] * ahead
+    right /= np.linalg.norm(right)
+    down = np.cross(ahead, right)
+    cos, sin = np.cos(roll), np.sin(roll)
+    rotation = np.stack([cos * right + sin * down, cos * down - sin * right, ahead])
+    position = np.array([*target, 0.0]) + distance * focal * back
+    intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    # A point (x, y, 0) of the wall is seen at rotation @ (x * e1 + y * e2 - position).
+    to_camera = rotation @ np.column_stack([[1, 0, 0], [0, 1, 0], -position])
+    homography = intrinsics @ to_camera @ np.array([[1, 0, -centre[0]], [0, 1, -centre[1]], [0, 0, 1]])
+    return homography / homography[2, 2]
+
+
+def _synthetic_pair(
+    photo: np.ndarray, name: str, group: str, long_side: int, rng: np.random.Generator
+) -> HomographyPair:
+    height, width = photo.shape[:2]
+    middle = 0.75  # of the photograph is what the first image shows; the rest is there for the second
+    shrink = min(1.0, (long_side or 640) / (middle * max(width, height)))
+    size = (int(width * middle * shrink), int(height * middle * shrink))
+    # Enlarged twice and averaged: neither image is a sharper copy of the photograph than the other.
+    to_photo = np.array([[1, 0, (width * shrink - size[0]) / 2], [0, 1, (height * shrink - size[1]) / 2], [0, 0, 1]])
+    scaled = cv2.resize(photo, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else photo
+
+    strong = group == 'viewpoint'
+    homography = orbit_homography(
+        *size,
+        tilt=np.radians(rng.uniform(15, 60) if strong else rng.uniform(0, 12)),
+        azimuth=rng.uniform(0, 2 * np.pi),
+        roll=np.radians(rng.uniform(-45, 45) if strong else rng.uniform(-5, 5)),
+        distance=np.exp(rng.uniform(np.log(0.65), np.log(1.5))) if strong else rng.uniform(0.9, 1.1),
+        target=rng.uniform(-0.08, 0.08, 2) * size,
+    )
+    image_a = _render(scaled, to_photo, size)
+    image_b = _render(scaled, to_photo @ np.linalg.inv(homography), size)
+    return HomographyPair(name, group, image_a, _relight(image_b, rng, 1.0 if not strong else 0.25), homography)
+
+
+def _render(photo: np.ndarray, to_photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the image of ``size`` whose pixels ``to_photo`` maps to the photograph's: four samples a pixel."""
+    halves = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # the pixels of the image twice as large
+    large = cv2.warpPerspective(
+        photo, to_photo @ halves, (2 * size[0], 2 * size[1]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    )
+    return cv2.resize(large, size, interpolation=cv2.INTER_AREA)
+
+
+def _relight(image: np.ndarray, rng: np.random.Generator, strength: float) -> np.ndarray:
+    """Return the image under a lamp from one side, with another exposure, gamma and noise."""
+    height, width = image.shape[:2]
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = rng.uniform(0, 2 * np.pi)
+    ramp = np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5)  # -0.7 to 0.7
+    spot_x, spot_y = rng.uniform(0, 1, 2) * (width, height)
+    spot = np.exp(-((x - spot_x) ** 2 + (y - spot_y) ** 2) / (2 * (rng.uniform(0.1, 0.3) * width) ** 2))
+    lamp = 1 + strength * (rng.uniform(0, 1.1) * ramp + rng.uniform(-0.3, 0.8) * spot)
+    gamma = np.exp(strength * rng.uniform(-0.8, 0.8))
+    exposure = np.exp(strength * rng.uniform(-0.7, 0.4))
+    values = (image.astype(np.float32) / 255) ** gamma * (lamp * exposure)[..., None].astype(np.float32)
+    values += rng.normal(0, 0.005 + 0.02 * strength, values.shape).astype(np.float32)
+    return np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)

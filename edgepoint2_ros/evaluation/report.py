@@ -1,0 +1,214 @@
+"""The evaluation's outputs: a text table, a CSV file and one self-contained HTML page."""
+
+import base64
+import csv
+import html
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.drawing import draw_matches
+from edgepoint2_ros.evaluation import metrics
+from edgepoint2_ros.evaluation.benchmark import (
+    CORNER_THRESHOLDS,
+    MATCH_THRESHOLDS,
+    POSE_THRESHOLDS,
+    RIGHT,
+    RIGHT_EPIPOLAR,
+    Picture,
+    Result,
+    summarise,
+)
+
+# Told apart by every common kind of colour blindness (Okabe and Ito).
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999')
+DRAWN_MATCHES = 200  # most lines in one picture
+MAX_PICTURE_ROWS = 6  # pairs in the page
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+th:first-child, td:first-child { text-align: left; }
+.best { font-weight: 700; }
+.charts { display: flex; flex-wrap: wrap; gap: 1.5rem; }
+.pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(26rem, 1fr)); gap: .8rem; }
+figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: .85rem; color: #555; }
+"""
+
+
+def table_columns(rows: Sequence[dict]) -> list[str]:
+    """Return the columns of the short table for summary rows of one benchmark."""
+    if any(name.startswith('AUC') for name in rows[0]):
+        return ['keypoints', 'matches', *(f'AUC@{degrees}' for degrees in POSE_THRESHOLDS)]
+    accuracies = [f'MMA@{pixels}' for pixels in (1, 3, 5)]
+    return ['keypoints', 'matches', 'repeatability', *accuracies, *(f'homography@{px}' for px in CORNER_THRESHOLDS)]
+
+
+def format_table(results: Sequence[Result]) -> str:
+    """Return the summary as text, one block per benchmark and group."""
+    lines = []
+    for title, rows in _blocks(results):
+        columns = table_columns(rows)
+        width = max(len('method'), *(len(row['method']) for row in rows))
+        lines.append(title)
+        lines.append('  ' + 'method'.ljust(width) + ''.join(column.rjust(len(column) + 2) for column in columns))
+        for row in rows:
+            cells = ''.join(_cell(column, row[column]).rjust(len(column) + 2) for column in columns)
+            lines.append('  ' + row['method'].ljust(width) + cells)
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def write_csv(path: Path, results: Sequence[Result]) -> None:
+    """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses)."""
+    with Path(path).open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            ['benchmark', 'group', 'pair', 'method', 'keypoints', 'matches', 'repeatability', 'error']
+            + [f'accuracy_{pixels}px' for pixels in MATCH_THRESHOLDS]
+        )
+        for result in results:
+            writer.writerow(
+                [result.benchmark, result.group, result.pair, result.method, result.keypoints, result.matches]
+                + ['' if result.repeatability is None else f'{result.repeatability:.4f}', f'{result.error:.4f}']
+                + ([''] * len(MATCH_THRESHOLDS) if result.accuracy is None else [f'{x:.4f}' for x in result.accuracy])
+            )
+
+
+def write_page(
+    path: Path, results: Sequence[Result], pictures: Sequence[Picture], settings: dict[str, str], command: str
+) -> None:
+    """Write the HTML page; ``settings`` (name to value) and ``command`` go into its protocol."""
+    methods = list(dict.fromkeys(result.method for result in results))
+    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    parts = [
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>EdgePoint2 evaluation</title>',
+        f'<style>{_STYLE}</style><h1>EdgePoint2 evaluation</h1>',
+    ]
+    for title, rows in _blocks(results):
+        parts.append(f'<h2>{html.escape(title)}</h2>{_html_table(rows)}')
+        parts.append(f'<div class="charts">{_charts(rows, results, colours)}</div>')
+    if pictures:
+        parts.append(
+            f'<h2>Matches</h2><p>Green: right (at most {RIGHT:g} px off; for poses at most {RIGHT_EPIPOLAR:g} px from '
+            f'the epipolar line); red: wrong. At most {DRAWN_MATCHES} lines are drawn.</p>{_gallery(pictures)}'
+        )
+    parts.append(_protocol(settings, command))
+    Path(path).write_text('\n'.join(parts), encoding='utf-8')
+
+
+def _blocks(results: Sequence[Result]) -> list[tuple[str, list[dict]]]:
+    """Return the summary rows of each benchmark and group with a title."""
+    blocks = {}
+    for row in summarise(results):
+        title = row['benchmark'] if row['group'] == 'all' else f'{row["benchmark"]}, {row["group"]}'
+        blocks.setdefault(f'{title} ({row["pairs"]} pairs)', []).append(row)
+    return list(blocks.items())
+
+
+def _cell(column: str, value: float) -> str:
+    return f'{value:.0f}' if column in ('keypoints', 'matches') else f'{value:.1f}'
+
+
+def _html_table(rows: Sequence[dict]) -> str:
+    columns = table_columns(rows)
+    best = {column: max(row[column] for row in rows) for column in columns[2:]}
+    head = ''.join(f'<th>{html.escape(column)}</th>' for column in ['method', *columns])
+    body = ''
+    for row in rows:
+        cells = ''.join(
+            f'<td{" class=best" if row[column] == best.get(column) else ""}>{_cell(column, row[column])}</td>'
+            for column in columns
+        )
+        body += f'<tr><td>{html.escape(row["method"])}</td>{cells}</tr>'
+    return f'<table><tr>{head}</tr>{body}</table>'
+
+
+def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, str]) -> str:
+    benchmark, group = rows[0]['benchmark'], rows[0]['group']
+    own = [result for result in results if result.benchmark == benchmark and group in ('all', result.group)]
+    errors = {row['method']: [result.error for result in own if result.method == row['method']] for row in rows}
+    if own[0].accuracy is None:
+        degrees = np.arange(0, 21)
+        shares = {method: 100 * metrics.share_within(np.array(errors[method]), degrees) for method in errors}
+        return _line_chart('Poses found, %', 'pose error, degrees', degrees, shares, colours)
+    matching = {row['method']: np.array([row[f'MMA@{pixels}'] for pixels in MATCH_THRESHOLDS]) for row in rows}
+    pixels = np.arange(0, 11)
+    shares = {method: 100 * metrics.share_within(np.array(errors[method]), pixels) for method in errors}
+    return _line_chart(
+        'Mean matching accuracy, %', 'threshold, pixels', np.array(MATCH_THRESHOLDS), matching, colours
+    ) + _line_chart('Homographies found, %', 'corner error, pixels', pixels, shares, colours)
+
+
+def _line_chart(title: str, axis: str, x: np.ndarray, series: dict[str, np.ndarray], colours: dict[str, str]) -> str:
+    """Return an SVG line chart of percentages over ``x``, its legend beside it."""
+    left, top, width, height = 40, 30, 340, 230
+
+    def place(value, percent):
+        return left + width * (value - x[0]) / (x[-1] - x[0]), top + height * (1 - percent / 100)
+
+    parts = [f'<text x="{left}" y="16" font-weight="bold">{html.escape(title)}</text>']
+    for percent in range(0, 101, 20):
+        _, y = place(x[0], percent)
+        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
+    for value in x[:: max(1, len(x) // 10)]:
+        parts.append(f'<text x="{place(value, 0)[0]:.1f}" y="{top + height + 16}" text-anchor="middle">{value}</text>')
+    middle = left + width / 2
+    parts.append(f'<text x="{middle}" y="{top + height + 34}" text-anchor="middle">{html.escape(axis)}</text>')
+    for row, (method, percents) in enumerate(series.items()):
+        points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in map(place, x, percents))
+        colour, y = colours[method], top + 10 + 18 * row
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<rect x="{left + width + 14}" y="{y - 8}" width="14" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="{left + width + 34}" y="{y}">{html.escape(method)}</text>')
+    total_height = max(top + height + 45, top + 20 + 18 * len(series))
+    return f'<svg width="580" height="{total_height}" font-size="12" font-family="sans-serif">{"".join(parts)}</svg>'
+
+
+def _gallery(pictures: Sequence[Picture]) -> str:
+    """Return pictures of some pairs spread over those at hand, every method of a pair side by side."""
+    pairs = list(dict.fromkeys((picture.benchmark, picture.pair) for picture in pictures))
+    chosen = [pairs[i] for i in sorted(set(np.linspace(0, len(pairs) - 1, MAX_PICTURE_ROWS).round().astype(int)))]
+    parts = []
+    for benchmark, pair in chosen:
+        parts.append(f'<h3>{html.escape(f"{benchmark}: {pair}")}</h3><div class="pictures">')
+        for picture in pictures:
+            if (picture.benchmark, picture.pair) != (benchmark, pair):
+                continue
+            drawn = draw_matches(
+                picture.image_a, picture.image_b, picture.matched_a, picture.matched_b, picture.right, DRAWN_MATCHES
+            )
+            _, data = cv2.imencode('.jpg', drawn, [cv2.IMWRITE_JPEG_QUALITY, 80])
+            caption = f'{picture.method}: {np.count_nonzero(picture.right)} of {len(picture.right)} right'
+            source = f'data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}'
+            caption = html.escape(caption)
+            parts.append(f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
+        parts.append('</div>')
+    return ''.join(parts)
+
+
+def _protocol(settings: dict[str, str], command: str) -> str:
+    rows = ''.join(f'<tr><td>{html.escape(k)}</td><td>{html.escape(str(v))}</td></tr>' for k, v in settings.items())
+    return f"""<h2>Protocol</h2>
+<p>Made by <code>{html.escape(command)}</code>. Every method gets the same images, shrunk to the same long side, and
+the same number of keypoints; ORB and SIFT are OpenCV's with its defaults. Matches are mutual nearest neighbours
+(cosine for EdgePoint2, L2 for SIFT, Hamming for ORB) without any ratio test.</p>
+<ul>
+<li><b>Repeatability</b>: of the keypoints in the area that both images show, the share with a counterpart within 3 px
+in the other image.</li>
+<li><b>MMA@t</b>: the share of a pair's matches within t px of the true place, averaged over pairs; a pair without
+matches counts 0.</li>
+<li><b>homography@t</b>: the share of pairs whose homography, by USAC_MAGSAC with {metrics.RANSAC_THRESHOLD:g} px,
+{metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}, moves the corners by at most t px on
+average from where they belong.</li>
+<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees; the error is the larger of the angles of
+rotation and translation; the essential matrix is by USAC_MAGSAC with {metrics.EPIPOLAR_THRESHOLD:g} px; a pair
+without a pose counts as 180 degrees.</li>
+<li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to
+1.5 times as far away, rolled up to 45 degrees (viewpoint), or that stays while lamp, exposure, gamma and noise change
+(light).</li>
+</ul><table>{rows}</table>"""
