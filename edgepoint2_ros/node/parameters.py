@@ -1,0 +1,190 @@
+"""The parameters of the node: one table that declares and checks them and writes their documentation.
+
+``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the README's table.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+from edgepoint2_ros import messages
+from edgepoint2_ros.engines import BACKENDS, PRECISIONS
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.variants import NAMES
+
+_TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false'}
+_README_TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter; the type of the default is its type.
+
+    ``live`` parameters may change at any time, the others only while the node is unconfigured.
+    """
+
+    name: str
+    default: str | int | float | bool
+    description: str
+    choices: tuple[str, ...] = ()
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    live: bool = False
+
+    @property
+    def type(self) -> type:
+        return type(self.default)
+
+    @property
+    def expected(self) -> str:
+        """What values are allowed, in words."""
+        if self.choices:
+            return 'one of ' + ', '.join(self.choices)
+        if self.minimum is not None:
+            return f'{_TYPE_NAMES[self.type]} from {self.minimum} to {self.maximum}'
+        return _TYPE_NAMES[self.type]
+
+    def check(self, value):
+        """Return ``value`` as the parameter's type: an integer will do for a number.
+
+        Raises:
+            EdgePoint2Error: wrong type or out of range.
+        """
+        if self.type is float and type(value) is int:
+            value = float(value)
+        if (
+            type(value) is not self.type
+            or (self.choices and value not in self.choices)
+            or (self.minimum is not None and not self.minimum <= value <= self.maximum)
+        ):
+            raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
+        return value
+
+
+PARAMETERS = (
+    Parameter('model', 'T-32', f'The variant, one of {", ".join(NAMES)}.'),
+    Parameter('weights', 'official', '`official`, or the path of a model (.onnx) or of a folder of models.'),
+    Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
+    Parameter(
+        'precision', 'fp32', 'Arithmetic of the network; `bf16` needs OpenVINO and a CPU that has it.', PRECISIONS
+    ),
+    Parameter('threads', 0, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
+    Parameter('max_keypoints', 2048, 'Most keypoints of an image.', minimum=1, maximum=3840, live=True),
+    Parameter(
+        'score_threshold',
+        -5.0,
+        'Keypoints score above this raw logit; -5 is a probability of 0.7 %.',
+        minimum=-1000.0,
+        maximum=1000.0,
+        live=True,
+    ),
+    Parameter(
+        'descriptor_encoding',
+        'float32',
+        'How descriptors travel; `int8` takes a quarter of the bytes.',
+        messages.ENCODINGS,
+        live=True,
+    ),
+    Parameter(
+        'queue_policy',
+        'newest',
+        'Which images that arrive while one is processed are kept: only the `newest`, or `all`, in a queue.',
+        ('newest', 'all'),
+    ),
+    Parameter(
+        'queue_size',
+        100,
+        'Images that may wait under queue_policy `all`; when the queue is full the oldest is dropped.',
+        minimum=1,
+        maximum=10000,
+    ),
+    Parameter(
+        'image_reliability',
+        'best_effort',
+        'Reliability of the image subscription: `best_effort` hears every publisher; `reliable` hears reliable ones alone '
+        'and loses no image that exceeds the buffers of Fast DDS (about 0.5 MB).',
+        ('best_effort', 'reliable'),
+    ),
+    Parameter('image_depth', 5, 'History depth of the image subscription.', minimum=1, maximum=1000),
+    Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
+)
+_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+
+
+def declare(node) -> None:
+    """Declare every parameter on an rclpy node; values come from the command line, a parameter file or the default.
+
+    Raises:
+        EdgePoint2Error: a value has the wrong type or is out of range.
+    """
+    from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+
+    for parameter in PARAMETERS:
+        # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
+        descriptor = ParameterDescriptor(dynamic_typing=True)
+        parameter.check(node.declare_parameter(parameter.name, parameter.default, descriptor).value)
+        descriptor.description = parameter.description
+        descriptor.additional_constraints = parameter.expected
+        if parameter.minimum is not None:
+            limits = {'from_value': parameter.minimum, 'to_value': parameter.maximum}
+            if parameter.type is int:
+                descriptor.integer_range = [IntegerRange(**limits)]
+            else:
+                descriptor.floating_point_range = [FloatingPointRange(**limits)]
+        node.set_descriptor(parameter.name, descriptor)
+
+
+def read(node) -> SimpleNamespace:
+    """Return the values of all parameters as attributes."""
+    return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
+
+
+def check_changes(changes: dict, configured: bool) -> dict:
+    """Return those of the changes that concern this table, checked.
+
+    Args:
+        changes: new values by name; names that are not in the table (``use_sim_time``) are left out.
+        configured: whether the node is configured, so that only live parameters may change.
+
+    Raises:
+        EdgePoint2Error: a value has the wrong type or is out of range, or the parameter cannot change now.
+    """
+    checked = {name: _BY_NAME[name].check(value) for name, value in changes.items() if name in _BY_NAME}
+    for name in checked:
+        if configured and not _BY_NAME[name].live:
+            raise EdgePoint2Error(f'parameter {name} can change only while the node is unconfigured: clean it up first')
+    return checked
+
+
+def to_markdown() -> str:
+    """Return the README's table."""
+    lines = ['| Parameter | Default | Allowed | Changes | Description |', '|---|---|---|---|---|']
+    for parameter in PARAMETERS:
+        changes = 'any time' if parameter.live else 'unconfigured'
+        cells = (f'`{parameter.name}`', f'`{_to_text(parameter.default)}`', parameter.expected, changes)
+        lines.append(f'| {" | ".join(cells)} | {parameter.description} |')
+    return '\n'.join(lines) + '\n'
+
+
+def to_yaml() -> str:
+    """Return config/extractor.yaml: every parameter with its default."""
+    lines = ['# Parameters of the node extractor, all at their defaults.', '/**:', '  ros__parameters:']
+    for parameter in PARAMETERS:
+        lines += [f'    # {parameter.description}', f'    # Allowed: {parameter.expected}.']
+        lines += [f'    {parameter.name}: {_to_text(parameter.default)}', '']
+    return '\n'.join(lines[:-1]) + '\n'
+
+
+def _to_text(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _write_documentation(checkout: Path) -> None:
+    readme = checkout / 'README.md'
+    readme.write_text(_README_TABLE.sub(lambda _: to_markdown(), readme.read_text(encoding='utf-8')), encoding='utf-8')
+    (checkout / 'config' / 'extractor.yaml').write_text(to_yaml(), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    _write_documentation(Path(__file__).parents[2])

@@ -1,0 +1,43 @@
+"""What the tests share: where the weights and images lie, models made once, and a ROS 2 that keeps to this machine."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / 'shared'
+
+# Own domain, this host only. Humble knows only ROS_LOCALHOST_ONLY, later distributions complain about it.
+os.environ['ROS_DOMAIN_ID'] = str(os.getpid() % 100 + 1)
+os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+if os.environ.get('ROS_DISTRO') == 'humble':
+    os.environ['ROS_LOCALHOST_ONLY'] = '1'
+
+# Models that the tests make are kept between runs, until the code that makes them changes.
+_exporter = b''.join(path.read_bytes() for path in sorted((ROOT / 'edgepoint2_ros' / 'network').glob('*.py')))
+os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(_exporter).hexdigest()[:12])
+
+
+@pytest.fixture(scope='session')
+def official_model():
+    """Return a function that makes a variant's model from the official weights, or skips without them."""
+    from edgepoint2_ros.official import DIRECTORY_VARIABLE, find_weights, provide_model
+    from edgepoint2_ros.variants import find_variant
+
+    def provide(name: str):
+        variant = find_variant(name)
+        if find_weights(variant) is None:
+            pytest.skip(f'no official weights of {variant}: name their folder in ${DIRECTORY_VARIABLE}')
+        return provide_model(variant)
+
+    return provide
+
+
+@pytest.fixture(scope='session')
+def photograph() -> np.ndarray:
+    """A colour photograph, uint8 (480, 640, 3), BGR."""
+    data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
+    return np.ascontiguousarray(np.tile(data.astronaut()[:480], (1, 2, 1))[:, 60:700, ::-1])

@@ -1,0 +1,477 @@
+"""The node as a robot runs it: a process of its own, fed and read over real DDS."""
+
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from lifecycle_msgs.msg import Transition  # noqa: E402
+from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
+from rcl_interfaces.msg import Parameter as ParameterMessage  # noqa: E402
+from rcl_interfaces.srv import SetParameters  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from sensor_msgs.msg import Image  # noqa: E402
+
+from edgepoint2_ros.extractor import Extractor  # noqa: E402
+from edgepoint2_ros.messages import decode  # noqa: E402
+from edgepoint2_ros.msg import KeypointArray  # noqa: E402
+from edgepoint2_ros.node import parameters  # noqa: E402
+from edgepoint2_ros.variants import NAMES  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 30.0
+
+pytestmark = pytest.mark.slow
+
+
+class Process:
+    """The node as a process; what it prints is kept in a file."""
+
+    def __init__(self, folder: Path, namespace: str, **values):
+        self.log = folder / f'{namespace}.log'
+        arguments = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', f'__ns:=/{namespace}']
+        for name, value in values.items():
+            arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
+        with open(self.log, 'w') as log:
+            self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        self.pid = self._process.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output or self._process.poll() is not None)
+        assert text in self.output
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        """Wait for the end and return the exit code."""
+        try:
+            return self._process.wait(TIMEOUT)
+        finally:
+            self._process.kill()
+
+
+class Rig:
+    """A camera and a reader of keypoints in the namespace of one node."""
+
+    def __init__(self, namespace: str):
+        self.node = rclpy.create_node('rig', namespace=namespace)
+        self.received = []
+        self.camera = self.node.create_publisher(Image, 'image', 10)
+        self.node.create_subscription(KeypointArray, 'keypoints', self.received.append, 100)
+        self._stamp = 0
+
+    def connect(self) -> None:
+        """Wait until the node is there and active."""
+        self.wait_until(
+            lambda: (
+                self.camera.get_subscription_count() == 1 and self.node.count_publishers(self.topic('keypoints')) == 1
+            )
+        )
+
+    def connect_best_effort(self, pixels: np.ndarray) -> None:
+        """Wait until an image was answered: a best-effort reader loses what comes before it knows the writer."""
+        self.connect()
+        while not self.received:
+            self.send(pixels)
+            self.spin(0.5)
+        self.spin(0.5)
+
+    def topic(self, name: str) -> str:
+        return f'{self.node.get_namespace()}/{name}'
+
+    def send(self, pixels: np.ndarray, encoding: str = '', **changes) -> Image:
+        """Publish pixels (H, W) or (H, W, C) as an image with a stamp of its own."""
+        self._stamp += 1
+        height, width = pixels.shape[:2]
+        image = Image(height=height, width=width, encoding=encoding or {2: 'mono8', 3: 'bgr8'}[pixels.ndim])
+        image.header.frame_id = 'camera_optical'
+        image.header.stamp.sec, image.header.stamp.nanosec = 1_700_000_000 + self._stamp, 987_654_321
+        image.step = pixels[0].size
+        image.data = array('B', pixels.tobytes())
+        for name, value in changes.items():
+            setattr(image, name, value)
+        self.camera.publish(image)
+        return image
+
+    def answer(self, *args, **kwargs) -> KeypointArray:
+        """Send an image and return the message that answers it; nothing else may come."""
+        self.received.clear()
+        image = self.send(*args, **kwargs)
+        self.wait_until(lambda: self.received)
+        assert [message.header for message in self.received] == [image.header]
+        return self.received[0]
+
+    def call(self, kind, name: str, request):
+        """Call one of the node's services."""
+        client = self.node.create_client(kind, self.topic(f'extractor/{name}'))
+        assert client.wait_for_service(TIMEOUT)
+        future = client.call_async(request)
+        self.wait_until(future.done)
+        self.node.destroy_client(client)
+        return future.result()
+
+    def change_state(self, transition: int) -> bool:
+        return self.call(ChangeState, 'change_state', ChangeState.Request(transition=Transition(id=transition))).success
+
+    def state(self) -> str:
+        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
+
+    def set(self, **values) -> list:
+        """Set parameters and return the results."""
+        changes = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+        assert all(isinstance(change, ParameterMessage) for change in changes)
+        return self.call(SetParameters, 'set_parameters', SetParameters.Request(parameters=changes)).results
+
+    def wait_until(self, condition) -> None:
+        wait_until(condition, lambda: rclpy.spin_once(self.node, timeout_sec=0.05))
+
+    def spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+
+def wait_until(condition, meanwhile=lambda: time.sleep(0.02)) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, f'nothing happened for {TIMEOUT} s'
+        meanwhile()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def ros():
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts a node process; it is ended with the test."""
+    processes = []
+
+    def start(namespace: str, **values) -> Process:
+        processes.append(Process(tmp_path, namespace, **values))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.interrupt()
+        process.end()
+
+
+@pytest.fixture
+def rig():
+    """Return a function that sets up a rig in a namespace."""
+    rigs = []
+
+    def build(namespace: str) -> Rig:
+        rigs.append(Rig(namespace))
+        return rigs[-1]
+
+    yield build
+    for each in rigs:
+        each.node.destroy_node()
+
+
+@pytest.fixture(scope='module')
+def shared(official_model, tmp_path_factory, ros):
+    """One T-32 node that many tests feed, and its rig. The node must live through them all."""
+    official_model('T-32')
+    process = Process(tmp_path_factory.mktemp('shared'), 'shared', image_reliability='reliable', queue_policy='all')
+    rig = Rig('shared')
+    rig.connect()
+    yield process, rig
+    rig.node.destroy_node()
+    process.interrupt()
+    assert process.end() == 0
+    assert 'Traceback' not in process.output
+
+
+@pytest.mark.parametrize(
+    ('model', 'encoding', 'cosine'),
+    [('T-32', 'float32', 0.99999), ('M-48', 'float16', 0.9999), ('E-64', 'int8', 0.9995)],
+)
+def test_the_keypoints_are_those_of_the_extractor_and_the_header_is_the_images(
+    model, encoding, cosine, official_model, photograph, start, rig
+):
+    official_model(model)
+    namespace = model.replace('-', '')
+    process = start(namespace, model=model, descriptor_encoding=encoding, max_keypoints=500)
+    camera = rig(namespace)
+    gray = np.ascontiguousarray(photograph[:, :, 1])
+    camera.connect_best_effort(gray)
+    assert f'{model} ' in process.output  # the log names the model
+    expected = Extractor(model, max_keypoints=500).extract(gray)
+    for _ in range(3):
+        message = camera.answer(gray)
+        assert (message.model, message.digest) == (model, expected.digest)
+        assert (message.image_width, message.image_height, message.descriptor_size) == (640, 480, int(model[2:]))
+        features = decode(message)
+        assert len(features) == 500
+        np.testing.assert_allclose(features.xy, expected.xy, atol=1e-3)
+        np.testing.assert_allclose(features.scores, expected.scores, atol=1e-3)
+        assert np.sum(features.descriptors * expected.descriptors, axis=1).min() > cosine
+    process.interrupt()
+    assert process.end() == 0
+    assert 'Traceback' not in process.output
+
+
+def test_every_encoding_gives_the_same_keypoints(shared, photograph):
+    _, rig = shared
+    rgb = photograph[:, :, ::-1]
+    alpha = np.full((480, 640, 1), 255, np.uint8)
+    reference = decode(rig.answer(photograph, 'bgr8'))
+    assert len(reference) > 1000
+    for encoding, pixels in {
+        'rgb8': rgb,
+        'rgba8': np.concatenate([rgb, alpha], axis=2),
+        'bgra8': np.concatenate([photograph, alpha], axis=2),
+    }.items():
+        np.testing.assert_array_equal(decode(rig.answer(pixels, encoding)).xy, reference.xy)
+
+
+def test_padded_rows_are_understood(shared, photograph):
+    _, rig = shared
+    gray = np.ascontiguousarray(photograph[:, :, 1])
+    padded = np.pad(gray, ((0, 0), (0, 24)), constant_values=255)
+    reference = decode(rig.answer(gray))
+    np.testing.assert_array_equal(decode(rig.answer(padded, width=640)).xy, reference.xy)
+
+
+def test_a_resolution_change_in_the_stream_is_followed(shared, photograph):
+    _, rig = shared
+    for height, width in [(480, 640), (240, 320), (101, 333), (480, 640)]:
+        message = rig.answer(np.ascontiguousarray(photograph[:height, :width]))
+        assert (message.image_width, message.image_height) == (width, height)
+        assert len(message.x) > 50
+        assert max(message.x) < width
+        assert max(message.y) < height
+
+
+def test_an_image_without_features_gives_an_empty_message_with_its_header(shared):
+    _, rig = shared
+    message = rig.answer(np.full((480, 640), 128, np.uint8))
+    assert len(message.x) == len(message.y) == len(message.score) == len(message.descriptors) == 0
+    assert (message.image_width, message.image_height, message.model) == (640, 480, 'T-32')
+    assert len(decode(message)) == 0
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'encoding': '32FC1'},
+        {'encoding': 'no such thing'},
+        {'step': 100},
+        {'step': 641},
+        {'data': array('B', bytes(1000))},
+        {'data': array('B')},
+        {'width': 0, 'height': 0, 'step': 0, 'data': array('B')},
+        {'width': 0},
+        {'height': 0},
+        {'width': 2**31, 'height': 2**31, 'step': 2**31},
+        {'width': 63, 'height': 63, 'step': 63, 'data': array('B', bytes(63 * 63))},
+        {'width': 6000, 'height': 6000, 'step': 6000, 'data': array('B', bytes(6000 * 6000))},
+    ],
+    ids=lambda changes: ', '.join(f'{k}={v}' if k != 'data' else f'{len(v)} bytes' for k, v in changes.items()),
+)
+def test_a_bad_image_is_dropped_and_the_next_is_answered(changes, shared, photograph):
+    _, rig = shared
+    gray = np.ascontiguousarray(photograph[:, :, 1])
+    rig.received.clear()
+    rig.send(gray, **changes)
+    good = rig.send(gray)
+    rig.wait_until(lambda: rig.received)
+    assert [message.header for message in rig.received] == [good.header]
+
+
+def test_bad_images_are_reported_in_one_line_and_counted(official_model, photograph, start, rig):
+    official_model('T-32')
+    process = start('reports', image_reliability='reliable', queue_policy='all')
+    camera = rig('reports')
+    camera.connect()
+    for _ in range(5):
+        camera.send(photograph, encoding='32FC1')
+    camera.answer(photograph)
+    assert process.output.count('image dropped') == 1  # throttled
+    assert "image dropped: image encoding '32FC1' is unknown: expected one of mono8" in process.output
+    assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+    process.wait_for('6 images received, 1 processed, 0 dropped for newer ones, 5 bad')
+
+
+def test_all_images_are_processed_when_asked_for(shared, photograph):
+    _, rig = shared
+    rig.received.clear()
+    images = []
+    for _ in range(30):
+        images.append(rig.send(photograph))
+        rig.spin(0.005)
+    rig.wait_until(lambda: len(rig.received) == len(images))
+    assert [message.header for message in rig.received] == [image.header for image in images]
+
+
+def test_the_newest_image_wins_when_more_come_than_can_be_processed(official_model, photograph, start, rig):
+    official_model('T-32')
+    start('newest', threads=1, image_reliability='reliable')
+    camera = rig('newest')
+    camera.connect()
+    camera.answer(photograph)
+    camera.received.clear()
+    images = []
+    for _ in range(100):
+        images.append(camera.send(photograph))
+        camera.spin(0.002)
+    camera.wait_until(lambda: camera.received and camera.received[-1].header == images[-1].header)
+    stamps = [message.header.stamp.sec for message in camera.received]
+    assert stamps == sorted(set(stamps))
+    assert len(stamps) < 100
+
+
+def test_live_parameters_change_while_running_and_bad_values_are_refused(shared, photograph):
+    _, rig = shared
+    assert all(result.successful for result in rig.set(max_keypoints=100, descriptor_encoding='int8'))
+    message = rig.answer(photograph)
+    assert (len(message.x), message.descriptor_encoding) == (100, KeypointArray.INT8)
+    lowest = min(message.score)
+    assert rig.set(score_threshold=1000)[0].successful  # an integer will do
+    assert len(rig.answer(photograph).x) == 0
+    for values, complaint in [
+        ({'max_keypoints': 0}, '0'),
+        ({'max_keypoints': 3000}, 'max_keypoints: expected 1 to 2048, got 3000'),
+        ({'descriptor_encoding': 'int4'}, 'expected one of float32, float16, int8, got'),
+        ({'score_threshold': 'high'}, 'expected number from -1000.0 to 1000.0, got'),
+        ({'model': 'E-64'}, 'model can change only while the node is unconfigured'),
+    ]:
+        result = rig.set(**values)[0]
+        assert not result.successful
+        assert complaint in result.reason
+    rig.set(score_threshold=-5.0)
+    assert min(rig.answer(photograph).score) == lowest
+    assert all(result.successful for result in rig.set(max_keypoints=2048, descriptor_encoding='float32'))
+
+
+def test_a_lifecycle_manager_can_drive_the_node_and_change_its_model(official_model, photograph, start, rig):
+    official_model('T-32')
+    official_model('M-48')
+    process = start('managed', autostart=False, image_reliability='reliable')
+    camera = rig('managed')
+    assert camera.state() == 'unconfigured'
+    assert camera.camera.get_subscription_count() == 0
+    for model in ('T-32', 'M-48'):
+        assert camera.set(model=model)[0].successful
+        assert camera.change_state(Transition.TRANSITION_CONFIGURE)
+        assert camera.camera.get_subscription_count() == 0
+        assert camera.change_state(Transition.TRANSITION_ACTIVATE)
+        camera.connect()
+        assert camera.answer(photograph).model == model
+        assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+        camera.wait_until(lambda: camera.camera.get_subscription_count() == 0)
+        assert camera.change_state(Transition.TRANSITION_CLEANUP)
+    assert camera.set(model='T-64')[0].successful
+    assert not camera.change_state(Transition.TRANSITION_CONFIGURE)
+    assert camera.state() == 'unconfigured'
+    process.wait_for("unknown model 'T-64': expected one of T-32")
+
+
+@pytest.mark.parametrize(
+    ('values', 'complaint'),
+    [
+        ({'model': 'T-64'}, f"unknown model 'T-64': expected one of {', '.join(NAMES)}"),
+        ({'weights': '/no/such/model.onnx'}, "weights '/no/such/model.onnx': expected official or a path"),
+        ({'backend': 'abacus'}, "parameter backend: expected one of auto, openvino, onnxruntime, got 'abacus'"),
+        ({'max_keypoints': -1}, 'parameter max_keypoints: expected integer from 1 to 3840, got -1'),
+        ({'threads': 'many'}, "parameter threads: expected integer from 0 to 256, got 'many'"),
+    ],
+)
+def test_a_node_that_cannot_start_says_why_in_one_line_and_exits(values, complaint, official_model, start):
+    official_model('T-32')
+    process = start('wrong', **values)
+    assert process.end() == 1
+    assert complaint in process.output
+    assert len(process.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize('damage', ['truncated', 'of another variant', 'no model'])
+def test_a_corrupt_model_is_named(damage, official_model, start, tmp_path):
+    model = official_model('M-48' if damage == 'of another variant' else 'T-32')
+    broken = tmp_path / 'model.onnx'
+    content = model.path.read_bytes()
+    broken.write_bytes({'truncated': content[:-100], 'no model': b'hello'}.get(damage, content))
+    broken.with_suffix('.json').write_bytes(model.path.with_suffix('.json').read_bytes())
+    process = start('corrupt', weights=broken)
+    assert process.end() == 1
+    assert str(broken) in process.output
+    assert len(process.output.splitlines()) == 1
+
+
+def test_a_missing_parameter_file_is_named(tmp_path):
+    command = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '--params-file', '/no/such/file.yaml']
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT)
+    assert result.returncode == 1
+    assert '/no/such/file.yaml' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+def test_the_parameter_file_of_the_package_starts_the_node(official_model, tmp_path, rig):
+    official_model('T-32')
+    command = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', '__ns:=/file']
+    command += ['--params-file', ROOT / 'config' / 'extractor.yaml']
+    process = subprocess.Popen(command, cwd=ROOT)
+    rig('file').connect()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(TIMEOUT) == 0
+
+
+@pytest.mark.parametrize('delay', [0, 0.05, 0.15, 0.3, 0.5, 0.8])
+def test_ctrl_c_during_start_up_ends_quietly(delay, official_model, start):
+    official_model('T-32')
+    process = start('early')
+    wait_until(lambda: _catches(process.pid, signal.SIGTERM), lambda: time.sleep(0.001))  # our code has begun
+    time.sleep(delay)
+    process.interrupt()
+    assert process.end() == 0
+    assert 'Traceback' not in process.output
+    assert 'ERROR' not in process.output
+
+
+def test_ctrl_c_pressed_repeatedly_while_images_come_ends_quietly(official_model, photograph, start, rig):
+    official_model('T-32')
+    process = start('busy', queue_policy='all')
+    camera = rig('busy')
+    camera.connect()
+    for _ in range(20):
+        camera.send(photograph)
+    for _ in range(3):
+        process.interrupt()
+        time.sleep(0.02)
+    assert process.end() == 0
+    assert 'Traceback' not in process.output
+    assert 'ERROR' not in process.output
+
+
+def test_the_table_is_what_the_node_declares(shared):
+    from rcl_interfaces.srv import ListParameters
+
+    _, rig = shared
+    names = set(rig.call(ListParameters, 'list_parameters', ListParameters.Request()).result.names)
+    assert names >= {parameter.name for parameter in parameters.PARAMETERS}
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Tell whether a process has a handler for a signal."""
+    for line in Path(f'/proc/{pid}/status').read_text().splitlines():
+        if line.startswith('SigCgt:'):
+            return bool(int(line.split()[1], 16) >> (number - 1) & 1)
+    return False
