@@ -98,7 +98,7 @@ class TestCommand:
         assert not re.search(r'(src|href)="(?!data:)', page), 'the page must need no other file'
 
     def test_nothing_to_evaluate_on(self, model):
-        with pytest.raises(EdgePoint2Error, match='give --synthetic DIR, --hpatches DIR or --pairs FILE'):
+        with pytest.raises(EdgePoint2Error, match='give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'):
             run(f'T-32@{model}')
 
     def test_options_out_of_range(self, model, tmp_path):

@@ -12,9 +12,11 @@ from edgepoint2_ros.evaluation import report
 from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
 from edgepoint2_ros.evaluation.methods import EdgePoint2Method, OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_hpatches, read_pose_pairs
+from edgepoint2_ros.evaluation.rooms import make_rooms
 from edgepoint2_ros.progress import show_progress
 
 PICTURE_EVERY = 5  # pairs; of these the page shows some
+ROOMS = 50
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='a variant, with @ and its weights where not the default: T-32@official',
     )
     parser.add_argument('--synthetic', nargs='+', type=Path, metavar='DIR', help='photographs to make pairs from')
+    parser.add_argument(
+        '--rooms', nargs='+', type=Path, metavar='DIR', help='photographs to hang in rendered rooms, for relative poses'
+    )
     parser.add_argument('--hpatches', type=Path, metavar='DIR', help="homography sequences in HPatches' layout")
     parser.add_argument('--pairs', type=Path, metavar='FILE', help='relative pose pairs: a b 0 0 K_a K_b T a line')
     parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='PIXELS',
         help='long side of the images, 0: as they are (%(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the synthetic pairs (default: %(default)s)')
+    parser.add_argument('--seed', type=int, default=0, help='of the synthetic pairs and rooms (default: %(default)s)')
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,8 +52,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images.
     """
-    if not (options.synthetic or options.hpatches or options.pairs):
-        raise EdgePoint2Error('nothing to evaluate on: give --synthetic DIR, --hpatches DIR or --pairs FILE')
+    if not (options.synthetic or options.rooms or options.hpatches or options.pairs):
+        raise EdgePoint2Error(
+            'nothing to evaluate on: give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'
+        )
     if options.max_keypoints < 1 or options.resize < 0:
         raise EdgePoint2Error(
             f'expected --max-keypoints from 1 and --resize from 0, got {options.max_keypoints} and {options.resize}'
@@ -64,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
-        'seed of the synthetic pairs': options.seed,
+        'seed of the synthetic pairs and rooms': options.seed,
         'OpenCV': cv2.__version__,
         **{f'model {model.name}': model.extractor.description for model in models},
     }
@@ -80,6 +87,8 @@ def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Re
     if options.synthetic:
         photographs = find_photographs(options.synthetic)
         benchmarks.append(('synthetic', make_synthetic(photographs, options.resize, options.seed)))
+    if options.rooms:
+        benchmarks.append(('rooms', make_rooms(find_photographs(options.rooms), ROOMS, options.seed)))
     if options.hpatches:
         benchmarks.append(('HPatches layout', read_hpatches(options.hpatches, options.resize)))
     if options.pairs:
@@ -87,7 +96,7 @@ def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Re
         benchmarks.append(('relative pose', read_pose_pairs(options.pairs, root, options.resize)))
     results, pictures = [], []
     for name, pairs in benchmarks:
-        found, drawn = run_benchmark(name, show_progress(pairs, name), methods, PICTURE_EVERY)
+        found, drawn = run_benchmark(name, show_progress(pairs, f'{name}, pair'), methods, PICTURE_EVERY)
         if not found:
             raise EdgePoint2Error(f'{name}: none of the pairs could be read')
         results += found

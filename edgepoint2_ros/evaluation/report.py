@@ -211,4 +211,6 @@ without a pose counts as 180 degrees.</li>
 <li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to
 1.5 times as far away, rolled up to 45 degrees (viewpoint), or that stays while lamp, exposure, gamma and noise change
 (light).</li>
+<li><b>rooms</b>: photographs hung at 3 to 8 m before a wall that is a photograph too, rendered with their true parallax
+for two cameras up to 1.5 m apart, 640x480.</li>
 </ul><table>{rows}</table>"""
