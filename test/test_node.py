@@ -12,18 +12,18 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from lifecycle_msgs.msg import Transition  # noqa: E402
-from lifecycle_msgs.srv import ChangeState, GetState  # noqa: E402
-from rcl_interfaces.msg import Parameter as ParameterMessage  # noqa: E402
-from rcl_interfaces.srv import SetParameters  # noqa: E402
-from rclpy.parameter import Parameter  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import Image
 
-from edgepoint2_ros.extractor import Extractor  # noqa: E402
-from edgepoint2_ros.messages import decode  # noqa: E402
-from edgepoint2_ros.msg import KeypointArray  # noqa: E402
-from edgepoint2_ros.node import parameters  # noqa: E402
-from edgepoint2_ros.variants import NAMES  # noqa: E402
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.messages import decode
+from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node import parameters
+from edgepoint2_ros.variants import NAMES
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 30.0

@@ -102,8 +102,8 @@ PARAMETERS = (
     Parameter(
         'image_reliability',
         'best_effort',
-        'Reliability of the image subscription: `best_effort` hears every publisher; `reliable` hears reliable ones alone '
-        'and loses no image that exceeds the buffers of Fast DDS (about 0.5 MB).',
+        'Reliability of the image subscription: `best_effort` hears every publisher; `reliable` the reliable ones, '
+        'but loses no image that exceeds the buffers of Fast DDS (0.5 MB).',
         ('best_effort', 'reliable'),
     ),
     Parameter('image_depth', 5, 'History depth of the image subscription.', minimum=1, maximum=1000),
