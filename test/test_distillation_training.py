@@ -216,6 +216,11 @@ class TestBadInput:
         with pytest.raises(ModelError, match=r'other\.pth.* not those of any of the 14 variants'):
             run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'other.pth')))
 
+    def test_official_weights_that_are_not_on_this_machine(self, place, tmp_path, monkeypatch):
+        monkeypatch.setattr('edgepoint2_ros.distillation.command.find_weights', lambda variant: None)
+        with pytest.raises(ModelError, match='no official weights of E-64 on this machine: get them with'):
+            run(*arguments(place, tmp_path, '--teacher', 'E-64'))
+
     def test_a_teacher_with_fewer_values_than_the_student(self, place, tmp_path):
         torch.save(EdgePoint2(find_variant('T-32')).state_dict(), tmp_path / 'T32.pth')
         with pytest.raises(TrainingError, match='teacher T-32 has smaller descriptors than T-48: expected at least 48'):

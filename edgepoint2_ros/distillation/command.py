@@ -13,9 +13,11 @@ import torch
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, train
+from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model, weights_digest
 from edgepoint2_ros.network.weights import load_network
+from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.variants import find_variant
 
@@ -69,8 +71,8 @@ def run(options: argparse.Namespace) -> int:
     torch.manual_seed(options.seed)  # decides the random weights
     student = Student(variants)
     if options.start:
-        student.start_from(load_network(options.start))
-    teacher = load_network(options.teacher)
+        student.start_from(_load(options.start))
+    teacher = _load(options.teacher)
     paths = find_images(options.images)
     photos = load_photos(
         paths, options.cache or _cache_directory(), lambda items: show_progress(items, 'image', len(paths))
@@ -100,6 +102,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _load(weights: str) -> EdgePoint2:
+    """Return the network of a file of weights, or of a variant's official ones where they are on this machine."""
+    path = Path(weights)
+    if path.suffix in ('.pth', '.pt') or path.exists():
+        return load_network(path)
+    variant = find_variant(weights)
+    official = find_weights(variant)
+    if official is None:
+        raise ModelError(
+            f'no official weights of {variant} on this machine: get them with `edgepoint2 models download {variant}`, '
+            f'or name a .pth file'
+        )
+    return load_network(official, variant)
+
+
 def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
     for name, least in (('steps', 1), ('pairs', 1), ('checkpoint_every', 1), ('threads', 0), ('workers', 0)):
         value = getattr(options, name)
@@ -114,7 +131,7 @@ def _card(options: argparse.Namespace, schedule: Schedule, teacher: EdgePoint2, 
     """Return what the model card says about the training."""
     start = 'random weights'
     if options.start:
-        network = load_network(options.start)
+        network = _load(options.start)
         start = f'{network.variant} [{weights_digest(network)}]'
     return {
         'weights': 'trained',
