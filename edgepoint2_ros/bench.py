@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
                 result['times'] += results[contender]['times']
             results[contender] = result
     _progress('')
-    print(_table(results, models))
+    print(_table(results))
     return 0
 
 
@@ -74,12 +74,10 @@ def _run_worker(contender: str, options: argparse.Namespace) -> dict:
 
 def _time(contender: list[str], options: argparse.Namespace) -> dict:
     """Return the seconds that each frame took, and the mean number of keypoints."""
-    import cv2
-
     from edgepoint2_ros.demo.sources import VirtualFlight
 
     flight = VirtualFlight()
-    images = [cv2.cvtColor(flight.image(k * 15), cv2.COLOR_BGR2GRAY) for k in range(IMAGES)]
+    images = [flight.image(k * 15) for k in range(IMAGES)]
     extract = _contender(contender, options.keypoints, options.threads)
     times, counts = [], []
     due = time.perf_counter()
@@ -129,7 +127,7 @@ _NAMES = {'orb': 'ORB (OpenCV)', 'sift': 'SIFT (OpenCV)', 'dense': 'dense refere
 _RUNTIMES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
 
 
-def _table(results: dict[str, dict], models: list[str]) -> str:
+def _table(results: dict[str, dict]) -> str:
     """Return the results as a Markdown table, with ratios to ORB and to the dense reference of the same variant."""
     medians = {name: np.median(result['times']) * 1e3 for name, result in results.items() if 'times' in result}
     lines = [

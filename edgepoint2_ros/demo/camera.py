@@ -1,4 +1,4 @@
-"""The demo's camera: publishes the frames of a source at 30 Hz, stamped with the moment they are due."""
+"""The demo's camera: publishes the frames of a source at 30 Hz in gray, stamped with the moment they are due."""
 
 import argparse
 import array
@@ -46,7 +46,7 @@ def main(args=None) -> int:
 
 
 def _message(image, stamp: int) -> Image:
-    message = Image(height=image.shape[0], width=image.shape[1], encoding='bgr8', step=image.shape[1] * 3)
+    message = Image(height=image.shape[0], width=image.shape[1], encoding='mono8', step=image.shape[1])
     message.header.frame_id = 'camera'
     message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)
     message.data = array.array('B', image.tobytes())

@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
                 'demo.consumer',
                 ['--start', start, '--seconds', str(options.seconds), '--picture', options.picture, *source],
             ),
-            ('node.extractor_node', ['--ros-args', *settings]),
+            ('node', ['--ros-args', *settings]),
             ('demo.camera', ['--start', start, *source]),
         ):
             command = [sys.executable, '-m', f'edgepoint2_ros.{module}', *arguments]

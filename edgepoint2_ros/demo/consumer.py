@@ -22,7 +22,7 @@ from edgepoint2_ros.messages import decode
 from edgepoint2_ros.msg import KeypointArray
 
 TOLERANCE = 3.0  # pixels
-PICTURE_FRAMES = 15  # half a second lies between the two frames of the picture
+PICTURE_FRAMES = 15  # the two frames of the picture lie half a second apart
 PATIENCE = 60.0  # seconds to wait for the first keypoints
 
 
@@ -41,7 +41,9 @@ class Consumer:
     def __init__(self, source, start: int):
         self.source = source
         self._start = start
-        self.recent: deque[Frame] = deque(maxlen=PICTURE_FRAMES + 1)
+        self.recent: deque[Frame] = deque()  # those of the last half second
+        self.best_pair: tuple[Frame, Frame] | None = None  # half a second apart, the most matches that fit
+        self.best_count = -1
         self.arrivals: list[float] = []
         self.latencies: list[float] = []
         self.counts: list[int] = []
@@ -59,6 +61,11 @@ class Consumer:
             *_, good = self.match(self.recent[-1], frame)
             self.inliers.append(np.mean(good) if len(good) else 0.0)
         self.recent.append(frame)
+        if number - self.recent[0].number >= PICTURE_FRAMES:
+            count = np.count_nonzero(self.match(self.recent[0], frame)[2])
+            if count > self.best_count:
+                self.best_count, self.best_pair = count, (self.recent[0], frame)
+            self.recent = deque([frame])
 
     def match(self, first: Frame, second: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the places of the matches in both frames, (N, 2) each, and which of them fit the motion, (N,) bool."""
@@ -85,8 +92,8 @@ class Consumer:
         )
 
     def picture(self) -> np.ndarray:
-        """Return the matches between the newest frame and the one half a second earlier."""
-        first, second = self.recent[0], self.recent[-1]
+        """Return the matches of two frames half a second apart, those of the run that match best."""
+        first, second = self.best_pair or (self.recent[0], self.recent[-1])
         first_xy, second_xy, good = self.match(first, second)
         picture = draw_matches(
             self.source.image(first.number), self.source.image(second.number), first_xy, second_xy, good
@@ -120,7 +127,7 @@ def main(args=None) -> int:
 
 
 def _consume(options) -> int:
-    consumer = Consumer(open_source(options.source), options.start)
+    consumer = Consumer(open_source(options.source, colour=True), options.start)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C comes as KeyboardInterrupt
     node = Node('consumer')
     node.create_subscription(KeypointArray, 'keypoints', consumer.take, qos_profile_sensor_data)

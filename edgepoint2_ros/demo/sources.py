@@ -1,7 +1,7 @@
 """Where the demo's camera takes its frames from: a virtual flight over photographs, a folder of images or a video.
 
-A source gives ``image(k)``, frame k as (H, W, 3) uint8 BGR, and ``motion(k, l)``, the homography (3, 3) that maps
-pixels of frame k to pixels of frame l, or None where nobody knows it.
+A source gives ``image(k)``, frame k as (H, W) uint8 gray or (H, W, 3) uint8 BGR, and ``motion(k, l)``, the homography
+(3, 3) that maps pixels of frame k to pixels of frame l, or None where nobody knows it.
 """
 
 from importlib.util import find_spec
@@ -20,26 +20,26 @@ _WALL = (('motorcycle_left.png', 'coffee.png', 'rocket.jpg'), ('brick.png', 'ast
 _TILE = (800, 600)  # width, height in pixels of the wall
 
 
-def open_source(path: str | None):
+def open_source(path: str | None, colour: bool = False):
     """Return the source for a path: a folder, a video file, or None for the virtual flight.
 
     Raises:
         ImageError: there are no images, or they cannot be read.
     """
     if path is None:
-        return VirtualFlight()
+        return VirtualFlight(colour)
     if Path(path).is_dir():
-        return Folder(Path(path))
+        return Folder(Path(path), colour)
     if Path(path).is_file():
-        return Video(Path(path))
+        return Video(Path(path), colour)
     raise ImageError(f'no folder of images or video file {path}')
 
 
 class VirtualFlight:
     """A camera of 640x480 pixels that flies along a wall of photographs; its motion is known exactly."""
 
-    def __init__(self):
-        self._wall = _build_wall()
+    def __init__(self, colour: bool = False):
+        self._wall = _build_wall(colour)
 
     def image(self, k: int) -> np.ndarray:
         # The wall goes on mirrored beyond its edges: still a plane, still the same homography.
@@ -68,13 +68,14 @@ class VirtualFlight:
 class Folder:
     """The images of a folder by name, over and over."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, colour: bool = False):
+        self._colour = colour
         self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
         if not self._files:
             raise ImageError(f'{path} holds no images ({", ".join(IMAGE_SUFFIXES)})')
 
     def image(self, k: int) -> np.ndarray:
-        return _read(self._files[k % len(self._files)])
+        return _read(self._files[k % len(self._files)], self._colour)
 
     def motion(self, k: int, l: int) -> None:  # noqa: E741
         return None
@@ -83,7 +84,8 @@ class Folder:
 class Video:
     """The frames of a video file, over and over."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, colour: bool = False):
+        self._colour = colour
         self._capture = cv2.VideoCapture(str(path))
         self._count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self._path = path
@@ -99,18 +101,18 @@ class Video:
         self._next = k + 1
         if not read:
             raise ImageError(f'{self._path}: frame {k} cannot be read')
-        return image
+        return image if self._colour else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
 
     def motion(self, k: int, l: int) -> None:  # noqa: E741
         return None
 
 
-def _build_wall() -> np.ndarray:
+def _build_wall(colour: bool) -> np.ndarray:
     package = find_spec('skimage')
     if package is None:
         raise ImageError("the demo's photographs come with scikit-image: pip install scikit-image, or give --source")
     folder = Path(package.submodule_search_locations[0]) / 'data'
-    return np.vstack([np.hstack([_fill_tile(_read(folder / name)) for name in row]) for row in _WALL])
+    return np.vstack([np.hstack([_fill_tile(_read(folder / name, colour)) for name in row]) for row in _WALL])
 
 
 def _fill_tile(photo: np.ndarray) -> np.ndarray:
@@ -122,8 +124,8 @@ def _fill_tile(photo: np.ndarray) -> np.ndarray:
     return photo[top : top + height, left : left + width]
 
 
-def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+def _read(path: Path, colour: bool) -> np.ndarray:
+    image = cv2.imread(str(path), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise ImageError(f'{path} cannot be read as an image')
     return image

@@ -1,0 +1,46 @@
+import numpy as np
+
+from edgepoint2_ros.drawing import BAD, GOOD, draw_keypoints, draw_matches, write_caption
+from edgepoint2_ros.features import Features
+
+
+def features(xy) -> Features:
+    count = len(xy)
+    scores = np.linspace(5, -5, count, dtype=np.float32)
+    return Features(np.float32(xy).reshape(-1, 2), scores, np.ones((count, 32), np.float32), (200, 100), 'T-32', 'a')
+
+
+def test_keypoints_are_drawn_where_they_are_and_the_image_stays():
+    image = np.zeros((100, 200), np.uint8)
+    picture = draw_keypoints(image, features([[50, 30], [150, 70]]))
+    assert picture.shape == (100, 200, 3)
+    rows, columns = np.nonzero(picture.any(axis=2))
+    assert {
+        (46 <= x <= 54 and 26 <= y <= 34) or (146 <= x <= 154 and 66 <= y <= 74) for x, y in zip(columns, rows)
+    } == {True}
+    assert not image.any()
+
+
+def test_an_image_without_keypoints_is_drawn_as_it_is():
+    image = np.full((100, 200, 3), 9, np.uint8)
+    np.testing.assert_array_equal(draw_keypoints(image, features([])), image)
+
+
+def test_matches_are_lines_between_the_two_images_good_ones_green():
+    first, second = np.zeros((100, 200), np.uint8), np.zeros((80, 120, 3), np.uint8)
+    ends = np.float32([[10, 20], [10, 60]])
+    picture = draw_matches(first, second, ends, ends, np.array([True, False]))
+    assert picture.shape == (100, 320, 3)
+    assert picture[20, 100].argmax() == np.argmax(GOOD)
+    assert picture[60, 100].argmax() == np.argmax(BAD)
+
+
+def test_no_matches_give_the_plain_pair():
+    nothing = np.empty((0, 2), np.float32)
+    assert not draw_matches(*[np.zeros((10, 10), np.uint8)] * 2, nothing, nothing, np.empty(0, bool)).any()
+
+
+def test_a_caption_stands_above_the_picture():
+    picture = write_caption(np.zeros((50, 300, 3), np.uint8), 'words')
+    assert picture.shape == (82, 300, 3)
+    assert picture[:32].max() == 255
