@@ -16,7 +16,7 @@ unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_P
 .DELETE_ON_ERROR:
 
 demo: .venv/package.stamp
-	$(BIN)/python -m edgepoint2_ros.cli demo
+	$(BIN)/python -m edgepoint2_ros.cli demo $(DEMO)
 
 test: .venv/test.stamp .venv/package.stamp lint
 	$(BIN)/python -m pytest

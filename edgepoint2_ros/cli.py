@@ -1,22 +1,32 @@
-"""The command `edgepoint2`: extraction, models, demo and benchmark without writing code.
+"""The command `edgepoint2`: extraction, models, evaluation, training, demo and benchmark without writing code.
 
-Each command imports what it needs when it runs: extraction starts without torch, and nothing but the demo needs ROS.
+Each command imports what it needs when it is called: extraction starts without torch, and only the demo needs ROS.
 """
 
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
 
+# Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
+_MODULES = {
+    'evaluate': ('edgepoint2_ros.evaluation.command', 'accuracy of models beside ORB and SIFT, with a report'),
+    'train': ('edgepoint2_ros.distillation.command', 'train a variant on your own images'),
+    'demo': ('edgepoint2_ros.demo.command', 'camera, extractor and consumer as three processes over DDS'),
+    'bench': ('edgepoint2_ros.bench', 'time the models beside ORB, SIFT and the dense reference'),
+}
+
 
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 1 for an error, which is printed in one line."""
-    options = _parser().parse_args(args)
+    args = sys.argv[1:] if args is None else args
     try:
+        options = _parser(args[0] if args else '').parse_args(args)
         return options.run(options)
     except EdgePoint2Error as error:
         print(f'edgepoint2: {error}', file=sys.stderr)
@@ -28,10 +38,8 @@ def main(args: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    from edgepoint2_ros import bench
-    from edgepoint2_ros.demo import command as demo
-
+def _parser(called: str) -> argparse.ArgumentParser:
+    """Return the parser; of the commands with modules of their own only the one that is called has its arguments."""
     parser = argparse.ArgumentParser(prog='edgepoint2', description='EdgePoint2 keypoints and compact descriptors')
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')
@@ -60,13 +68,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_export_arguments(download)
     download.set_defaults(run=_download_models)
 
-    for name, module, text in (
-        ('demo', demo, 'camera, extractor and consumer as three processes over DDS'),
-        ('bench', bench, 'time the models beside ORB, SIFT and the dense reference'),
-    ):
-        command = commands.add_parser(name, help=text, description=module.__doc__)
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    for name, (path, text) in _MODULES.items():
+        command = commands.add_parser(name, help=text)
+        if name == called:
+            try:
+                module = import_module(path)
+            except ImportError as error:
+                raise EdgePoint2Error(f'`edgepoint2 {name}` lacks a package: {error}') from None
+            command.description = module.__doc__
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
     return parser
 
 
