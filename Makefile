@@ -7,7 +7,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Shows what is collected and downloaded, not the hundred packages that are there already.
+PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -r $(1) | sed -u '/already satisfied/d'
+
+SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 
 # A ROS 2 that the shell has sourced must not mix with the one in .venv.
 unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
@@ -42,12 +46,12 @@ clean:
 
 .venv/demo.stamp: .venv/python.stamp requirements/demo.txt requirements/runtime.txt requirements/ros.txt requirements/models.txt
 	@echo '== [2/3] packages, ROS 2 among them: a minute or two'
-	$(PIP) install -r requirements/demo.txt
+	@$(call PIP_INSTALL,requirements/demo.txt)
 	@touch $@
 
 .venv/test.stamp: .venv/demo.stamp requirements/test.txt
 	@echo '== packages for the tests'
-	$(PIP) install -r requirements/test.txt
+	@$(call PIP_INSTALL,requirements/test.txt)
 	@touch $@
 
 # Linked, not copied: an edited Python file needs no rebuild.
