@@ -8,7 +8,7 @@ from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.models import MIN_SIZE, STRIDE, find_model
 
-MAX_PIXELS = 2**25  # 33 megapixels; the network needs about 80 bytes for each of them
+MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
 _NO_MASK = np.ones((1, 1), np.uint8)
 
 
