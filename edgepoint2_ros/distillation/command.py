@@ -29,10 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--images', nargs='+', type=Path, required=True, metavar='DIR', help='photographs to learn from'
     )
     parser.add_argument(
-        '--teacher', type=Path, required=True, metavar='PTH', help='weights of a larger variant: E64.pth'
+        '--teacher',
+        default='E-64',
+        metavar='WEIGHTS',
+        help='of a larger variant: official by name, or .pth (%(default)s)',
     )
     parser.add_argument(
-        '--start', type=Path, metavar='PTH', help='weights of this size to start from (default: random)'
+        '--start',
+        metavar='WEIGHTS',
+        help='of this size, by name or a .pth file, to start from (default: random numbers)',
     )
     parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='checkpoint, log, weights, models')
     parser.add_argument('--steps', type=int, default=12000, help='(default: %(default)s)')
