@@ -55,7 +55,7 @@ clean:
 	@touch $@
 
 # Linked, not copied: an edited Python file needs no rebuild.
-.venv/package.stamp: .venv/demo.stamp CMakeLists.txt package.xml $(wildcard msg/*.msg) resource/executable.py.in
+.venv/package.stamp: .venv/demo.stamp CMakeLists.txt package.xml $(wildcard msg/*.msg include/*/*.hpp) resource/executable.py.in
 	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
 	@mkdir -p .venv/build && cd .venv/build && { \
 	cmake ../.. -DCMAKE_PREFIX_PATH=$(CURDIR)/.venv -DCMAKE_INSTALL_PREFIX=$(CURDIR)/.venv \

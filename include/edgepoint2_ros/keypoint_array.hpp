@@ -1,0 +1,255 @@
+// From a KeypointArray message to matches, in C++17 and nothing else: no rclcpp, no OpenCV, nothing to link.
+//
+//   auto features = edgepoint2_ros::decode(message);        // checked; descriptors are float rows of unit length
+//   auto matches = edgepoint2_ros::match(last, features);   // mutual nearest neighbours
+//   cv::Mat rows(int(features.size()), int(features.descriptor_size), CV_32F, features.descriptors.data());
+//
+// The names and rules are those of the Python modules edgepoint2_ros.messages and edgepoint2_ros.matching.
+
+#ifndef EDGEPOINT2_ROS__KEYPOINT_ARRAY_HPP_
+#define EDGEPOINT2_ROS__KEYPOINT_ARRAY_HPP_
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "edgepoint2_ros/msg/keypoint_array.hpp"
+
+namespace edgepoint2_ros
+{
+
+/// A message whose fields contradict each other, or features that must not be compared; what() says what is wrong.
+class Error : public std::runtime_error
+{
+public:
+  using std::runtime_error::runtime_error;
+};
+
+/// The keypoints and descriptors of one image, best score first.
+struct Features
+{
+  std::string model;                // name of the variant, for example "T-32"
+  std::string digest;               // identity of the weights
+  std::uint32_t image_width = 0;    // pixels
+  std::uint32_t image_height = 0;   // pixels
+  std::vector<float> x;             // N: pixels to the right; pixel centres are at integers
+  std::vector<float> y;             // N: pixels downwards
+  std::vector<float> score;         // N: raw detector logits
+  std::size_t descriptor_size = 0;  // D
+  std::vector<float> descriptors;   // N rows of D numbers, each row of unit length
+
+  std::size_t size() const {return x.size();}
+
+  /// Row i: D numbers.
+  const float * descriptor(std::size_t i) const {return descriptors.data() + i * descriptor_size;}
+};
+
+/// Feature `first` of one image and feature `second` of another are each other's nearest neighbour.
+struct Match
+{
+  std::size_t first;
+  std::size_t second;
+  float cosine;
+};
+
+/// Whether the features come from the same weights, so that their descriptors may be compared.
+inline bool comparable(const Features & first, const Features & second)
+{
+  return first.model == second.model && first.digest == second.digest &&
+         first.descriptor_size == second.descriptor_size;
+}
+
+namespace detail
+{
+
+inline std::uint32_t little_endian(const std::uint8_t * bytes, std::size_t count)
+{
+  std::uint32_t value = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    value |= static_cast<std::uint32_t>(bytes[i]) << (8 * i);
+  }
+  return value;
+}
+
+inline float to_float(std::uint32_t bits)
+{
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float half_to_float(std::uint32_t half)
+{
+  const std::uint32_t sign = (half & 0x8000u) << 16;
+  const std::uint32_t exponent = (half >> 10) & 0x1fu;
+  const std::uint32_t fraction = half & 0x3ffu;
+  if (exponent == 0x1fu) {  // infinite, or not a number
+    return to_float(sign | 0x7f800000u | fraction << 13);
+  }
+  if (exponent == 0) {  // zero, or below the normal range
+    const float value = std::ldexp(static_cast<float>(fraction), -24);
+    return sign ? -value : value;
+  }
+  return to_float(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+inline void to_unit_length(float * row, std::size_t size)
+{
+  float sum = 0;
+  for (std::size_t d = 0; d < size; ++d) {
+    sum += row[d] * row[d];
+  }
+  const float scale = 1 / std::max(std::sqrt(sum), 1e-30f);  // a row of zeros stays one
+  for (std::size_t d = 0; d < size; ++d) {
+    row[d] *= scale;
+  }
+}
+
+/// The best and the second best cosine of one feature with those of the other image, and whose the best is.
+struct Nearest
+{
+  float cosine = -std::numeric_limits<float>::infinity();
+  float next = -std::numeric_limits<float>::infinity();
+  std::size_t index = 0;
+
+  void offer(float candidate, std::size_t candidate_index)
+  {
+    if (candidate > cosine) {
+      next = cosine;
+      cosine = candidate;
+      index = candidate_index;
+    } else if (candidate > next) {
+      next = candidate;
+    }
+  }
+};
+
+}  // namespace detail
+
+/// Checks a message and returns what it carries; float16 and int8 descriptors become float rows of unit length.
+/**
+ * \throws Error lengths contradict each other, or the descriptor encoding is unknown.
+ */
+inline Features decode(const msg::KeypointArray & message)
+{
+  const std::size_t count = message.x.size();
+  if (message.y.size() != count || message.score.size() != count) {
+    throw Error(
+            "x, y and score differ in length: " + std::to_string(count) + ", " + std::to_string(message.y.size()) +
+            " and " + std::to_string(message.score.size()) + " numbers");
+  }
+  std::size_t bytes = 0;  // of one number
+  switch (message.descriptor_encoding) {
+    case msg::KeypointArray::FLOAT32: bytes = 4; break;
+    case msg::KeypointArray::FLOAT16: bytes = 2; break;
+    case msg::KeypointArray::INT8: bytes = 1; break;
+    default:
+      throw Error(
+              "descriptor encoding " + std::to_string(message.descriptor_encoding) +
+              ": expected 0 (float32), 1 (float16) or 2 (int8)");
+  }
+  const std::size_t numbers = count * message.descriptor_size;
+  if (message.descriptors.size() != numbers * bytes) {
+    throw Error(
+            "descriptors have " + std::to_string(message.descriptors.size()) + " bytes: expected " +
+            std::to_string(numbers * bytes) + " for " + std::to_string(count) + " keypoints of " +
+            std::to_string(message.descriptor_size) + " numbers of " + std::to_string(bytes) + " bytes");
+  }
+
+  Features features;
+  features.model = message.model;
+  features.digest = message.digest;
+  features.image_width = message.image_width;
+  features.image_height = message.image_height;
+  features.x = message.x;
+  features.y = message.y;
+  features.score = message.score;
+  features.descriptor_size = message.descriptor_size;
+  features.descriptors.resize(numbers);
+  for (std::size_t i = 0; i < numbers; ++i) {
+    const std::uint8_t * number = message.descriptors.data() + i * bytes;
+    if (bytes == 1) {
+      features.descriptors[i] = static_cast<float>(*number < 128 ? *number : *number - 256);
+    } else {
+      const std::uint32_t bits = detail::little_endian(number, bytes);
+      features.descriptors[i] = bytes == 2 ? detail::half_to_float(bits) : detail::to_float(bits);
+    }
+  }
+  if (bytes != 4) {  // float32 rows are exact already
+    for (std::size_t i = 0; i < count; ++i) {
+      detail::to_unit_length(features.descriptors.data() + i * features.descriptor_size, features.descriptor_size);
+    }
+  }
+  return features;
+}
+
+/// Returns the pairs of features that are each other's nearest neighbour by the cosine of their descriptors.
+/**
+ * \param min_cosine pairs with a lower cosine are left out.
+ * \param ratio pairs are left out unless the distance of their descriptors is less than this times the distance to
+ *   the second best of `second` (Lowe's ratio test); 1 leaves it out.
+ * \return pairs with `first` ascending.
+ * \throws Error the features come from different models or weights.
+ */
+inline std::vector<Match> match(
+  const Features & first, const Features & second, float min_cosine = -1, float ratio = 1)
+{
+  if (!comparable(first, second)) {
+    throw Error(
+            "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
+            second.model + " [" + second.digest + "]: descriptors of different weights have nothing in common");
+  }
+  const std::size_t size = first.descriptor_size;
+  std::vector<detail::Nearest> of_first(first.size()), of_second(second.size());
+
+  // Sixteen descriptors of `second` at a time, number by number: compilers turn the inner loop into vector instructions
+  // without being allowed to reorder a sum.
+  constexpr std::size_t block = 16;
+  std::vector<float> columns(size * block);
+  for (std::size_t begin = 0; begin < second.size(); begin += block) {
+    const std::size_t width = std::min(block, second.size() - begin);
+    for (std::size_t d = 0; d < size; ++d) {
+      for (std::size_t j = 0; j < width; ++j) {
+        columns[d * block + j] = second.descriptor(begin + j)[d];
+      }
+    }
+    for (std::size_t i = 0; i < first.size(); ++i) {
+      std::array<float, block> cosine{};
+      const float * row = first.descriptor(i);
+      for (std::size_t d = 0; d < size; ++d) {
+        for (std::size_t j = 0; j < block; ++j) {
+          cosine[j] += row[d] * columns[d * block + j];
+        }
+      }
+      for (std::size_t j = 0; j < width; ++j) {
+        of_first[i].offer(cosine[j], begin + j);
+        of_second[begin + j].offer(cosine[j], i);
+      }
+    }
+  }
+
+  std::vector<Match> matches;
+  for (std::size_t i = 0; i < first.size() && second.size() > 0; ++i) {
+    const detail::Nearest & nearest = of_first[i];
+    if (of_second[nearest.index].index != i || !(nearest.cosine >= min_cosine)) {
+      continue;
+    }
+    // Unit vectors of cosine c are sqrt(2 - 2 c) apart.
+    if (ratio < 1 && !(1 - nearest.cosine < ratio * ratio * (1 - nearest.next))) {
+      continue;
+    }
+    matches.push_back({i, nearest.index, nearest.cosine});
+  }
+  return matches;
+}
+
+}  // namespace edgepoint2_ros
+
+#endif  // EDGEPOINT2_ROS__KEYPOINT_ARRAY_HPP_

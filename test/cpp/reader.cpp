@@ -1,0 +1,78 @@
+// Reads serialised KeypointArray messages and prints what test_cpp.py compares with Python's own answer.
+//
+//   reader decode FILE                        one line a keypoint: x y score and the descriptor
+//   reader match FILE FILE [COSINE [RATIO]]   one line a match: first second cosine
+//   reader time FILE FILE                     milliseconds of one match, the median of 21
+//
+// An error of the header is printed on stderr, with exit code 1.
+
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "edgepoint2_ros/keypoint_array.hpp"
+#include "rcutils/allocator.h"
+#include "rmw/rmw.h"
+#include "rosidl_typesupport_cpp/message_type_support.hpp"
+
+using edgepoint2_ros::msg::KeypointArray;
+
+KeypointArray read(const std::string & path)
+{
+  std::ifstream file(path, std::ios::binary);
+  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  rmw_serialized_message_t serialised = rmw_get_zero_initialized_serialized_message();
+  serialised.buffer = reinterpret_cast<std::uint8_t *>(bytes.data());
+  serialised.buffer_length = serialised.buffer_capacity = bytes.size();
+  serialised.allocator = rcutils_get_default_allocator();
+  KeypointArray message;
+  const auto * type = rosidl_typesupport_cpp::get_message_type_support_handle<KeypointArray>();
+  if (rmw_deserialize(&serialised, type, &message) != RMW_RET_OK) {
+    throw std::runtime_error(path + " is not a serialised KeypointArray");
+  }
+  return message;
+}
+
+int main(int count, char ** arguments)
+{
+  const std::vector<std::string> words(arguments + 1, arguments + count);
+  try {
+    const auto first = edgepoint2_ros::decode(read(words.at(1)));
+    if (words.at(0) == "decode") {
+      for (std::size_t i = 0; i < first.size(); ++i) {
+        std::printf("%.9g %.9g %.9g", first.x[i], first.y[i], first.score[i]);
+        for (std::size_t d = 0; d < first.descriptor_size; ++d) {
+          std::printf(" %.9g", first.descriptor(i)[d]);
+        }
+        std::printf("\n");
+      }
+      return 0;
+    }
+    const auto second = edgepoint2_ros::decode(read(words.at(2)));
+    if (words[0] == "match") {
+      const float cosine = words.size() > 3 ? std::stof(words[3]) : -1;
+      const float ratio = words.size() > 4 ? std::stof(words[4]) : 1;
+      for (const auto & match : edgepoint2_ros::match(first, second, cosine, ratio)) {
+        std::printf("%zu %zu %.9g\n", match.first, match.second, match.cosine);
+      }
+      return 0;
+    }
+    std::vector<double> times;
+    std::size_t matches = 0;
+    for (int i = 0; i < 21; ++i) {
+      const auto begin = std::chrono::steady_clock::now();
+      matches = edgepoint2_ros::match(first, second).size();
+      times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+    }
+    std::sort(times.begin(), times.end());
+    std::printf("%zu x %zu: %zu matches, %.2f ms\n", first.size(), second.size(), matches, times[10]);
+  } catch (const std::exception & error) {
+    std::cerr << error.what() << std::endl;
+    return 1;
+  }
+  return 0;
+}
