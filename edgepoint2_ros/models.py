@@ -1,7 +1,8 @@
 """Where models live, and what their cards say.
 
-A model is an ONNX file with a JSON card beside it (``T-32.onnx``, ``T-32.json``). The card names the variant, the
-digest of the weights and the SHA-256 of the ONNX file, which is checked whenever the model is opened.
+A model is an ONNX file with a JSON card beside it (``T-32.onnx``, ``T-32.json``), and the same network in fp16 for
+TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the weights and the SHA-256 of both ONNX files,
+each of which is checked whenever it is opened.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ MIN_SIZE = 64  # smallest image side in pixels
 PAD_SCORE = -65504.0  # score of rows past the last keypoint: the lowest number of float16, far below any logit
 NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
+MOST_KEYPOINTS = 3840  # that one model can return: TensorRT's TopK picks no more
 CARD_FORMAT = 1
 
 WEIGHTS = ('official',)  # the names of weights that need no path
@@ -49,6 +51,30 @@ def models_directory(weights: str = 'official') -> Path:
 def card_path(model: Path) -> Path:
     """Return the file of a model's card."""
     return Path(model).with_suffix('.json')
+
+
+def half_path(model: Path) -> Path:
+    """Return the file of a model in fp16."""
+    return Path(model).with_suffix('.fp16.onnx')
+
+
+def read_half(model: Model) -> bytes:
+    """Return the model in fp16, as ONNX.
+
+    Raises:
+        ModelError: it is missing or corrupt, or the model was made before there was one.
+    """
+    path = half_path(model.path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f'{path} cannot be read ({error.strerror}): make the model again') from None
+    actual, expected = hashlib.sha256(data).hexdigest(), model.card.get('fp16_sha256', 'nothing')
+    if actual != expected:
+        raise ModelError(
+            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
+        )
+    return data
 
 
 def find_model(name: str, weights: str = 'official') -> Model:
@@ -112,9 +138,8 @@ def list_models() -> list[Model | ModelError]:
     """Return the models in the user's data directory, in the order of the variants; a broken one as its error."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     found = []
-    for path in sorted(
-        (data_directory() / 'models').glob('*/*.onnx'), key=lambda p: (p.parent, order.get(p.stem, len(order)), p.stem)
-    ):
+    paths = [path for path in (data_directory() / 'models').glob('*/*.onnx') if not path.name.endswith('.fp16.onnx')]
+    for path in sorted(paths, key=lambda p: (p.parent, order.get(p.stem, len(order)), p.stem)):
         try:
             found.append(open_model(path))
         except ModelError as error:

@@ -1,13 +1,17 @@
-"""Export of a network to the one sparse ONNX model that every runtime runs.
+"""Export of a network to the sparse ONNX model that every runtime runs.
 
 The graph is written out operator by operator rather than traced, because it is the product: it holds the whole
 post-processing, so that only the best K keypoints leave the runtime, and each operator is one that ONNX Runtime,
 OpenVINO and TensorRT 8.6 and later know (opset 17).
 
+It is written twice: in fp32 for CPUs (``T-32.onnx``), and for TensorRT (``T-32.fp16.onnx``) with the convolutions and
+the maps between them in fp16. Everything else stays fp32 there, by casts that TensorRT obeys: the sums of the
+normalisation overflow fp16, and coordinates above 512 would be rounded to half pixels.
+
 Inputs
     image    uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64 pixels.
     mask     uint8 (h, w): nonzero where keypoints are allowed, on the network's grid, which is the image floored to
-             multiples of 32; or (1, 1) with a one in it: no mask.
+             multiples of 32; or (1, 1) with a one in it: no mask. TensorRT takes masks on the grid alone.
 Outputs, best score first, always K rows
     xy           float32 (K, 2), pixels of the image, sub-pixel.
     scores       float32 (K,), raw logits. Rows past the last keypoint hold PAD_SCORE: cut where the score falls
@@ -24,7 +28,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgepoint2_ros.models import BORDER, CARD_FORMAT, NMS_RADIUS, PAD_SCORE, STRIDE, card_path
+from edgepoint2_ros.errors import ModelError
+from edgepoint2_ros.models import (
+    BORDER,
+    CARD_FORMAT,
+    MOST_KEYPOINTS,
+    NMS_RADIUS,
+    PAD_SCORE,
+    STRIDE,
+    card_path,
+    half_path,
+)
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
@@ -40,7 +54,7 @@ def export_model(
     subpixel: bool = True,
     card: dict | None = None,
 ) -> Path:
-    """Write ``network`` as a sparse ONNX model to ``path`` and its card (JSON) beside it.
+    """Write ``network`` as a sparse ONNX model to ``path``, and beside it the fp16 model and the card (JSON).
 
     Args:
         network: the network with its weights; it is not changed.
@@ -48,10 +62,13 @@ def export_model(
         max_keypoints: K, the number of rows in the outputs.
         subpixel: refine keypoints by a parabola through the score map.
         card: further entries of the card, such as ``source`` and ``licence``.
+
+    Raises:
+        ModelError: max_keypoints is out of range.
     """
     path = Path(path)
-    model = build_model(network, max_keypoints, subpixel)
-    data = model.SerializeToString()
+    data = build_model(network, max_keypoints, subpixel).SerializeToString()
+    half = build_model(network, max_keypoints, subpixel, half=True).SerializeToString()
     entries = {
         'format': CARD_FORMAT,
         'model': network.variant.name,
@@ -59,11 +76,13 @@ def export_model(
         'max_keypoints': max_keypoints,
         'subpixel': subpixel,
         'sha256': hashlib.sha256(data).hexdigest(),
+        'fp16_sha256': hashlib.sha256(half).hexdigest(),
         **(card or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The card goes last and both replace what was there in one step: a reader never sees half a model.
-    for target, content in ((path, data), (card_path(path), json.dumps(entries, indent=2).encode() + b'\n')):
+    # The card goes last and each file replaces what was there in one step: a reader never sees half a model.
+    text = json.dumps(entries, indent=2) + '\n'
+    for target, content in ((path, data), (half_path(path), half), (card_path(path), text.encode())):
         temporary = target.with_name(target.name + '.part')
         temporary.write_bytes(content)
         temporary.replace(target)
@@ -80,9 +99,25 @@ def weights_digest(network: EdgePoint2) -> str:
     return digest.hexdigest()[:16]
 
 
-def build_model(network: EdgePoint2, max_keypoints: int = MAX_KEYPOINTS, subpixel: bool = True) -> onnx.ModelProto:
-    """Return the sparse ONNX model of ``network``; see the module's description for its inputs and outputs."""
-    graph = _Graph()
+def build_model(
+    network: EdgePoint2, max_keypoints: int = MAX_KEYPOINTS, subpixel: bool = True, half: bool = False
+) -> onnx.ModelProto:
+    """Return the sparse ONNX model of ``network``; see the module's description for its inputs and outputs.
+
+    Args:
+        network: the network with its weights; it is not changed.
+        max_keypoints: K, from 1 to MOST_KEYPOINTS.
+        subpixel: refine keypoints by a parabola through the score map.
+        half: the model for TensorRT, with fp16 convolutions.
+
+    Raises:
+        ModelError: max_keypoints is out of range.
+    """
+    if not 1 <= max_keypoints <= MOST_KEYPOINTS:
+        raise ModelError(
+            f'max_keypoints: expected 1 to {MOST_KEYPOINTS} (TensorRT picks no more best ones), got {max_keypoints}'
+        )
+    graph = _Graph(half=half)
     image_size, network_size, gray = _gray_image(graph)
     score_map, head = _dense_maps(graph, network, gray)
     xy, scores = _keypoints(graph, score_map, network_size, max_keypoints, subpixel)
@@ -121,8 +156,9 @@ def build_model(network: EdgePoint2, max_keypoints: int = MAX_KEYPOINTS, subpixe
 class _Graph:
     """Nodes and constants of an ONNX graph in the making; values are named by strings."""
 
-    def __init__(self, prefix: str = ''):
+    def __init__(self, prefix: str = '', half: bool = False):
         self.prefix = prefix  # keeps names apart in the branches of an If
+        self.half = half  # convolutions in fp16
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -134,10 +170,10 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
         return base if outputs == 1 else results
 
-    def constant(self, value) -> str:
-        """Add a constant; Python integers become int64, floats float32, as ONNX wants them nearly everywhere."""
+    def constant(self, value, kind: type = np.float32) -> str:
+        """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
-        array = array.astype(np.int64 if array.dtype.kind == 'i' else np.float32)
+        array = array.astype(np.int64 if array.dtype.kind == 'i' else kind)
         name = f'{self.prefix}constant_{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -160,11 +196,12 @@ class _Graph:
             gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
             weight = weight * gain[:, None, None, None]
             offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
+        kind = np.float16 if self.half else np.float32
         x = self.op(
             'Conv',
             x,
-            weight,
-            offset,
+            self.constant(weight, kind),
+            self.constant(offset, kind),
             kernel_shape=conv.kernel_size,
             strides=conv.stride,
             pads=[*conv.padding, *conv.padding],
@@ -178,6 +215,12 @@ class _Graph:
             'Resize', x, '', [1.0, 1.0, factor, factor], mode='linear', coordinate_transformation_mode='half_pixel'
         )
 
+    def to_half(self, x: str) -> str:
+        return self.op('Cast', x, to=TensorProto.FLOAT16) if self.half else x
+
+    def to_float(self, x: str) -> str:
+        return self.op('Cast', x, to=TensorProto.FLOAT) if self.half else x
+
     def average_pool(self, x: str, size: int) -> str:
         return self.op('AveragePool', x, kernel_shape=[size, size], strides=[size, size])
 
@@ -185,24 +228,36 @@ class _Graph:
 def _gray_image(graph: _Graph) -> tuple[str, str, str]:
     """Return width and height of the image and of the network's grid, float (2,) each, and the gray image on the grid.
 
-    The two Ifs spare the common cases (gray images, sizes that are multiples of 32) a pass over all pixels.
+    The two Ifs spare CPUs a pass over all pixels in the common cases: gray images, sizes that are multiples of 32.
+    TensorRT wants branches of equal shapes and knows the size when it builds, so its graph is written without.
     """
     height_width = graph.op('Slice', graph.op('Shape', 'image'), [0], [2], [0])
     grid = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
     grid_4d = graph.op('Concat', [1, 1], grid, axis=0)
-    gray = graph.choose(
-        graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
-        lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
-        lambda branch: branch.op('ReduceMean', branch.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0),
-    )
+
+    def average_channels(graph):
+        return graph.op('ReduceMean', graph.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0)
+
+    def resample(graph):
+        return graph.op('Resize', gray, '', '', grid_4d, mode='linear', coordinate_transformation_mode='align_corners')
+
+    if graph.half:
+        gray = average_channels(graph)
+    else:
+        gray = graph.choose(
+            graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
+            lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
+            average_channels,
+        )
     gray = graph.op('Unsqueeze', graph.op('Mul', gray, 1 / 255), [0, 1])
-    gray = graph.choose(
-        graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
-        lambda branch: branch.op('Identity', gray),
-        lambda branch: branch.op(
-            'Resize', gray, '', '', grid_4d, mode='linear', coordinate_transformation_mode='align_corners'
-        ),
-    )
+    if graph.half:
+        gray = resample(graph)
+    else:
+        gray = graph.choose(
+            graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
+            lambda branch: branch.op('Identity', gray),
+            resample,
+        )
     width_height = [
         graph.op('Cast', graph.op('Gather', size, [1, 0]), to=TensorProto.FLOAT) for size in (height_width, grid)
     ]
@@ -229,7 +284,7 @@ def _dense_maps(graph: _Graph, network: EdgePoint2, gray: str) -> tuple[str, str
         skip = graph.conv(x, block.skip) if isinstance(block.skip, nn.Conv2d) else x
         return graph.op('Relu', graph.op('Add', inner, skip))
 
-    x1 = residual(block(block(gray, network.block1[0]), network.block1[1]), network.block1[2])
+    x1 = residual(block(block(graph.to_half(gray), network.block1[0]), network.block1[1]), network.block1[2])
     half_x1 = graph.average_pool(x1, 2)
     x2 = residual(graph.average_pool(half_x1, 2), network.block2)
     x3 = residual(graph.average_pool(x2, 4), network.block3)
@@ -242,7 +297,8 @@ def _dense_maps(graph: _Graph, network: EdgePoint2, gray: str) -> tuple[str, str
     detection = graph.conv(detection, network.score_head[0], relu=True)
     detection = graph.conv(detection, network.score_head[2], relu=True)
     detection = graph.conv(detection, network.score_head[4])
-    return graph.op('DepthToSpace', detection, blocksize=2, mode='CRD'), descriptors
+    score_map = graph.op('DepthToSpace', detection, blocksize=2, mode='CRD')
+    return graph.to_float(score_map), graph.to_float(descriptors)
 
 
 def _keypoints(graph: _Graph, score_map: str, network_size: str, count: int, subpixel: bool) -> tuple[str, str]:
@@ -257,7 +313,7 @@ def _keypoints(graph: _Graph, score_map: str, network_size: str, count: int, sub
     strongest = graph.op('MaxPool', strongest, kernel_shape=[window, 1], pads=[NMS_RADIUS, 0, NMS_RADIUS, 0])
     # Sums and products instead of And and Where: they run vectorised everywhere, also where the mask is (1, 1).
     is_maximum = graph.op('Cast', graph.op('Equal', score_map, strongest), to=TensorProto.FLOAT)
-    allowed = graph.op('Cast', graph.op('Cast', 'mask', to=TensorProto.BOOL), to=TensorProto.FLOAT)
+    allowed = graph.op('Min', graph.op('Cast', 'mask', to=TensorProto.FLOAT), 1.0)
     penalty = graph.op('Mul', graph.op('Sub', graph.op('Mul', is_maximum, allowed), 1.0), -2 * PAD_SCORE)
     maxima = graph.op('Add', score_map, penalty)
     maxima = graph.op('Slice', maxima, [BORDER, BORDER], [-BORDER, -BORDER], [2, 3])
@@ -268,7 +324,7 @@ def _keypoints(graph: _Graph, score_map: str, network_size: str, count: int, sub
     # K rows of padding: small images have fewer cells than K, and the outputs keep their shape.
     padded = graph.op('Concat', flat, np.full(count, PAD_SCORE), axis=0)
     scores, index = graph.op('TopK', padded, [count], outputs=2, axis=0)
-    index = graph.op('Min', index, graph.op('Sub', graph.op('Size', flat), 1))
+    index = graph.op('Min', index, graph.op('Sub', graph.op('Shape', flat), [1]))
 
     pixels = graph.op('Reshape', cells, [4, -1])
     pixel_in_cell = graph.op('ArgMax', graph.op('Gather', pixels, index, axis=1), axis=0, keepdims=0)
