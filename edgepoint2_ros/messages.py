@@ -25,21 +25,34 @@ def encode(features: Features, header, encoding: str = 'float32'):
     """
     from edgepoint2_ros.msg import KeypointArray  # the only thing in this module that needs ROS
 
+    fields = to_fields(features, encoding)
+    for name, value in fields.items():
+        if isinstance(value, np.ndarray):
+            # Message setters take an array.array without looking at each number.
+            fields[name] = array.array('B' if value.dtype == np.uint8 else 'f', value.tobytes())
+    return KeypointArray(header=header, **fields)
+
+
+def to_fields(features: Features, encoding: str = 'float32') -> dict:
+    """Return the fields of a KeypointArray by name, all but the header; its arrays as numpy arrays.
+
+    Raises:
+        MessageError: the encoding is not one of the three.
+    """
     rows = quantise(features.descriptors, encoding)
     width, height = features.image_size
-    return KeypointArray(
-        header=header,
-        model=features.model,
-        digest=features.digest,
-        image_width=width,
-        image_height=height,
-        x=_floats(features.xy[:, 0]),
-        y=_floats(features.xy[:, 1]),
-        score=_floats(features.scores),
-        descriptor_size=features.descriptors.shape[1],
-        descriptor_encoding=ENCODINGS.index(encoding),
-        descriptors=array.array('B', rows.tobytes()),
-    )
+    return {
+        'model': features.model,
+        'digest': features.digest,
+        'image_width': width,
+        'image_height': height,
+        'x': np.ascontiguousarray(features.xy[:, 0], np.float32),
+        'y': np.ascontiguousarray(features.xy[:, 1], np.float32),
+        'score': np.ascontiguousarray(features.scores, np.float32),
+        'descriptor_size': features.descriptors.shape[1],
+        'descriptor_encoding': ENCODINGS.index(encoding),
+        'descriptors': rows.reshape(-1).view(np.uint8),
+    }
 
 
 def decode(message) -> Features:
@@ -102,8 +115,3 @@ def dequantise(rows: np.ndarray) -> np.ndarray:
     rows = rows.astype(np.float32)
     length = np.sqrt(np.einsum('nd,nd->n', rows, rows))
     return rows / np.maximum(length, 1e-30)[:, None]  # a row of zeros stays one
-
-
-def _floats(values: np.ndarray) -> array.array:
-    """Return float32 ``values`` as the array.array that message setters take without looking at each number."""
-    return array.array('f', np.ascontiguousarray(values, np.float32).tobytes())
