@@ -1,5 +1,6 @@
 """The node as a robot runs it: a process of its own, fed and read over real DDS."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -324,19 +325,21 @@ def test_all_images_are_processed_when_asked_for(shared, photograph):
 
 def test_the_newest_image_wins_when_more_come_than_can_be_processed(official_model, photograph, start, rig):
     official_model('T-32')
-    start('newest', threads=1, image_reliability='reliable')
+    process = start('newest', threads=1, image_reliability='reliable', max_keypoints=10)
     camera = rig('newest')
     camera.connect()
-    camera.answer(photograph)
-    camera.received.clear()
-    images = []
-    for _ in range(100):
-        images.append(camera.send(photograph))
-        camera.spin(0.002)
+    large = np.tile(photograph[:, :, 1], (3, 3))  # takes far longer to process than to send
+    images = [camera.send(large) for _ in range(30)]
     camera.wait_until(lambda: camera.received and camera.received[-1].header == images[-1].header)
     stamps = [message.header.stamp.sec for message in camera.received]
     assert stamps == sorted(set(stamps))
-    assert len(stamps) < 100
+    assert len(stamps) < 30
+    assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+    numbers = [int(n) for n in re.findall(r'(\d+) (?:images received|processed|dropped|bad)', process.output)]
+    received, processed, dropped, bad = numbers
+    assert processed == len(stamps)
+    assert received == processed + dropped + bad
+    assert dropped > 0
 
 
 def test_live_parameters_change_while_running_and_bad_values_are_refused(shared, photograph):
