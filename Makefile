@@ -58,8 +58,8 @@ clean:
 .venv/package.stamp: .venv/demo.stamp CMakeLists.txt package.xml $(wildcard msg/*.msg include/*/*.hpp) resource/executable.py.in
 	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
 	@mkdir -p .venv/build && cd .venv/build && { \
-	cmake ../.. -DCMAKE_PREFIX_PATH=$(CURDIR)/.venv -DCMAKE_INSTALL_PREFIX=$(CURDIR)/.venv \
-		-DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python3 -DAMENT_CMAKE_SYMLINK_INSTALL=ON -DBUILD_TESTING=OFF && \
+	cmake '$(CURDIR)' -DCMAKE_PREFIX_PATH='$(CURDIR)/.venv' -DCMAKE_INSTALL_PREFIX='$(CURDIR)/.venv' \
+		-DPython3_EXECUTABLE='$(CURDIR)/$(BIN)/python3' -DAMENT_CMAKE_SYMLINK_INSTALL=ON -DBUILD_TESTING=OFF && \
 	cmake --build . --parallel "$$(nproc)" && cmake --install .; } > ../build.log 2>&1 || \
 	{ tail -n 40 ../build.log; exit 1; }
 	@touch $@
