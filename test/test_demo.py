@@ -1,8 +1,10 @@
 """The demo: its sources, and the whole of it as three processes over DDS."""
 
 import re
+import signal
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 
 import cv2
@@ -86,6 +88,20 @@ def test_the_known_motion_is_recovered_over_dds(official_model, tmp_path, model)
     assert float(summary[2]) >= 80
     assert cv2.imread(str(picture)).shape[1] == 1280
     assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+@needs_ros
+@pytest.mark.parametrize('delay', [1.0, 2.0, 4.0])
+def test_ctrl_c_ends_all_three_processes_quietly(official_model, tmp_path, delay):
+    official_model('T-32')
+    command = [sys.executable, '-m', 'edgepoint2_ros.cli', 'demo', '--picture', str(tmp_path / 'matches.png')]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    time.sleep(delay)
+    demo.send_signal(signal.SIGINT)
+    output = demo.communicate(timeout=30)[0]  # returns only when all that hold its pipe have ended
+    assert demo.returncode == 0, output
+    assert 'Traceback' not in output
 
 
 @pytest.mark.slow

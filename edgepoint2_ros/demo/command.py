@@ -3,7 +3,6 @@
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -55,7 +54,8 @@ def run(options: argparse.Namespace) -> int:
             ('demo.camera', ['--start', start, *source]),
         ):
             command = [sys.executable, '-m', f'edgepoint2_ros.{module}', *arguments]
-            processes.append(subprocess.Popen(command, env=environment))
+            # In sessions of their own: Ctrl-C reaches this process alone, which ends them in its own time.
+            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
         consumer, *others = processes
         while consumer.poll() is None:
             failed = [process for process in others if process.poll() is not None]
@@ -80,7 +80,7 @@ def _environment() -> dict[str, str]:
 def _end(processes: list[subprocess.Popen]) -> None:
     for process in processes:
         if process.poll() is None:
-            process.send_signal(signal.SIGINT)
+            process.terminate()
     for process in processes:
         try:
             process.wait(timeout=5)
