@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.engines import LOG, Report, open_engine
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.models import MIN_SIZE, STRIDE, find_model
@@ -18,7 +18,7 @@ class Extractor:
     Attributes:
         variant: the Variant.
         digest: identity of the weights, 16 hex digits.
-        backend: name of the runtime that was chosen.
+        backend: name of the runtime in use; `auto` may change it when the one chosen first fails.
         description: model, weights, runtime and the reason for it, in one line.
     """
 
@@ -27,21 +27,23 @@ class Extractor:
         model: str = 'T-32',
         weights: str = 'official',
         backend: str = 'auto',
-        precision: str = 'fp32',
+        precision: str = 'auto',
         threads: int = 0,
         max_keypoints: int | None = None,
         score_threshold: float = -5.0,
+        report: Report = LOG,
     ):
         """Find the model and open an engine for it.
 
         Args:
             model: name of the variant, for example ``T-32``.
             weights: ``official``, or a path to an ONNX model or a folder of them.
-            backend: ``auto``, ``openvino`` or ``onnxruntime``.
-            precision: ``fp32`` or ``bf16``.
+            backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
+            precision: ``auto`` (fp16 on TensorRT, fp32 on CPUs), ``fp32``, ``fp16`` or ``bf16``.
             threads: threads of the runtime; 0 takes every core.
             max_keypoints: most keypoints of an image; by default and at most what the model was exported with (2048).
             score_threshold: keypoints score above it (raw logits).
+            report: takes lines about what takes long, such as building a plan, or did not work out.
 
         Raises:
             ModelError: no such variant or model, or a corrupt one.
@@ -53,9 +55,15 @@ class Extractor:
         self.digest = self._model.digest
         self.max_keypoints = self._model.max_keypoints if max_keypoints is None else max_keypoints
         self.score_threshold = score_threshold
-        self._engine = open_engine(self._model, backend, precision, threads)
-        self.backend = self._engine.backend
-        self.description = f'{self.variant} {self._model.path} [{self.digest}] on {self._engine.description}'
+        self._engine = open_engine(self._model, backend, precision, threads, report)
+
+    @property
+    def backend(self) -> str:
+        return self._engine.backend
+
+    @property
+    def description(self) -> str:
+        return f'{self.variant} {self._model.path} [{self.digest}] on {self._engine.description}'
 
     @property
     def max_keypoints(self) -> int:
@@ -80,6 +88,20 @@ class Extractor:
         if not -1000.0 <= value <= 1000.0:  # also refuses NaN
             raise EdgePoint2Error(f'score_threshold: expected -1000 to 1000, got {value}')
         self._score_threshold = float(value)
+
+    def prepare(self, width: int, height: int, channels: int = 3) -> None:
+        """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
+
+        Args:
+            width, height: of the images to come, in pixels.
+            channels: 1 for gray images, 3 for colour.
+
+        Raises:
+            EngineError: the backend refuses that size.
+            ImageError: too small or too large.
+        """
+        _check_size(width, height)
+        self._engine.prepare(height, width, channels)
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """Return the features of one image.
@@ -112,15 +134,19 @@ def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ImageError(f'image: expected shape (H, W) or (H, W, 3), got {image.shape}')
     height, width = image.shape[:2]
-    if min(height, width) < MIN_SIZE:
-        raise ImageError(f'image: expected at least {MIN_SIZE} x {MIN_SIZE} pixels, got {width} x {height}')
-    if height * width > MAX_PIXELS:
-        raise ImageError(f'image: expected at most {MAX_PIXELS} pixels, got {width} x {height}')
+    _check_size(width, height)
     if mask is None:
         return
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != (height, width):
         got = f'{mask.dtype} {mask.shape}' if isinstance(mask, np.ndarray) else type(mask).__name__
         raise ImageError(f'mask: expected uint8 {(height, width)} like the image, got {got}')
+
+
+def _check_size(width: int, height: int) -> None:
+    if min(height, width) < MIN_SIZE:
+        raise ImageError(f'image: expected at least {MIN_SIZE} x {MIN_SIZE} pixels, got {width} x {height}')
+    if height * width > MAX_PIXELS:
+        raise ImageError(f'image: expected at most {MAX_PIXELS} pixels, got {width} x {height}')
 
 
 def _on_grid(mask: np.ndarray | None, width: int, height: int) -> np.ndarray:

@@ -37,8 +37,8 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
-        ({'backend': 'tflite'}, "unknown backend 'tflite': expected auto or one of openvino, onnxruntime"),
-        ({'precision': 'int4'}, "unknown precision 'int4': expected one of fp32, bf16"),
+        ({'backend': 'tflite'}, "unknown backend 'tflite': expected auto or one of tensorrt, openvino, onnxruntime"),
+        ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16"),
         ({'threads': -1}, 'threads: expected 0'),
         ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32 on the CPU, not bf16'),
     ],

@@ -393,7 +393,7 @@ def test_a_lifecycle_manager_can_drive_the_node_and_change_its_model(official_mo
     [
         ({'model': 'T-64'}, f"unknown model 'T-64': expected one of {', '.join(NAMES)}"),
         ({'weights': '/no/such/model.onnx'}, "weights '/no/such/model.onnx': expected official or a path"),
-        ({'backend': 'abacus'}, "parameter backend: expected one of auto, openvino, onnxruntime, got 'abacus'"),
+        ({'backend': 'abacus'}, "parameter backend: expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'"),
         ({'max_keypoints': -1}, 'parameter max_keypoints: expected integer from 1 to 3840, got -1'),
         ({'threads': 'many'}, "parameter threads: expected integer from 0 to 256, got 'many'"),
     ],

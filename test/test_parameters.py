@@ -34,7 +34,7 @@ def test_every_variant_is_listed():
         ('max_keypoints', True, 'expected integer from 1 to 3840, got True'),
         ('score_threshold', float('nan'), 'expected number from -1000.0 to 1000.0, got nan'),
         ('score_threshold', 'low', "expected number from -1000.0 to 1000.0, got 'low'"),
-        ('backend', 'abacus', "expected one of auto, openvino, onnxruntime, got 'abacus'"),
+        ('backend', 'abacus', "expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'"),
         ('model', 32, 'expected string, got 32'),
         ('autostart', 1, 'expected true or false, got 1'),
         ('autostart', None, 'expected true or false, got None'),

@@ -17,8 +17,8 @@ from edgepoint2_ros.variants import find_variant
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
-    parser.add_argument('--backend', default='auto', help='auto, openvino or onnxruntime (default: %(default)s)')
-    parser.add_argument('--precision', default='fp32', help='fp32 or bf16 (default: %(default)s)')
+    parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
+    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16 or bf16 (default: %(default)s)')
     parser.add_argument('--max-keypoints', type=int, default=1000, help='most keypoints a frame (default: %(default)s)')
     parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')

@@ -1,10 +1,12 @@
 """Engines: a runtime holding one model, ready to run. One file a runtime, one small interface.
 
-A runtime module offers ``open_engine(model, precision, threads) -> Engine``; it imports its runtime only there, and
-raises EngineError with one sentence where the runtime is missing or cannot do what was asked.
+A runtime module offers ``open_engine(model, precision, threads, report) -> Engine``; it imports its runtime only there,
+and raises EngineError with one sentence where the runtime is missing or cannot do what was asked.
 """
 
+import logging
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Protocol
 
@@ -15,10 +17,15 @@ from edgepoint2_ros.models import Model
 
 # In the order in which `auto` tries them, with the reason for the place.
 BACKENDS = {
+    'tensorrt': 'the fastest on NVIDIA GPUs',
     'openvino': 'the fastest on x86 CPUs',
     'onnxruntime': 'runs on every CPU',
 }
-PRECISIONS = ('fp32', 'bf16')
+LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
+PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
+
+
+Report = Callable[[str], None]
 
 
 class Engine(Protocol):
@@ -32,6 +39,14 @@ class Engine(Protocol):
     backend: str
     description: str
 
+    def prepare(self, height: int, width: int, channels: int) -> None:
+        """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
+
+        Raises:
+            EngineError: the runtime refuses that size.
+        """
+        ...
+
     def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return xy (K, 2), scores (K,) and descriptors (K, D), float32, as the model's outputs say.
 
@@ -40,18 +55,30 @@ class Engine(Protocol):
             mask: uint8 (h, w) on the network's grid, or (1, 1).
 
         The arrays belong to the caller: a later run does not change them.
+
+        Raises:
+            EngineError: the runtime refuses that size, or fails.
         """
         ...
 
 
-def open_engine(model: Model, backend: str = 'auto', precision: str = 'fp32', threads: int = 0) -> Engine:
+def open_engine(
+    model: Model,
+    backend: str = 'auto',
+    precision: str = 'auto',
+    threads: int = 0,
+    report: Report = LOG,
+) -> Engine:
     """Return an engine that holds ``model``.
 
     Args:
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
-        precision: ``fp32``, or ``bf16`` where the backend and the CPU have it.
+        precision: ``fp32``, ``fp16`` (TensorRT) or ``bf16`` (OpenVINO, where the CPU has it); ``auto`` is fp16 on
+            TensorRT, and fp32 on CPUs.
         threads: threads of the runtime; 0 takes every core that this process may use.
+        report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with
+            ``not ready: `` says what the engine waits for.
 
     Raises:
         EngineError: no such backend or precision, or the runtime is missing or refuses.
@@ -62,20 +89,61 @@ def open_engine(model: Model, backend: str = 'auto', precision: str = 'fp32', th
         raise EngineError(f'threads: expected 0 (all cores) or more, got {threads}')
     threads = threads or len(os.sched_getaffinity(0))
     if backend in BACKENDS:
-        return _open(backend, model, precision, threads)
+        return _open(backend, model, precision, threads, report)
     if backend != 'auto':
         raise EngineError(f'unknown backend {backend!r}: expected auto or one of {", ".join(BACKENDS)}')
-    refusals = []
-    for candidate, reason in BACKENDS.items():
-        try:
-            engine = _open(candidate, model, precision, threads)
-        except EngineError as error:
-            refusals.append(str(error))
-            continue
-        engine.description += f' (auto: {"; ".join([*refusals, reason])})'
-        return engine
-    raise EngineError(f'no backend can run {model.variant} in {precision}: {"; ".join(refusals)}')
+    return AutoEngine(model, precision, threads, report)
 
 
-def _open(backend: str, model: Model, precision: str, threads: int) -> Engine:
-    return import_module(f'{__name__}.{backend}').open_engine(model, precision, threads)
+class AutoEngine:
+    """The best backend that can be opened; when it fails later, the next one takes its place for good.
+
+    TensorRT builds its plans for the images that come, so it may refuse as late as that.
+    """
+
+    def __init__(self, model: Model, precision: str, threads: int, report: Report):
+        self._open = lambda backend: _open(backend, model, precision, threads, report)
+        self._what = f'{model.variant} in {precision}'
+        self._report = report
+        self._candidates = list(BACKENDS)
+        self._refusals: list[str] = []
+        self._engine = self._next()
+
+    @property
+    def backend(self) -> str:
+        return self._engine.backend
+
+    @property
+    def description(self) -> str:
+        reasons = [*self._refusals, BACKENDS[self.backend]]
+        return f'{self._engine.description} (auto: {"; ".join(reasons)})'
+
+    def prepare(self, height: int, width: int, channels: int) -> None:
+        self._try(lambda engine: engine.prepare(height, width, channels))
+
+    def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self._try(lambda engine: engine.run(image, mask))
+
+    def _try(self, use: Callable[[Engine], object]):
+        while True:
+            try:
+                return use(self._engine)
+            except EngineError as error:
+                if not self._candidates:
+                    raise
+                failed = self.backend
+                self._refusals.append(str(error))
+                self._engine = self._next()
+                self._report(f'{failed} is given up for {self._engine.description}: {error}')
+
+    def _next(self) -> Engine:
+        while self._candidates:
+            try:
+                return self._open(self._candidates.pop(0))
+            except EngineError as error:
+                self._refusals.append(str(error))
+        raise EngineError(f'no backend can run {self._what}: {"; ".join(self._refusals)}')
+
+
+def _open(backend: str, model: Model, precision: str, threads: int, report: Report) -> Engine:
+    return import_module(f'{__name__}.{backend}').open_engine(model, precision, threads, report)

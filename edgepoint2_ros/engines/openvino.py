@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: the fastest where it is installed, and the one with bf16."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 
@@ -23,6 +24,9 @@ class OpenVinoEngine:
         self._requests: OrderedDict[tuple, object] = OrderedDict()  # by shapes, the latest used last
         self.description = description
 
+    def prepare(self, height: int, width: int, channels: int) -> None:
+        self._request((height, width, channels), (1, 1))
+
     def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         request = self._request(image.shape, mask.shape)
         request.infer({'image': image, 'mask': mask}, share_inputs=True)
@@ -40,12 +44,15 @@ class OpenVinoEngine:
         return self._requests[shapes]
 
 
-def open_engine(model: Model, precision: str, threads: int) -> OpenVinoEngine:
+def open_engine(model: Model, precision: str, threads: int, report: Callable[[str], None]) -> OpenVinoEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
     try:
         import openvino
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
+    precision = 'fp32' if precision == 'auto' else precision
+    if precision not in _PRECISIONS:
+        raise EngineError(f'OpenVINO runs {" or ".join(_PRECISIONS)} on the CPU, not {precision}')
     core = openvino.Core()
     if precision == 'bf16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         raise EngineError('this CPU has no bf16 (it takes AVX-512 BF16 or AMX): use fp32')

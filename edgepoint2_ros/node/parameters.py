@@ -67,7 +67,10 @@ PARAMETERS = (
     Parameter('weights', 'official', '`official`, or the path of a model (.onnx) or of a folder of models.'),
     Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
     Parameter(
-        'precision', 'fp32', 'Arithmetic of the network; `bf16` needs OpenVINO and a CPU that has it.', PRECISIONS
+        'precision',
+        'auto',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT, else fp32; `bf16` takes OpenVINO and a CPU with it.',
+        PRECISIONS,
     ),
     Parameter('threads', 0, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
     Parameter('max_keypoints', 2048, 'Most keypoints of an image.', minimum=1, maximum=3840, live=True),

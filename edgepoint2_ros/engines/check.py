@@ -1,0 +1,69 @@
+"""The self-check of an engine: its features of a photograph against those of ONNX Runtime in fp32."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.models import STRIDE, Model
+
+PHOTOGRAPH = Path(__file__).with_name('photograph.jpg')  # Eileen Collins, NASA, in the public domain
+BEST = 1000  # keypoints of the reference that are compared
+SCORE_THRESHOLD = -5.0
+MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
+MIN_SHARE = 0.97  # of the keypoints that must be found again
+MIN_COSINE = 0.999  # median over their descriptors
+
+Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def photograph(height: int, width: int, channels: int) -> np.ndarray:
+    """Return the photograph that every check uses, scaled to uint8 (height, width, channels), channels 1 or 3."""
+    image = cv2.imread(str(PHOTOGRAPH), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
+    if image is None:
+        raise EngineError(f'{PHOTOGRAPH} cannot be read: install the package again')
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+
+
+def compare(found: Rows, expected: Rows) -> tuple[float, float]:
+    """Return the share of the expected keypoints that were found within a pixel, and the median cosine of those.
+
+    Args:
+        found: xy (K, 2), scores (K,), descriptors (K, D) of the engine under test.
+        expected: the same of the reference; its best keypoints count.
+    """
+    real = found[1] > SCORE_THRESHOLD
+    wanted = np.flatnonzero(expected[1] > SCORE_THRESHOLD)[:BEST]
+    if not len(wanted) or not real.any() or not all(np.isfinite(array[real]).all() for array in found):
+        return 0.0, 0.0
+    distance = np.linalg.norm(expected[0][wanted, None] - found[0][None, real], axis=2)
+    nearest = distance.argmin(axis=1)
+    same = distance.min(axis=1) <= MAX_DISTANCE
+    cosines = np.einsum('nd,nd->n', expected[2][wanted][same], found[2][real][nearest[same]])
+    return float(same.mean()), float(np.median(cosines)) if same.any() else 0.0
+
+
+def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
+    """Compare an engine with ONNX Runtime in fp32 on the photograph; return the result in words.
+
+    Args:
+        run: the engine's ``run``.
+        model: the model that it holds.
+        image_shape: (height, width, channels) of the image to check with.
+
+    Raises:
+        EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
+    """
+    from edgepoint2_ros.engines import open_engine
+
+    height, width, channels = image_shape
+    image = photograph(height, width, channels)
+    mask = np.ones((height // STRIDE * STRIDE, width // STRIDE * STRIDE), np.uint8)
+    share, cosine = compare(run(image, mask), open_engine(model, 'onnxruntime', 'fp32').run(image, mask))
+    result = f'{share:.1%} of the keypoints within {MAX_DISTANCE:g} px, median descriptor cosine {cosine:.5f}'
+    if share < MIN_SHARE or cosine < MIN_COSINE:
+        raise EngineError(
+            f'failed the self-check against fp32 on the CPU: {result}; expected {MIN_SHARE:.0%} and {MIN_COSINE}'
+        )
+    return result

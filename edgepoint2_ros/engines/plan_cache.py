@@ -1,0 +1,165 @@
+"""The plan cache: what TensorRT built once, kept for the next start.
+
+A plan is a file with a JSON sidecar, which holds the key (everything that the plan was built for) and the SHA-256 of
+the plan. A plan is given back only where its key is the one asked for and its bytes are whole: another may crash
+TensorRT. Files replace each other in one step, and a lock keeps two processes from building the same plan at once.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
+REPORT_PERIOD = 5.0  # seconds between two lines about something that takes long
+
+Key = dict[str, str]
+Report = Callable[[str], None]
+
+
+def cache_directory() -> Path:
+    """Return the user's cache directory of this package, by the XDG base directory rules."""
+    base = os.environ.get('XDG_CACHE_HOME', '')
+    # The rules ask to ignore relative paths.
+    return (Path(base) if os.path.isabs(base) else Path.home() / '.cache') / 'edgepoint2'
+
+
+def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) -> bytes:
+    """Return the plan at ``path`` if it was built for ``key``, else build it and keep it there.
+
+    A cache that cannot be written (read-only, disk full) is reported; the plan is then built for this process alone.
+
+    Args:
+        path: where the plan is kept; its folder is made.
+        key: what the plan must have been built for.
+        build: builds the plan; what it raises is passed on, and nothing is kept.
+        report: takes lines for the user.
+    """
+    plan, reason = load(path, key)
+    if plan is not None:
+        return plan
+    with _lock(path, report) as waited:
+        if waited:
+            plan, reason = load(path, key)
+            if plan is not None:
+                return plan
+        if reason:
+            report(f'{reason}: building it again')
+        plan = build()
+        try:
+            store(path, key, plan)
+        except OSError as error:
+            report(f'the plan cannot be kept in {path.parent} ({error.strerror}): the next start builds it again')
+    return plan
+
+
+def load(path: Path, key: Key) -> tuple[bytes | None, str]:
+    """Return the bytes at ``path`` and '', or None and why they cannot be used ('' where there are none)."""
+    try:
+        entry = json.loads(_sidecar(path).read_text(encoding='utf-8'))
+        held, digest = dict(entry['key']), entry['sha256']
+    except FileNotFoundError:
+        return None, ''
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return None, f'{_sidecar(path)} cannot be read ({error})'
+    if held != key:
+        names = [name for name in {**held, **key} if held.get(name) != key.get(name)]
+        built = ', '.join(f'{name} {held.get(name, "unknown")}' for name in names)
+        asked = ', '.join(f'{name} {key.get(name, "unknown")}' for name in names)
+        return None, f'{path.name} was built for {built}; this is {asked}'
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return None, f'{path} cannot be read ({error.strerror})'
+    if hashlib.sha256(data).hexdigest() != digest:
+        return None, f'{path} is damaged: its {len(data)} bytes are not those that were written'
+    return data, ''
+
+
+def store(path: Path, key: Key, data: bytes) -> None:
+    """Keep ``data`` at ``path`` with its sidecar.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there, or counts as damaged.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {'key': key, 'sha256': hashlib.sha256(data).hexdigest(), 'written': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
+    # The sidecar goes last: a crash between the two leaves a plan that does not match, never a wrong one that does.
+    _replace(path, data)
+    _replace(_sidecar(path), json.dumps(entry, indent=2).encode() + b'\n')
+
+
+def list_plans() -> list[tuple[Path, Key]]:
+    """Return the plans in the user's cache and what each was built for; the key is empty where it cannot be read."""
+    plans = []
+    for path in sorted(cache_directory().glob('*.plan')):
+        try:
+            plans.append((path, dict(json.loads(_sidecar(path).read_text(encoding='utf-8'))['key'])))
+        except (OSError, ValueError, KeyError, TypeError):
+            plans.append((path, {}))
+    return plans
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + '.json')
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in one step: after a power cut there is the old one or the new one."""
+    handle, temporary = tempfile.mkstemp(prefix=path.name + '.', suffix='.part', dir=path.parent)
+    try:
+        with open(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def _lock(path: Path, report: Report) -> Iterator[bool]:
+    """Hold the lock of ``path``; yields whether another process held it before.
+
+    The kernel frees it when a process ends, however that happens. Where no lock can be had, work goes on without.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(path.name + '.lock'), os.O_WRONLY | os.O_CREAT, 0o666)
+    except OSError:
+        handle = None
+    try:
+        yield handle is not None and _wait_for(handle, path, report)
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _wait_for(handle: int, path: Path, report: Report) -> bool:
+    """Take the lock of an open file; returns whether another process held it."""
+    start = told = time.monotonic()
+    waited = False
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return waited
+        except BlockingIOError:
+            now = time.monotonic()
+            if not waited or now - told >= REPORT_PERIOD:
+                told = now
+                report(f'not ready: another process is building {path.name}, waited {now - start:.0f} s')
+            waited = True
+            time.sleep(LOCK_POLL)
+        except OSError:  # a network file system without locks
+            return waited
