@@ -49,7 +49,7 @@ clean:
 	@$(call PIP_INSTALL,requirements/demo.txt)
 	@touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/tools.txt
 	@echo '== packages for the tests'
 	@$(call PIP_INSTALL,requirements/test.txt)
 	@touch $@

@@ -19,3 +19,7 @@ class EngineError(EdgePoint2Error):
 
 class MessageError(EdgePoint2Error):
     """A KeypointArray message whose fields contradict each other."""
+
+
+class BagError(EdgePoint2Error):
+    """A recording that cannot be read, or one that cannot be written."""

@@ -1,0 +1,188 @@
+"""Bags of images to bags of keypoints, what a bag holds, and keypoints for COLMAP and hloc. Needs no ROS."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+
+from edgepoint2_ros.bags import PART, STORAGES, Job, Progress, describe, extract, read_features
+from edgepoint2_ros.cli import add_extractor_arguments
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.messages import ENCODINGS
+from edgepoint2_ros.progress import show_progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``edgepoint2 bag``."""
+    actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
+
+    extracting = actions.add_parser('extract', help='a bag of keypoints for each bag of images; goes on if interrupted')
+    extracting.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='rosbag2 folder, .mcap, .db3 or .bag')
+    extracting.add_argument('output', type=Path, metavar='OUT', help='new bag; for several bags the folder of new bags')
+    extracting.add_argument('--topic', default='', help='of the images (default: the only one)')
+    extracting.add_argument('--keypoints-topic', default='', help='(default: keypoints beside the image topic)')
+    extracting.add_argument('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy; '*': all")
+    add_extractor_arguments(extracting)
+    extracting.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
+    extracting.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
+    extracting.add_argument('--encoding', choices=ENCODINGS, default='float32', help='(default: %(default)s)')
+    extracting.add_argument('--storage', choices=STORAGES, default='mcap', help='(default: %(default)s)')
+    extracting.add_argument('--part', type=int, default=PART, help='images in a file of the new bag (%(default)s)')
+    extracting.add_argument('--jobs', type=int, default=1, help='bags at a time, each in a process (%(default)s)')
+    extracting.add_argument('--dask', metavar='ADDRESS', help='run on the workers of this Dask scheduler instead')
+    extracting.set_defaults(run_action=_extract)
+
+    info = actions.add_parser('info', help='what bags hold, and which model made their keypoints')
+    info.add_argument('bags', nargs='+', type=Path, metavar='BAG')
+    info.set_defaults(run_action=_info)
+
+    export = actions.add_parser(
+        'export', help='keypoints as a COLMAP database (.db) or in the HDF5 layout of hloc (.h5)'
+    )
+    export.add_argument('bag', type=Path, metavar='BAG')
+    export.add_argument('output', type=Path, metavar='OUT', help='file.db or file.h5')
+    export.add_argument('--topic', default='', help='of the keypoints (default: the only one)')
+    export.add_argument('--every', type=int, default=1, metavar='N', help='take each N-th image (%(default)s)')
+    export.add_argument('--window', type=int, default=10, metavar='N', help='match with the next N (%(default)s; .db)')
+    export.add_argument('--focal', type=float, help='focal length in pixels (default: 1.2 x the longer side; .db)')
+    export.set_defaults(run_action=_export)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the action and return the exit code.
+
+    Raises:
+        EdgePoint2Error: bad arguments, or the only bag cannot be read or written.
+    """
+    return options.run_action(options)
+
+
+def _extract(options: argparse.Namespace) -> int:
+    if options.part < 1 or options.jobs < 1:
+        raise EdgePoint2Error(f'--part and --jobs: expected at least 1, got {options.part} and {options.jobs}')
+    jobs = [_job(options, source, output) for source, output in _outputs(options.bags, options.output).items()]
+    if len(jobs) == 1 and not options.dask:
+        _report(jobs[0], extract_with_progress(jobs[0]))
+        return 0
+    failed = 0
+    with _executor(options) as executor:
+        running = {executor.submit(extract_quietly, job): job for job in jobs}
+        for future in show_progress(as_completed(running), 'bags', len(jobs)):
+            job = running[future]
+            try:
+                progress, warnings = future.result()
+                print(*warnings, sep='\n', end='\n' * bool(warnings), file=sys.stderr)
+                _report(job, progress)
+            except Exception as error:  # whatever one bag does, the others are extracted
+                failed += 1
+                what = error if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
+                print(f'edgepoint2: {job.source}: {what}', file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _job(options: argparse.Namespace, source: Path, output: Path) -> Job:
+    # Bags that run beside each other share the cores.
+    threads = options.threads or (max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else 0)
+    return Job(
+        source,
+        output,
+        options.topic,
+        options.keypoints_topic,
+        tuple(options.keep),
+        options.model,
+        options.weights,
+        options.backend,
+        options.precision,
+        threads,
+        options.max_keypoints,
+        options.score_threshold,
+        options.encoding,
+        options.storage,
+        options.part,
+    )
+
+
+def _outputs(bags: list[Path], output: Path) -> dict[Path, Path]:
+    if len(bags) == 1:
+        return {bags[0]: output}
+    outputs = {bag: output / bag.stem for bag in bags}
+    if len(set(outputs.values())) < len(bags):
+        raise EdgePoint2Error('two of the bags have the same name: extract them by calls of their own')
+    return outputs
+
+
+@contextmanager
+def _executor(options: argparse.Namespace) -> Iterator[Executor]:
+    if options.dask:
+        try:
+            from distributed import Client
+        except ImportError:
+            raise EdgePoint2Error('--dask needs the package distributed: pip install "edgepoint2_ros[fleet]"') from None
+        try:
+            client = Client(options.dask, timeout=10)
+        except OSError as error:
+            raise EdgePoint2Error(f'no Dask scheduler answers at {options.dask}: {error}') from None
+        with client, client.get_executor(pure=False) as executor:
+            yield executor
+    else:
+        # Forking would copy the threads of the runtimes in an unknown state.
+        context = multiprocessing.get_context('spawn')
+        with ProcessPoolExecutor(options.jobs, mp_context=context) as executor:
+            yield executor
+
+
+def extract_with_progress(job: Job) -> Progress:
+    """Extract one bag while a line on stderr tells how far it is."""
+    steps = extract(job, lambda text: print(f'edgepoint2: {text}', file=sys.stderr))
+    progress = next(steps)  # one object, which the steps update
+    done = progress.images
+    if done and not progress.complete:
+        print(f'{job.output}: goes on behind image {done}', file=sys.stderr)
+    for _ in show_progress(steps, 'images', progress.total, done):
+        pass
+    return progress
+
+
+def extract_quietly(job: Job) -> tuple[Progress, list[str]]:
+    """Extract one bag; return the progress at the end and the warnings. Runs in a process or machine of its own."""
+    warnings = []
+    *_, progress = extract(job, warnings.append)
+    return progress, warnings
+
+
+def _report(job: Job, progress: Progress) -> None:
+    bad = f', {progress.bad} of them left out' if progress.bad else ''
+    print(f'{job.output}: {progress.images} images{bad}')
+
+
+def _info(options: argparse.Namespace) -> int:
+    for bag in options.bags:
+        for line in describe(bag):
+            print(line)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from edgepoint2_ros.reconstruction import sequential_pairs, write_colmap, write_hloc
+
+    if options.output.suffix not in ('.db', '.h5'):
+        raise EdgePoint2Error(f'{options.output}: expected a name that ends in .db (COLMAP) or .h5 (hloc)')
+    if options.every < 1 or options.window < 1:
+        raise EdgePoint2Error(f'--every and --window: expected at least 1, got {options.every} and {options.window}')
+    images = {
+        f'{stamp // 1_000_000_000}.{stamp % 1_000_000_000:09d}.png': features
+        for number, (stamp, features) in enumerate(read_features(options.bag, options.topic))
+        if number % options.every == 0
+    }
+    if options.output.suffix == '.h5':
+        write_hloc(options.output, images)
+        print(f'{options.output}: features of {len(images)} images')
+    else:
+        pairs = sequential_pairs(list(images), options.window)
+        matched = write_colmap(options.output, images, show_progress(pairs, 'pairs', len(pairs)), options.focal)
+        print(f'{options.output}: {len(images)} images, {matched} of {len(pairs)} pairs match')
+    return 0

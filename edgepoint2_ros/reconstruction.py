@@ -1,0 +1,123 @@
+"""Features for structure from motion: a COLMAP database with verified matches, and the HDF5 layout of hloc.
+
+Images are given by name; both tools look the names up in their image folder.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match
+
+FOCAL = 1.2  # times the longer side: COLMAP's own guess where nothing is known
+MIN_MATCHES = 15  # a pair with fewer is not verified; COLMAP's default
+
+
+def sequential_pairs(names: Sequence[str], window: int) -> list[tuple[str, str]]:
+    """Return the pairs of names at most ``window`` places apart."""
+    return [(a, b) for i, a in enumerate(names) for b in names[i + 1 : i + 1 + window]]
+
+
+def exhaustive_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Return all pairs of names."""
+    return sequential_pairs(names, len(names))
+
+
+def write_colmap(
+    path: Path,
+    images: Mapping[str, Features],
+    pairs: Iterable[tuple[str, str]],
+    focal: float | None = None,
+    one_camera: bool = True,
+) -> int:
+    """Write a COLMAP database: cameras, images, keypoints, and for each pair matches and their two-view geometry.
+
+    Args:
+        path: the new file.
+        images: features by image name.
+        pairs: names whose features are to be matched.
+        focal: in pixels; by default 1.2 times the longer side, to be refined by the reconstruction.
+        one_camera: the images of one size come from one camera; otherwise each has its own.
+
+    Returns:
+        The number of pairs that match.
+
+    Raises:
+        EdgePoint2Error: the file exists, or features of different weights are to be matched.
+    """
+    import pycolmap
+
+    if path.exists():
+        raise EdgePoint2Error(f'{path} exists already')
+    matched = 0
+    with pycolmap.Database.open(path) as database:
+        cameras, rigs, ids = {}, {}, {}
+        for name, features in images.items():
+            key = features.image_size if one_camera else name
+            if key not in cameras:
+                cameras[key], rigs[key] = _write_camera(database, features.image_size, focal)
+            ids[name] = _write_image(database, name, cameras[key], rigs[key])
+            # COLMAP counts from the corner of the first pixel, we from its centre.
+            database.write_keypoints(ids[name], features.xy + np.float32(0.5))
+        for a, b in pairs:
+            found = match(images[a], images[b])
+            if len(found) < MIN_MATCHES:
+                continue
+            database.write_matches(ids[a], ids[b], found.astype(np.uint32))
+            geometry = pycolmap.estimate_two_view_geometry(
+                cameras[images[a].image_size if one_camera else a],
+                images[a].xy.astype(np.float64) + 0.5,
+                cameras[images[b].image_size if one_camera else b],
+                images[b].xy.astype(np.float64) + 0.5,
+                found.astype(np.uint32),
+            )
+            if len(geometry.inlier_matches) >= MIN_MATCHES:
+                database.write_two_view_geometry(ids[a], ids[b], geometry)
+                matched += 1
+    return matched
+
+
+def _write_camera(database, size: tuple[int, int], focal: float | None):
+    """Return a camera and the number of its rig: COLMAP wants each camera in one."""
+    import pycolmap
+
+    camera = pycolmap.Camera.create_from_model_name(0, 'SIMPLE_RADIAL', focal or FOCAL * max(size), *size)
+    camera.has_prior_focal_length = focal is not None
+    camera.camera_id = database.write_camera(camera)
+    rig = pycolmap.Rig()
+    rig.add_ref_sensor(camera.sensor_id)
+    return camera, database.write_rig(rig)
+
+
+def _write_image(database, name: str, camera, rig: int) -> int:
+    import pycolmap
+
+    image = pycolmap.Image(name=name, camera_id=camera.camera_id)
+    image.image_id = database.write_image(image)
+    frame = pycolmap.Frame()
+    frame.rig_id = rig
+    frame.add_data_id(image.data_id)
+    database.write_frame(frame)
+    return image.image_id
+
+
+def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
+    """Write features as hloc keeps them: a group a name with keypoints, scores, descriptors (D, N) and image_size.
+
+    Raises:
+        EdgePoint2Error: the file exists.
+    """
+    import h5py
+
+    if path.exists():
+        raise EdgePoint2Error(f'{path} exists already')
+    with h5py.File(path, 'w') as file:
+        for name, features in images.items():
+            group = file.create_group(name)
+            group.create_dataset('keypoints', data=features.xy)
+            group.create_dataset('scores', data=features.scores)
+            group.create_dataset('descriptors', data=np.ascontiguousarray(features.descriptors.T))
+            group.create_dataset('image_size', data=np.array(features.image_size))
