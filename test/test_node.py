@@ -393,7 +393,10 @@ def test_a_lifecycle_manager_can_drive_the_node_and_change_its_model(official_mo
     [
         ({'model': 'T-64'}, f"unknown model 'T-64': expected one of {', '.join(NAMES)}"),
         ({'weights': '/no/such/model.onnx'}, "weights '/no/such/model.onnx': expected official or a path"),
-        ({'backend': 'abacus'}, "parameter backend: expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'"),
+        (
+            {'backend': 'abacus'},
+            "parameter backend: expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'",
+        ),
         ({'max_keypoints': -1}, 'parameter max_keypoints: expected integer from 1 to 3840, got -1'),
         ({'threads': 'many'}, "parameter threads: expected integer from 0 to 256, got 'many'"),
     ],
@@ -441,7 +444,7 @@ def test_the_parameter_file_of_the_package_starts_the_node(official_model, tmp_p
 def test_ctrl_c_during_start_up_ends_quietly(delay, official_model, start):
     official_model('T-32')
     process = start('early')
-    wait_until(lambda: _catches(process.pid, signal.SIGTERM), lambda: time.sleep(0.001))  # our code has begun
+    wait_until(lambda: _blocks(process.pid, signal.SIGTERM), lambda: time.sleep(0.001))  # our code has begun
     time.sleep(delay)
     process.interrupt()
     assert process.end() == 0
@@ -472,9 +475,9 @@ def test_the_table_is_what_the_node_declares(shared):
     assert names >= {parameter.name for parameter in parameters.PARAMETERS}
 
 
-def _catches(pid: int, number: int) -> bool:
-    """Tell whether a process has a handler for a signal."""
+def _blocks(pid: int, number: int) -> bool:
+    """Tell whether a process holds a signal back."""
     for line in Path(f'/proc/{pid}/status').read_text().splitlines():
-        if line.startswith('SigCgt:'):
+        if line.startswith('SigBlk:'):
             return bool(int(line.split()[1], 16) >> (number - 1) & 1)
     return False

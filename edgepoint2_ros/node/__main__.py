@@ -1,22 +1,72 @@
-"""Start the node extractor: the executable of ``ros2 run edgepoint2_ros extractor``."""
+"""The process of the node extractor: the executable of ``ros2 run edgepoint2_ros extractor``."""
 
 import os
 import signal
 import sys
+import threading
+
+STOP = (signal.SIGINT, signal.SIGTERM)
+GRACE = 3.0  # seconds that work in progress gets at the end
 
 
 def main(args=None) -> int:
-    """Run the node and return the exit code; Ctrl-C ends it with 0 at any moment."""
-    # While modules load there is nothing to tidy up, and an interrupted import would only leave a traceback.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: os._exit(0))
-    from edgepoint2_ros.node.extractor_node import run
+    """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start.
 
-    code = run(args)
-    # The interpreter's own tidying would bring the default handlers back.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    return code
+    The node lives in a thread, and this one waits for a signal, so that none interrupts anything halfway: all threads
+    inherit the block. rclpy's own handlers are of no use here: they leave its executor asleep now and then, and an
+    interrupted import or start-up leaves a traceback.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:  # its class differs between distributions: a parameter file that is missing or not one
+        print(f'extractor: {error}', file=sys.stderr)
+        return 1
+    executor = SingleThreadedExecutor()
+    stop = rclpy.Future()
+    codes = []
+
+    def serve():
+        try:
+            codes.append(_serve(executor, stop))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=serve, name='node', daemon=True)
+    thread.start()
+    signal.sigwait(STOP)
+    stop.set_result(None)
+    thread.join(GRACE)
+    if thread.is_alive():
+        os._exit(0)  # a model is still being loaded, and nothing can interrupt a runtime in that
+    rclpy.try_shutdown()
+    return codes[0] if codes else 1
+
+
+def _serve(executor, stop) -> int:
+    """Run the node in ``executor`` until the future ``stop`` is done and return the exit code."""
+    from rclpy.logging import get_logger
+
+    from edgepoint2_ros.errors import EdgePoint2Error
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    try:
+        node = ExtractorNode()
+    except EdgePoint2Error as error:
+        get_logger('extractor').error(str(error))
+        return 1
+    executor.add_node(node)
+    ready = node.start(stop.done)
+    if ready:
+        executor.spin_until_future_complete(stop)
+    node.stop()
+    node.destroy_node()
+    return 0 if ready or stop.done() else 1
 
 
 if __name__ == '__main__':

@@ -1,15 +1,10 @@
 """The lifecycle node ``extractor``: images in, keypoints out."""
 
-import signal
-import sys
 import threading
 
-import rclpy
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.signals import SignalHandlerOptions, install_signal_handlers
 from sensor_msgs.msg import Image
 
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -38,6 +33,22 @@ class ExtractorNode(LifecycleNode):
         self._worker = None
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._change_parameters)
+
+    def start(self, interrupted) -> bool:
+        """Configure and activate, unless the parameter autostart is false.
+
+        Args:
+            interrupted: called before each step; once it returns True, nothing more is started.
+
+        Returns:
+            Whether the node is as it was asked to be.
+        """
+        if not parameters.read(self).autostart:
+            return True
+        for transition in (self.trigger_configure, self.trigger_activate):
+            if interrupted() or transition() != TransitionCallbackReturn.SUCCESS:
+                return False
+        return True
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._settings = parameters.read(self)
@@ -130,44 +141,3 @@ class ExtractorNode(LifecycleNode):
         except EdgePoint2Error as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
-
-
-def run(args=None) -> int:
-    """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start."""
-    asked_to_stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked_to_stop.set())
-    # Signals reach ROS only when all is up: a context that ends during start-up makes every call fail in its own way.
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # its class differs between distributions: a parameter file that is missing or not one
-        print(f'extractor: {error}', file=sys.stderr)
-        return 1
-    node = None
-    try:
-        node = ExtractorNode()
-        ready = _start(node, asked_to_stop)
-        install_signal_handlers(SignalHandlerOptions.ALL)
-        if ready and not asked_to_stop.is_set():
-            rclpy.spin(node)
-    except ExternalShutdownException:
-        ready = True
-    except EdgePoint2Error as error:
-        rclpy.logging.get_logger('extractor').error(str(error))
-        ready = False
-    finally:
-        if node is not None:
-            node.stop()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0 if ready or asked_to_stop.is_set() else 1
-
-
-def _start(node: ExtractorNode, asked_to_stop: threading.Event) -> bool:
-    """Configure and activate the node where it starts itself; return whether it is ready to spin."""
-    if not parameters.read(node).autostart:
-        return True
-    for transition in (node.trigger_configure, node.trigger_activate):
-        if asked_to_stop.is_set() or transition() != TransitionCallbackReturn.SUCCESS:
-            return False
-    return True
