@@ -14,6 +14,7 @@ from edgepoint2_ros.matching import match
 
 FOCAL = 1.2  # times the longer side: COLMAP's own guess where nothing is known
 MIN_MATCHES = 15  # a pair with fewer is not verified; COLMAP's default
+RATIO = 0.95  # of matches: repeated facades have many answers, and wrong ones that agree put cameras astray
 
 
 def sequential_pairs(names: Sequence[str], window: int) -> list[tuple[str, str]]:
@@ -63,7 +64,7 @@ def write_colmap(
             # COLMAP counts from the corner of the first pixel, we from its centre.
             database.write_keypoints(ids[name], features.xy + np.float32(0.5))
         for a, b in pairs:
-            found = match(images[a], images[b])
+            found = match(images[a], images[b], ratio=RATIO)
             if len(found) < MIN_MATCHES:
                 continue
             database.write_matches(ids[a], ids[b], found.astype(np.uint32))

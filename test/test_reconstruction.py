@@ -1,0 +1,132 @@
+"""Features in the tools of structure from motion: real databases, read by their own libraries."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepoint2_ros.cli import main
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.reconstruction import exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT.parent / 'shared' / 'images' / 'photos'
+
+
+@pytest.fixture
+def views() -> dict[str, Features]:
+    """A box of 300 points seen by three cameras in a row; the third sees hardly any of them."""
+    rng = np.random.default_rng(0)
+    points = rng.uniform((-2, -2, 4), (2, 2, 8), (300, 3))
+    rows = rng.normal(size=(300, 32)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    images = {}
+    for number, name in enumerate(('a.png', 'b.png', 'c.png')):
+        seen = points - [0.4 * number, 0, 0]
+        xy = (500 * seen[:, :2] / seen[:, 2:] + [319.5, 239.5]).astype(np.float32)
+        count = 10 if number == 2 else 300
+        images[name] = Features(xy[:count], np.zeros(count, np.float32), rows[:count], (640, 480), 'T-32', 'a')
+    return images
+
+
+def test_pairs_lie_within_the_window():
+    assert sequential_pairs('abcd', 2) == [('a', 'b'), ('a', 'c'), ('b', 'c'), ('b', 'd'), ('c', 'd')]
+    assert len(exhaustive_pairs('abcd')) == 6
+
+
+def test_the_database_holds_what_colmap_needs(views, tmp_path):
+    pycolmap = pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+    path = tmp_path / 'database.db'
+    assert write_colmap(path, views, exhaustive_pairs(list(views)), focal=500) == 1
+    with pycolmap.Database.open(path) as database:
+        assert (database.num_cameras(), database.num_images(), database.num_rigs(), database.num_frames()) == (
+            1,
+            3,
+            1,
+            3,
+        )
+        camera = database.read_all_cameras()[0]
+        assert (camera.width, camera.height, camera.focal_length) == (640, 480, 500)
+        a, b = (database.read_image_with_name(name).image_id for name in ('a.png', 'b.png'))
+        # The centre of the first pixel is (0.5, 0.5) to COLMAP and (0, 0) to us.
+        np.testing.assert_allclose(database.read_keypoints(a)[:, :2], views['a.png'].xy + 0.5)
+        geometry = database.read_two_view_geometry(a, b)
+        assert len(geometry.inlier_matches) > 290
+        assert (geometry.inlier_matches[:, 0] == geometry.inlier_matches[:, 1]).all()
+
+
+def test_photographs_of_different_cameras_have_a_camera_each(views, tmp_path):
+    pycolmap = pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+    write_colmap(tmp_path / 'database.db', views, [], one_camera=False)
+    with pycolmap.Database.open(tmp_path / 'database.db') as database:
+        assert [camera.focal_length for camera in database.read_all_cameras()] == [768.0] * 3
+
+
+def test_hloc_finds_its_layout(views, tmp_path):
+    h5py = pytest.importorskip('h5py', reason='h5py is not installed')
+    write_hloc(tmp_path / 'features.h5', views)
+    with h5py.File(tmp_path / 'features.h5') as file:
+        assert sorted(file) == sorted(views)
+        group = file['a.png']
+        assert {name: group[name].shape for name in group} == {
+            'keypoints': (300, 2),
+            'scores': (300,),
+            'descriptors': (32, 300),
+            'image_size': (2,),
+        }
+        np.testing.assert_array_equal(group['descriptors'][:, 7], views['a.png'].descriptors[7])
+        assert group['image_size'][()].tolist() == [640, 480]
+
+
+@pytest.mark.parametrize(('write', 'extra'), [(write_colmap, ([],)), (write_hloc, ())], ids=['colmap', 'hloc'])
+def test_existing_files_are_left_alone(write, extra, views, tmp_path):
+    path = tmp_path / 'thesis'
+    path.write_text('precious')
+    with pytest.raises(EdgePoint2Error, match='exists already'):
+        write(path, views, *extra)
+    assert path.read_text() == 'precious'
+
+
+def test_a_bag_is_exported_to_both(official_model, photograph, tmp_path, capsys):
+    pytest.importorskip('rosbags', reason='rosbags is not installed')
+    official_model('T-32')
+    from test_bags import record
+
+    frames = [np.ascontiguousarray(photograph[100:340, 40 + 4 * i : 360 + 4 * i, 1]) for i in range(6)]
+    record(tmp_path / 'office', frames)
+    assert main(['bag', 'extract', str(tmp_path / 'office'), str(tmp_path / 'keypoints')]) == 0
+    for name in ('features.h5', 'database.db'):
+        assert main(['bag', 'export', str(tmp_path / 'keypoints'), str(tmp_path / name), '--every', '2']) == 0
+    output = capsys.readouterr().out
+    assert 'features of 3 images' in output
+    assert '3 images, 3 of 3 pairs match' in output
+    assert main(['bag', 'export', str(tmp_path / 'keypoints'), str(tmp_path / 'features.txt')]) == 1
+    assert 'expected a name that ends in .db (COLMAP) or .h5 (hloc)' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_photographs_become_cameras_and_points(official_model, tmp_path, monkeypatch):
+    pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+    photos = sorted(PHOTOS.glob('*_*.jpg'))
+    if not photos:
+        pytest.skip(f'no photographs in {PHOTOS}')
+    official_model('T-32')
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    import reconstruct
+
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for photo in photos[:8]:
+        (folder / photo.name).symlink_to(photo)
+    (folder / 'notes.txt').write_text('no photograph')
+    model = reconstruct.reconstruct(folder, tmp_path / 'out', Extractor('T-32', max_keypoints=1500), long_side=800)
+    assert model.num_reg_images() >= 6
+    assert model.num_points3D() > 300
+    assert model.compute_mean_reprojection_error() < 1.5
+    reconstruct.draw(model, tmp_path / 'picture.png')
+    assert (tmp_path / 'picture.png').stat().st_size > 10_000
+    sys.modules.pop('reconstruct')
