@@ -190,7 +190,7 @@ def size_in_words(image_shape: Shape) -> str:
 
 
 def _file_name(*parts: str) -> str:
-    return '-'.join(re.sub(r'[^\w.]+', '_', part) for part in parts)
+    return '-'.join(re.sub(r'[^\w.-]+', '_', part) for part in parts)
 
 
 def build_plan(tensorrt, onnx: bytes, inputs: dict[str, Shape], timing: bytes = b'') -> tuple[bytes, bytes]:

@@ -1,0 +1,316 @@
+"""The engine for TensorRT, as far as a machine without a GPU can tell.
+
+TensorRT-RTX parses models and builds plans without one, with NVIDIA's own parser and builder.
+"""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
+from edgepoint2_ros.engines.gpu import Gpu, find_gpu
+from edgepoint2_ros.errors import EngineError, ModelError
+from edgepoint2_ros.models import half_path, read_half
+from edgepoint2_ros.variants import VARIANTS
+
+# Its timing cache does nothing, and says so.
+pytestmark = pytest.mark.filterwarnings('ignore:Use Deprecated in TensorRT-RTX')
+
+ORIN = Gpu('Orin', '8.7', '12.6')
+SIZES = [(240, 320, 3), (480, 640, 3), (720, 1280, 1)]
+
+
+@pytest.fixture(scope='module')
+def rtx():
+    return pytest.importorskip('tensorrt_rtx', reason='TensorRT-RTX is not installed')
+
+
+@pytest.fixture
+def no_gpu():
+    try:
+        find_gpu()
+    except EngineError:
+        return
+    pytest.skip('this machine has a GPU')
+
+
+def input_shapes(model, image_shape):
+    tensors = tensorrt.tensors_of(model, image_shape)
+    return {name: tensors[name][0] for name in tensorrt.INPUTS}
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_nvidias_parser_and_builder_take_every_variant_at_every_size(variant, official_model, rtx):
+    model = official_model(variant.name)
+    types = {np.uint8: rtx.DataType.UINT8, np.float32: rtx.DataType.FLOAT}
+    for image_shape in SIZES:
+        expected = {
+            name: (shape, types[dtype]) for name, (shape, dtype) in tensorrt.tensors_of(model, image_shape).items()
+        }
+        builder = rtx.Builder(tensorrt.logger_of(rtx))
+        network = tensorrt.parse(rtx, builder, read_half(model), input_shapes(model, image_shape))
+        ends = [network.get_input(i) for i in range(network.num_inputs)]
+        ends += [network.get_output(i) for i in range(network.num_outputs)]
+        assert {end.name: (tuple(end.shape), end.dtype) for end in ends} == expected
+
+        plan, timing = tensorrt.build_plan(rtx, read_half(model), input_shapes(model, image_shape))
+        assert len(plan) > 100_000
+        assert isinstance(timing, bytes)
+
+
+@pytest.mark.parametrize('name', ['T-32', 'E-64'])
+def test_convolutions_are_half_and_what_needs_it_is_float(name, official_model, rtx):
+    model = official_model(name)
+    builder = rtx.Builder(tensorrt.logger_of(rtx))
+    network = tensorrt.parse(rtx, builder, read_half(model), input_shapes(model, (480, 640, 3)))
+    layers = [network.get_layer(i) for i in range(network.num_layers)]
+    convolutions = [layer for layer in layers if layer.type == rtx.LayerType.CONVOLUTION]
+    assert len(convolutions) >= 18
+    for layer in convolutions:
+        assert layer.get_input(0).dtype == layer.get_output(0).dtype == rtx.DataType.HALF, layer.name
+    # Sums of the normalisation, the choice of keypoints, the sampling grid, and the length of descriptors.
+    for kind in ('REDUCE', 'TOPK', 'GRID_SAMPLE', 'MATRIX_MULTIPLY', 'UNARY', 'GATHER'):
+        found = [layer for layer in layers if layer.type == getattr(rtx.LayerType, kind)]
+        assert found, kind
+        for layer in found:
+            kinds = {layer.get_input(0).dtype, layer.get_output(0).dtype}
+            assert rtx.DataType.HALF not in kinds, layer.name
+
+
+def test_8_6_is_told_of_every_fp32_layer_and_of_no_other(official_model, rtx):
+    """8.6 may compute in fp16 whatever it is not told to leave alone."""
+    builder = rtx.Builder(tensorrt.logger_of(rtx))
+    model = official_model('T-32')
+    network = tensorrt.parse(rtx, builder, read_half(model), input_shapes(model, (480, 640, 3)))
+    held = tensorrt.fp32_layers(rtx, network)
+    assert not any(layer.type == rtx.LayerType.CONVOLUTION for layer in held)
+    assert all(layer.get_output(0).dtype != rtx.DataType.HALF for layer in held)
+    names = {layer.name for layer in held}
+    assert {'xy', 'scores', 'descriptors'} <= names
+    every = [network.get_layer(i) for i in range(network.num_layers)]
+    for kind in ('REDUCE', 'TOPK', 'GRID_SAMPLE', 'MATRIX_MULTIPLY', 'UNARY'):
+        wanted = {layer.name for layer in every if layer.type == getattr(rtx.LayerType, kind)}
+        assert wanted
+        assert wanted <= names, kind
+
+
+def test_a_model_that_tensorrt_cannot_read_or_build_is_refused_in_its_words(official_model, rtx):
+    with pytest.raises(EngineError, match='the model cannot be read: .*Failed to parse'):
+        tensorrt.build_plan(rtx, b'no model', {})
+    model = official_model('T-32')
+    with pytest.raises(EngineError, match='the plan cannot be built: .+'):
+        tensorrt.build_plan(rtx, read_half(model), {'image': (480, 640, 3), 'mask': (100, 100)})
+
+
+def test_more_keypoints_than_tensorrt_can_pick_are_refused_when_the_model_is_made(tmp_path):
+    pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
+    from edgepoint2_ros.network.edgepoint2 import EdgePoint2
+    from edgepoint2_ros.network.export import export_model
+
+    network = EdgePoint2(VARIANTS[0]).eval()
+    with pytest.raises(ModelError, match='max_keypoints: expected 1 to 3840 .*got 4096'):
+        export_model(network, tmp_path / 'T-32.onnx', max_keypoints=4096)
+    assert not list(tmp_path.iterdir())
+    export_model(network, tmp_path / 'T-32.onnx', max_keypoints=3840)
+
+
+def test_3840_keypoints_are_built(rtx):
+    pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
+    from edgepoint2_ros.network.edgepoint2 import EdgePoint2
+    from edgepoint2_ros.network.export import build_model
+
+    model = build_model(EdgePoint2(VARIANTS[0]).eval(), 3840, half=True)
+    tensorrt.build_plan(rtx, model.SerializeToString(), {'image': (480, 640, 3), 'mask': (480, 640)})
+
+
+def test_buffers_are_those_of_the_model_and_the_image(official_model):
+    assert tensorrt.tensors_of(official_model('T-32'), (389, 517, 3)) == {
+        'image': ((389, 517, 3), np.uint8),
+        'mask': ((384, 512), np.uint8),
+        'xy': ((2048, 2), np.float32),
+        'scores': ((2048,), np.float32),
+        'descriptors': ((2048, 32), np.float32),
+    }
+
+
+def test_a_plan_is_known_by_everything_that_it_depends_on(official_model, monkeypatch, tmp_path):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    model = official_model('T-32')
+    key = tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN)
+    assert tensorrt.plan_path(key).parent == tmp_path / 'edgepoint2'
+    assert tensorrt.plan_path(key).name.startswith('T-32-640x480x3-2048-')
+    others = [
+        tensorrt.plan_key(model, b'other', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
+        tensorrt.plan_key(model, b'onnx', (480, 640, 1), 'TensorRT 10.3.0', ORIN),
+        tensorrt.plan_key(replace(model, max_keypoints=100), b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
+        tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.7.0', ORIN),
+        *(
+            tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', replace(ORIN, **change))
+            for change in ({'name': 'NVIDIA A/100'}, {'compute_capability': '8.0'}, {'cuda': '13.0'})
+        ),
+    ]
+    assert all(other != key for other in others)
+    # A second size, another model or another GPU leaves the first plan alone; another version takes its place.
+    places = [tensorrt.plan_path(other) != tensorrt.plan_path(key) for other in others]
+    assert places == [True, True, True, False, True, False, False]
+    assert '/' not in tensorrt.plan_path(others[4]).name
+
+
+def test_without_a_driver_one_sentence_says_so_and_nothing_of_tensorrt_is_touched(official_model, no_gpu, monkeypatch):
+    monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: pytest.fail('TensorRT was touched'))
+    with pytest.raises(EngineError, match='no NVIDIA driver is installed|the NVIDIA driver finds no GPU'):
+        open_engine(official_model('T-32'), 'tensorrt')
+    engine = open_engine(official_model('T-32'), 'auto')
+    assert engine.backend != 'tensorrt'
+    assert 'NVIDIA driver' in engine.description
+
+
+def test_tensorrt_runs_fp16_alone(official_model):
+    with pytest.raises(EngineError, match='TensorRT runs fp16, not fp32'):
+        open_engine(official_model('T-32'), 'tensorrt', 'fp32')
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'TensorRT is not installed'),
+        ('import libnvinfer_that_is_missing', 'tensorrt is installed, but broken: No module named'),
+        ('raise OSError("libnvinfer.so.10: cannot open")', 'tensorrt is installed, but broken: libnvinfer.so.10'),
+        ('', 'TensorRT is not installed'),  # something else of that name
+    ],
+)
+def test_a_missing_or_broken_tensorrt_is_one_sentence(content, message, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'tensorrt_rtx', None)
+    monkeypatch.delitem(sys.modules, 'tensorrt', raising=False)
+    if content is None:
+        monkeypatch.setitem(sys.modules, 'tensorrt', None)
+    else:
+        (tmp_path / 'tensorrt.py').write_text(content)
+        monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(EngineError, match=message):
+        tensorrt.import_tensorrt()
+
+
+def test_rtx_serves_where_tensorrt_is_missing(rtx, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)
+    assert tensorrt.import_tensorrt() is rtx
+    assert tensorrt.version_of(rtx) == f'TensorRT-RTX {rtx.__version__}'
+
+
+def test_cuda_python_that_is_missing_or_does_not_fit_is_named_with_its_version(no_gpu):
+    with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python==12\.\*"'):
+        tensorrt.import_cudart(ORIN)
+
+
+def test_a_model_made_before_there_was_an_fp16_model_is_refused(official_model, tmp_path):
+    model = official_model('T-32')
+    copy = tmp_path / 'T-32.onnx'
+    with pytest.raises(ModelError, match=r'T-32\.fp16\.onnx cannot be read .*make the model again'):
+        read_half(replace(model, path=copy))
+    half_path(copy).write_bytes(read_half(model)[:-1])
+    with pytest.raises(ModelError, match='is corrupt: its SHA-256'):
+        read_half(replace(model, path=copy))
+    card = {key: value for key, value in model.card.items() if key != 'fp16_sha256'}
+    with pytest.raises(ModelError, match='its card says nothing'):
+        read_half(replace(model, path=copy, card=card))
+
+
+def test_a_long_build_reports_and_its_failure_is_passed_on(monkeypatch):
+    monkeypatch.setattr(tensorrt.plan_cache, 'REPORT_PERIOD', 0.1)
+    lines = []
+    result = tensorrt._report_while(lambda: time.sleep(0.35) or 'plan', '{:.1f} s so far'.format, lines.append)
+    assert result == 'plan'
+    assert lines[0] == '0.0 s so far'
+    assert 2 <= len(lines) <= 4
+
+    def fail():
+        raise ValueError('no memory')
+
+    with pytest.raises(EngineError, match='ValueError: no memory'):
+        tensorrt._report_while(fail, str, lines.append)
+
+
+def test_the_reports_go_on_while_nvidias_builder_works(official_model, rtx):
+    """The builder leaves Python's lock to others."""
+    model = official_model('E-64')
+    moments = []
+    done = threading.Event()
+    clock = threading.Thread(
+        target=lambda: [moments.append(time.monotonic()) for _ in iter(lambda: done.wait(0.005), True)]
+    )
+    clock.start()
+    start = time.monotonic()
+    tensorrt.build_plan(rtx, read_half(model), input_shapes(model, (720, 1280, 3)))
+    end = time.monotonic()
+    done.set()
+    clock.join()
+    assert np.diff([start, *(moment for moment in moments if moment < end), end]).max() < 0.5 * (end - start)
+
+
+class Failing:
+    """A backend that opens, and then refuses images, as TensorRT does whose plan fails its self-check."""
+
+    backend = 'tensorrt'
+    description = 'TensorRT 10.3.0, fp16, Orin'
+
+    def prepare(self, height, width, channels):
+        raise EngineError('failed the self-check')
+
+    def run(self, image, mask):
+        raise EngineError('failed the self-check')
+
+
+@pytest.mark.parametrize('first_use', ['prepare', 'run'])
+def test_auto_falls_back_for_good_and_says_so_once(first_use, official_model, photograph, monkeypatch):
+    monkeypatch.setattr(tensorrt, 'open_engine', lambda *_: Failing())
+    lines = []
+    engine = open_engine(official_model('T-32'), 'auto', report=lines.append)
+    assert isinstance(engine, AutoEngine)
+    assert engine.backend == 'tensorrt'
+    mask = np.ones((1, 1), np.uint8)
+    if first_use == 'prepare':
+        engine.prepare(480, 640, 3)
+    for _ in range(2):
+        assert np.count_nonzero(engine.run(photograph, mask)[1] > -5) > 500
+    assert engine.backend == 'openvino'
+    assert len(lines) == 1
+    assert lines[0].startswith('tensorrt is given up for OpenVINO')
+    assert lines[0].endswith('failed the self-check')
+
+
+def test_a_backend_that_was_asked_for_by_name_has_no_fallback(official_model, photograph, monkeypatch):
+    monkeypatch.setattr(tensorrt, 'open_engine', lambda *_: Failing())
+    engine = open_engine(official_model('T-32'), 'tensorrt')
+    for _ in range(2):
+        with pytest.raises(EngineError, match='self-check'):
+            engine.run(photograph, np.ones((1, 1), np.uint8))
+
+
+def test_the_last_backend_that_fails_is_an_error(official_model, photograph, monkeypatch):
+    monkeypatch.setattr(tensorrt, 'open_engine', lambda *_: Failing())
+    for backend in ('openvino', 'onnxruntime'):
+        monkeypatch.setitem(sys.modules, backend, None)
+    engine = open_engine(official_model('T-32'), 'auto')
+    for message in ('no backend can run T-32 in auto: failed .*OpenVINO is not installed', 'failed the self-check'):
+        with pytest.raises(EngineError, match=message):
+            engine.run(photograph, np.ones((1, 1), np.uint8))
+
+
+@pytest.mark.slow
+def test_a_process_with_tensorrt_and_without_a_gpu_ends_well(official_model, rtx, no_gpu):
+    """Touching TensorRT's runtime without a driver crashes a process when it ends."""
+    official_model('T-32')
+    code = (
+        'import numpy; from edgepoint2_ros.extractor import Extractor;'
+        'extractor = Extractor("T-32"); extractor.prepare(640, 480);'
+        'extractor.extract(numpy.zeros((480, 640), numpy.uint8)); print(extractor.backend)'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0
+    assert done.stdout.strip() in ('openvino', 'onnxruntime'), done.stderr
