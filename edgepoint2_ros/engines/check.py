@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import EngineError
-from edgepoint2_ros.models import STRIDE, Model
+from edgepoint2_ros.models import Model
 
 PHOTOGRAPH = Path(__file__).with_name('photograph.jpg')  # Eileen Collins, NASA, in the public domain
 BEST = 1000  # keypoints of the reference that are compared
@@ -57,9 +57,8 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     """
     from edgepoint2_ros.engines import open_engine
 
-    height, width, channels = image_shape
-    image = photograph(height, width, channels)
-    mask = np.ones((height // STRIDE * STRIDE, width // STRIDE * STRIDE), np.uint8)
+    image = photograph(*image_shape)
+    mask = np.ones((1, 1), np.uint8)
     share, cosine = compare(run(image, mask), open_engine(model, 'onnxruntime', 'fp32').run(image, mask))
     result = f'{share:.1%} of the keypoints within {MAX_DISTANCE:g} px, median descriptor cosine {cosine:.5f}'
     if share < MIN_SHARE or cosine < MIN_COSINE:
