@@ -28,7 +28,7 @@ def main(args=None) -> int:
         print(f'extractor: {error}', file=sys.stderr)
         return 1
     executor = SingleThreadedExecutor()
-    stop = rclpy.Future()
+    stop = threading.Event()
     codes = []
 
     def serve():
@@ -40,7 +40,8 @@ def main(args=None) -> int:
     thread = threading.Thread(target=serve, name='node', daemon=True)
     thread.start()
     signal.sigwait(STOP)
-    stop.set_result(None)
+    stop.set()
+    executor.create_task(lambda: None)  # work to do wakes it in every distribution
     thread.join(GRACE)
     if thread.is_alive():
         os._exit(0)  # a model is still being loaded, and nothing can interrupt a runtime in that
@@ -49,7 +50,7 @@ def main(args=None) -> int:
 
 
 def _serve(executor, stop) -> int:
-    """Run the node in ``executor`` until the future ``stop`` is done and return the exit code."""
+    """Run the node in ``executor`` until ``stop`` is set and return the exit code."""
     from rclpy.logging import get_logger
 
     from edgepoint2_ros.errors import EdgePoint2Error
@@ -61,12 +62,14 @@ def _serve(executor, stop) -> int:
         get_logger('extractor').error(str(error))
         return 1
     executor.add_node(node)
-    ready = node.start(stop.done)
-    if ready:
-        executor.spin_until_future_complete(stop)
-    node.stop()
-    node.destroy_node()
-    return 0 if ready or stop.done() else 1
+    try:
+        ready = node.start(stop.is_set)
+        while ready and not stop.is_set():
+            executor.spin_once()
+    finally:
+        node.stop()
+        node.destroy_node()
+    return 0 if ready or stop.is_set() else 1
 
 
 if __name__ == '__main__':
