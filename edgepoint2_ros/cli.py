@@ -16,6 +16,8 @@ from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
 # Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
 _MODULES = {
     'bag': ('edgepoint2_ros.bag_command', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
+    'build-engine': ('edgepoint2_ros.engines.command', 'build the plans of TensorRT ahead of time'),
+    'doctor': ('edgepoint2_ros.doctor', 'what is here, what is missing, and whether it works'),
     'evaluate': ('edgepoint2_ros.evaluation.command', 'accuracy of models beside ORB and SIFT, with a report'),
     'train': ('edgepoint2_ros.distillation.command', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.demo.command', 'camera, extractor and consumer as three processes over DDS'),

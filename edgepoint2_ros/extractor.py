@@ -100,7 +100,7 @@ class Extractor:
             EngineError: the backend refuses that size.
             ImageError: too small or too large.
         """
-        _check_size(width, height)
+        check_size(width, height)
         self._engine.prepare(height, width, channels)
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
@@ -134,7 +134,7 @@ def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ImageError(f'image: expected shape (H, W) or (H, W, 3), got {image.shape}')
     height, width = image.shape[:2]
-    _check_size(width, height)
+    check_size(width, height)
     if mask is None:
         return
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != (height, width):
@@ -142,7 +142,7 @@ def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
         raise ImageError(f'mask: expected uint8 {(height, width)} like the image, got {got}')
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int) -> None:
     if min(height, width) < MIN_SIZE:
         raise ImageError(f'image: expected at least {MIN_SIZE} x {MIN_SIZE} pixels, got {width} x {height}')
     if height * width > MAX_PIXELS:

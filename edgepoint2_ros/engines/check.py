@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model
 
@@ -55,8 +56,6 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     Raises:
         EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
     """
-    from edgepoint2_ros.engines import open_engine
-
     image = photograph(*image_shape)
     mask = np.ones((1, 1), np.uint8)
     share, cosine = compare(run(image, mask), open_engine(model, 'onnxruntime', 'fp32').run(image, mask))
