@@ -1,5 +1,8 @@
 """Start the node extractor; `ros2 launch edgepoint2_ros extractor.launch.py --show-args` lists the arguments."""
 
+from typing import List  # noqa: UP035 (launch_ros does not take list[str])
+
+import yaml
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
@@ -10,8 +13,10 @@ from launch_ros.substitutions import FindPackageShare
 from edgepoint2_ros.node.parameters import PARAMETERS
 from edgepoint2_ros.variants import NAMES
 
-# The value of an argument that was not given: then the parameter file has the word.
+# The value of an argument that was not given: then the parameter file, or the node itself, has the word.
 NOT_GIVEN = ''
+STRINGS = List[str]  # noqa: UP006
+TOPICS = ('image', 'mask', 'keypoints')
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -21,11 +26,12 @@ def generate_launch_description() -> LaunchDescription:
 def _arguments() -> list:
     default_file = PathJoinSubstitution([FindPackageShare('edgepoint2_ros'), 'config', 'extractor.yaml'])
     arguments = [
-        DeclareLaunchArgument('image', default_value='image', description='Topic of the images.'),
-        DeclareLaunchArgument('keypoints', default_value='keypoints', description='Topic of the keypoints.'),
         DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node and its topics.'),
         DeclareLaunchArgument('params_file', default_value=default_file, description='Parameter file (YAML).'),
     ]
+    for topic in TOPICS:
+        description = f'Topic instead of `{topic}`; {{camera}} in it stands for the name of each of the `cameras`.'
+        arguments.append(DeclareLaunchArgument(topic, default_value=NOT_GIVEN, description=description))
     for parameter in PARAMETERS:
         choices = NAMES if parameter.name == 'model' else parameter.choices
         arguments.append(
@@ -40,18 +46,33 @@ def _arguments() -> list:
 
 
 def _start(context) -> list:
-    given = {
-        parameter.name: ParameterValue(LaunchConfiguration(parameter.name), value_type=parameter.type)
+    def given(name: str) -> str:
+        return LaunchConfiguration(name).perform(context)
+
+    parameters = {
+        parameter.name: ParameterValue(
+            LaunchConfiguration(parameter.name), value_type=STRINGS if parameter.type is list else parameter.type
+        )
         for parameter in PARAMETERS
-        if LaunchConfiguration(parameter.name).perform(context) != NOT_GIVEN
+        if given(parameter.name) != NOT_GIVEN
     }
+    cameras = yaml.safe_load(given('cameras')) if given('cameras') != NOT_GIVEN else ['']
+    remappings = []
+    for topic in TOPICS:
+        target = given(topic)
+        if target == NOT_GIVEN:
+            continue
+        if len(cameras) > 1 and '{camera}' not in target:
+            raise ValueError(f'{topic}:={target}: expected {{camera}} in it, one topic for each of {cameras}')
+        for camera in cameras:
+            remappings.append((f'{camera}/{topic}' if camera else topic, target.replace('{camera}', camera)))
     return [
         Node(
             package='edgepoint2_ros',
             executable='extractor',
             namespace=LaunchConfiguration('namespace'),
-            parameters=[LaunchConfiguration('params_file'), given],
-            remappings=[('image', LaunchConfiguration('image')), ('keypoints', LaunchConfiguration('keypoints'))],
+            parameters=[LaunchConfiguration('params_file'), parameters],
+            remappings=remappings,
             output='screen',
         )
     ]

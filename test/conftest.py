@@ -41,3 +41,45 @@ def photograph() -> np.ndarray:
     """A colour photograph, uint8 (480, 640, 3), BGR."""
     data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
     return np.ascontiguousarray(np.tile(data.astronaut()[:480], (1, 2, 1))[:, 60:700, ::-1])
+
+
+@pytest.fixture(scope='module')
+def ros():
+    """ROS 2 in this process."""
+    rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    rclpy.init()
+    yield
+    rclpy.try_shutdown()
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts the node as a process; it is ended with the test."""
+    from node_rig import Process
+
+    processes = []
+
+    def start(namespace: str, **values) -> Process:
+        processes.append(Process(tmp_path, namespace, **values))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.interrupt()
+        process.end()
+
+
+@pytest.fixture
+def rig(ros):
+    """Return a function that sets up a camera and a reader of its keypoints in the namespace of a node."""
+    from node_rig import Rig
+
+    rigs = []
+
+    def build(namespace: str, camera: str = '') -> Rig:
+        rigs.append(Rig(namespace, camera))
+        return rigs[-1]
+
+    yield build
+    for each in rigs:
+        each.node.destroy_node()

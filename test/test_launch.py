@@ -1,4 +1,4 @@
-"""The launch file, started by the real launch: arguments, parameter file, topics and a clean exit."""
+"""The launch file, started by the real launch: two cameras, arguments, parameter file, topics and a clean exit."""
 
 import os
 import sys
@@ -47,8 +47,9 @@ def generate_test_description():
         'score_threshold': '-3',
         'image_reliability': 'reliable',
         'namespace': 'robot',
-        'image': 'front/image_raw',
-        'keypoints': '/features',
+        'cameras': '[left, right]',
+        'image': 'stereo/{camera}/image_raw',
+        'keypoints': '/features/{camera}',
         'params_file': str(params_file),
     }
     source = PythonLaunchDescriptionSource(str(ROOT / 'launch' / 'extractor.launch.py'))
@@ -84,22 +85,29 @@ class TestWhileItRuns(unittest.TestCase):
             'score_threshold': -3.0,
             'max_keypoints': 77,
             'autostart': True,
+            'cameras': ['left', 'right'],
         }
         client = self.node.create_client(GetParameters, '/robot/extractor/get_parameters')
         assert client.wait_for_service(TIMEOUT)
         future = client.call_async(GetParameters.Request(names=list(expected)))
         self.wait_until(future.done)
         values = [parameter_value_to_python(value) for value in future.result().values]
+        values[-1] = list(values[-1])
         assert dict(zip(expected, values)) == expected
 
     def test_the_topics_have_the_names_that_were_asked_for(self):
+        for camera in ('left', 'right'):
+            self.check_topics(camera)
+
+    def check_topics(self, name):
         received = []
-        self.node.create_subscription(KeypointArray, '/features', received.append, 10)
-        camera = self.node.create_publisher(Image, '/robot/front/image_raw', 10)
-        self.wait_until(lambda: camera.get_subscription_count() == 1 and self.node.count_publishers('/features') == 1)
+        features = f'/features/{name}'
+        self.node.create_subscription(KeypointArray, features, received.append, 10)
+        camera = self.node.create_publisher(Image, f'/robot/stereo/{name}/image_raw', 10)
+        self.wait_until(lambda: camera.get_subscription_count() == 1 and self.node.count_publishers(features) == 1)
         pixels = np.random.default_rng(0).integers(0, 256, (240, 320), np.uint8)
         image = Image(height=240, width=320, step=320, encoding='mono8', data=pixels.tobytes())
-        image.header.frame_id = 'front'
+        image.header.frame_id = name
         camera.publish(image)
         self.wait_until(lambda: received)
         assert received[0].header == image.header

@@ -14,11 +14,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from lifecycle_msgs.msg import Transition
-from lifecycle_msgs.srv import ChangeState, GetState
-from rcl_interfaces.msg import Parameter as ParameterMessage
-from rcl_interfaces.srv import SetParameters
-from rclpy.parameter import Parameter
-from sensor_msgs.msg import Image
+from node_rig import ROOT, TIMEOUT, Process, Rig, wait_until
 
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.messages import decode
@@ -26,165 +22,7 @@ from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.variants import NAMES
 
-ROOT = Path(__file__).parents[1]
-TIMEOUT = 30.0
-
 pytestmark = pytest.mark.slow
-
-
-class Process:
-    """The node as a process; what it prints is kept in a file."""
-
-    def __init__(self, folder: Path, namespace: str, **values):
-        self.log = folder / f'{namespace}.log'
-        arguments = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', f'__ns:=/{namespace}']
-        for name, value in values.items():
-            arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
-        with open(self.log, 'w') as log:
-            self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-        self.pid = self._process.pid
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text()
-
-    def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.output or self._process.poll() is not None)
-        assert text in self.output
-
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
-
-    def end(self) -> int:
-        """Wait for the end and return the exit code."""
-        try:
-            return self._process.wait(TIMEOUT)
-        finally:
-            self._process.kill()
-
-
-class Rig:
-    """A camera and a reader of keypoints in the namespace of one node."""
-
-    def __init__(self, namespace: str):
-        self.node = rclpy.create_node('rig', namespace=namespace)
-        self.received = []
-        self.camera = self.node.create_publisher(Image, 'image', 10)
-        self.node.create_subscription(KeypointArray, 'keypoints', self.received.append, 100)
-        self._stamp = 0
-
-    def connect(self) -> None:
-        """Wait until the node is there and active."""
-        self.wait_until(
-            lambda: (
-                self.camera.get_subscription_count() == 1 and self.node.count_publishers(self.topic('keypoints')) == 1
-            )
-        )
-
-    def connect_best_effort(self, pixels: np.ndarray) -> None:
-        """Wait until an image was answered: a best-effort reader loses what comes before it knows the writer."""
-        self.connect()
-        while not self.received:
-            self.send(pixels)
-            self.spin(0.5)
-        self.spin(0.5)
-
-    def topic(self, name: str) -> str:
-        return f'{self.node.get_namespace()}/{name}'
-
-    def send(self, pixels: np.ndarray, encoding: str = '', **changes) -> Image:
-        """Publish pixels (H, W) or (H, W, C) as an image with a stamp of its own."""
-        self._stamp += 1
-        height, width = pixels.shape[:2]
-        image = Image(height=height, width=width, encoding=encoding or {2: 'mono8', 3: 'bgr8'}[pixels.ndim])
-        image.header.frame_id = 'camera_optical'
-        image.header.stamp.sec, image.header.stamp.nanosec = 1_700_000_000 + self._stamp, 987_654_321
-        image.step = pixels[0].size
-        image.data = array('B', pixels.tobytes())
-        for name, value in changes.items():
-            setattr(image, name, value)
-        self.camera.publish(image)
-        return image
-
-    def answer(self, *args, **kwargs) -> KeypointArray:
-        """Send an image and return the message that answers it; nothing else may come."""
-        self.received.clear()
-        image = self.send(*args, **kwargs)
-        self.wait_until(lambda: self.received)
-        assert [message.header for message in self.received] == [image.header]
-        return self.received[0]
-
-    def call(self, kind, name: str, request):
-        """Call one of the node's services."""
-        client = self.node.create_client(kind, self.topic(f'extractor/{name}'))
-        assert client.wait_for_service(TIMEOUT)
-        future = client.call_async(request)
-        self.wait_until(future.done)
-        self.node.destroy_client(client)
-        return future.result()
-
-    def change_state(self, transition: int) -> bool:
-        return self.call(ChangeState, 'change_state', ChangeState.Request(transition=Transition(id=transition))).success
-
-    def state(self) -> str:
-        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
-
-    def set(self, **values) -> list:
-        """Set parameters and return the results."""
-        changes = [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
-        assert all(isinstance(change, ParameterMessage) for change in changes)
-        return self.call(SetParameters, 'set_parameters', SetParameters.Request(parameters=changes)).results
-
-    def wait_until(self, condition) -> None:
-        wait_until(condition, lambda: rclpy.spin_once(self.node, timeout_sec=0.05))
-
-    def spin(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            rclpy.spin_once(self.node, timeout_sec=0.05)
-
-
-def wait_until(condition, meanwhile=lambda: time.sleep(0.02)) -> None:
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-        assert time.monotonic() < end, f'nothing happened for {TIMEOUT} s'
-        meanwhile()
-
-
-@pytest.fixture(scope='module', autouse=True)
-def ros():
-    rclpy.init()
-    yield
-    rclpy.try_shutdown()
-
-
-@pytest.fixture
-def start(tmp_path):
-    """Return a function that starts a node process; it is ended with the test."""
-    processes = []
-
-    def start(namespace: str, **values) -> Process:
-        processes.append(Process(tmp_path, namespace, **values))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.interrupt()
-        process.end()
-
-
-@pytest.fixture
-def rig():
-    """Return a function that sets up a rig in a namespace."""
-    rigs = []
-
-    def build(namespace: str) -> Rig:
-        rigs.append(Rig(namespace))
-        return rigs[-1]
-
-    yield build
-    for each in rigs:
-        each.node.destroy_node()
 
 
 @pytest.fixture(scope='module')
@@ -309,7 +147,7 @@ def test_bad_images_are_reported_in_one_line_and_counted(official_model, photogr
     assert process.output.count('image dropped') == 1  # throttled
     assert "image dropped: image encoding '32FC1' is unknown: expected one of mono8" in process.output
     assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
-    process.wait_for('6 images received, 1 processed, 0 dropped for newer ones, 5 bad')
+    process.wait_for('image: 6 images received, 1 processed, 5 dropped (5 bad)')
 
 
 def test_all_images_are_processed_when_asked_for(shared, photograph):
@@ -335,11 +173,11 @@ def test_the_newest_image_wins_when_more_come_than_can_be_processed(official_mod
     assert stamps == sorted(set(stamps))
     assert len(stamps) < 30
     assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
-    numbers = [int(n) for n in re.findall(r'(\d+) (?:images received|processed|dropped|bad)', process.output)]
-    received, processed, dropped, bad = numbers
+    numbers = re.search(r'(\d+) images received, (\d+) processed, (\d+) dropped \((\d+) newer\)', process.output)
+    received, processed, dropped, newer = (int(number) for number in numbers.groups())
     assert processed == len(stamps)
-    assert received == processed + dropped + bad
-    assert dropped > 0
+    assert received == processed + dropped
+    assert dropped == newer > 0
 
 
 def test_live_parameters_change_while_running_and_bad_values_are_refused(shared, photograph):

@@ -17,7 +17,8 @@ BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 def test_every_default_is_allowed_and_described():
     for parameter in PARAMETERS:
-        assert parameter.check(parameter.default) == parameter.default
+        value = parameter.check(parameter.default)
+        assert type(value) is parameter.type
         assert parameter.description.endswith('.')
     assert len(BY_NAME) == len(PARAMETERS)
 
@@ -38,6 +39,17 @@ def test_every_variant_is_listed():
         ('model', 32, 'expected string, got 32'),
         ('autostart', 1, 'expected true or false, got 1'),
         ('autostart', None, 'expected true or false, got None'),
+        (
+            'cameras',
+            'left',
+            "cameras: expected unique names of letters, digits, _ and /, or one empty name, got 'left'",
+        ),
+        ('cameras', [], 'expected unique names'),
+        ('cameras', ['left', 'left'], 'expected unique names'),
+        ('cameras', ['left', ''], 'expected unique names'),
+        ('cameras', ['2nd'], 'expected unique names'),
+        ('cameras', ['a//b'], 'expected unique names'),
+        ('cameras', [1, 2], 'expected unique names'),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_expected(name, value, complaint):
@@ -48,6 +60,11 @@ def test_a_bad_value_is_refused_with_what_was_expected(name, value, complaint):
 def test_an_integer_will_do_for_a_number():
     value = BY_NAME['score_threshold'].check(-3)
     assert (value, type(value)) == (-3.0, float)
+
+
+def test_cameras_have_names_that_topics_can_have():
+    for names in ([''], ['left'], ['left', 'right'], ['rig_1/front', 'rig_1/rear']):
+        assert BY_NAME['cameras'].check(names) == names
 
 
 def test_changes_are_checked_together_and_others_parameters_are_left_alone():
@@ -63,14 +80,14 @@ def test_the_yaml_file_is_the_table():
     assert (ROOT / 'config' / 'extractor.yaml').read_text() == to_yaml(), REWRITE
     yaml = pytest.importorskip('yaml', reason='PyYAML is not installed')
     values = yaml.safe_load(to_yaml())['/**']['ros__parameters']
-    assert values == {parameter.name: parameter.default for parameter in PARAMETERS}
+    assert values == {parameter.name: parameter.check(parameter.default) for parameter in PARAMETERS}
 
 
-def test_the_readme_has_the_table():
-    readme = (ROOT / 'README.md').read_text()
+def test_the_page_of_the_node_has_the_table():
+    page = (ROOT / 'docs' / 'node.md').read_text()
     start, end = '<!-- parameters -->\n', '<!-- /parameters -->'
-    assert start in readme, f'README.md has no {start.strip()}'
-    assert readme.split(start)[1].split(end)[0] == to_markdown(), REWRITE
+    assert start in page, f'docs/node.md has no {start.strip()}'
+    assert page.split(start)[1].split(end)[0] == to_markdown(), REWRITE
 
 
 def test_the_table_needs_no_ros():

@@ -1,25 +1,33 @@
-"""The lifecycle node ``extractor``: images in, keypoints out."""
+"""The lifecycle node ``extractor``: images of one or more cameras in, keypoints out."""
 
 import threading
+import time
+from types import SimpleNamespace
 
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
+from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import encode
-from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node import parameters
+from edgepoint2_ros.node.camera import Camera, to_nanoseconds
+from edgepoint2_ros.node.health import ERROR, OK, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
+from edgepoint2_ros.node.masks import combine, read_mask_file
+from edgepoint2_ros.node.overlay import draw_overlay
 
-REPORT_PERIOD = 5.0  # seconds between two reports of bad images
+LOG_PERIOD = 5.0  # seconds between two log lines about bad images
+REPORT_PERIOD = 1.0  # seconds between two diagnostics
+OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
 
 
 class ExtractorNode(LifecycleNode):
-    """Subscribes to ``image`` while active and publishes ``keypoints``, one message for each image processed.
+    """Subscribes to the images of its cameras while active and answers each one processed by a message of keypoints.
 
     The executor's thread only puts images into a mailbox; a worker thread extracts and publishes.
     """
@@ -27,12 +35,19 @@ class ExtractorNode(LifecycleNode):
     def __init__(self, **kwargs):
         super().__init__('extractor', **kwargs)
         self._extractor = None
-        self._publisher = None
-        self._subscription = None
+        self._cameras: list[Camera] = []
         self._mailbox = None
         self._worker = None
+        self._state = 'unconfigured'
+        self._failure = ''  # why it is unconfigured, where that was not asked for
+        self._waits_for = ''  # what the engine says while it is not ready
+        self._last_overlay = 0.0
+        self._last_complaint: dict[tuple[str, str], float] = {}
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._change_parameters)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        # By a steady clock: diagnostics go on while simulated time stands still or jumps.
+        self.create_timer(REPORT_PERIOD, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def start(self, interrupted) -> bool:
         """Configure and activate, unless the parameter autostart is false.
@@ -51,93 +66,251 @@ class ExtractorNode(LifecycleNode):
         return True
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._settings = parameters.read(self)
+        self._settings = settings = parameters.read(self)
+        self._failure, self._waits_for = '', 'not ready: opening the engine'
+        self.report()  # opening can take minutes, and no timer runs meanwhile
         try:
+            self._static_masks = _read_masks(settings)
             self._extractor = Extractor(
-                self._settings.model,
-                weights=self._settings.weights,
-                backend=self._settings.backend,
-                precision=self._settings.precision,
-                threads=self._settings.threads,
-                max_keypoints=self._settings.max_keypoints,
-                score_threshold=self._settings.score_threshold,
+                settings.model,
+                weights=settings.weights,
+                backend=settings.backend,
+                precision=settings.precision,
+                threads=settings.threads,
+                max_keypoints=settings.max_keypoints,
+                score_threshold=settings.score_threshold,
+                report=self._hear_engine,
             )
-        except EdgePoint2Error as error:
-            self.get_logger().error(str(error))
+        except Exception as error:  # rclpy would swallow it
+            self.get_logger().error(_in_words(error))
+            self._extractor, self._failure = None, _in_words(error)
             return TransitionCallbackReturn.FAILURE
-        self._publisher = self.create_publisher(KeypointArray, 'keypoints', 10)
+        finally:
+            self._waits_for = ''
+        self._cameras = [Camera(self, name, settings.transport) for name in settings.cameras]
+        self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._published = 0
-        self._refused = 0
-        self._mailbox = Mailbox(1 if self._settings.queue_policy == 'newest' else self._settings.queue_size)
-        self._worker = threading.Thread(target=self._work, name='extractor')
+        settings = self._settings
+        self._mailbox = Mailbox(len(self._cameras), _capacity(settings))
+        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name='extractor')
         self._worker.start()
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST,
-            depth=self._settings.image_depth,
-            reliability=ReliabilityPolicy[self._settings.image_reliability.upper()],
-        )
-        self._subscription = self.create_subscription(Image, 'image', self._mailbox.put, qos)
-        self.get_logger().info(f'waiting for images on {self._subscription.topic_name}')
+        for number, camera in enumerate(self._cameras):
+            camera.reset()
+            camera.subscribe(
+                lambda message, number=number: self.receive(message, number),
+                settings.image_reliability,
+                settings.image_depth,
+            )
+        self._state = 'active'
+        self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self._cameras)}')
         return TransitionCallbackReturn.SUCCESS
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.stop()
-        self.get_logger().info(
-            f'{self._mailbox.received} images received, {self._published} processed, '
-            f'{self._mailbox.dropped} dropped for newer ones, {self._refused} bad'
-        )
+        self.report()
+        for camera in self._cameras:
+            health = camera.health
+            dropped = ', '.join(f'{count} {reason}' for reason, count in health.dropped.items() if count)
+            self.get_logger().info(
+                f'{camera.topic}: {health.received} images received, {health.processed} processed, '
+                f'{sum(health.dropped.values())} dropped{f" ({dropped})" if dropped else ""}'
+            )
+        self._state = 'inactive'
         return TransitionCallbackReturn.SUCCESS
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.destroy_publisher(self._publisher)
-        self._extractor = None
+        self._release()
         return TransitionCallbackReturn.SUCCESS
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.stop()
+        self._release()
         return TransitionCallbackReturn.SUCCESS
 
+    def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """After an exception in a transition: back to the start, from where it can be tried again."""
+        self._release()
+        return TransitionCallbackReturn.SUCCESS
+
+    def receive(self, message, camera: int = 0) -> None:
+        """Take an image message of a camera; it waits for the worker."""
+        now = time.monotonic()
+        health = self._cameras[camera].health
+        health.arrive(now)
+        if self._mailbox.put((message, now), camera):
+            health.drop(_reason(self._settings))
+
     def stop(self) -> None:
-        """End the subscription and the worker, if there are any; an image in work is finished first."""
+        """End the subscriptions and the worker, if there are any; an image in work is finished first."""
         if self._worker is not None:
-            self.destroy_subscription(self._subscription)
-            self._mailbox.close()
+            for camera in self._cameras:
+                camera.unsubscribe()
+            for camera, count in zip(self._cameras, self._mailbox.close()):
+                camera.health.drop('stopped', count)
             self._worker.join()
             self._worker = None
 
-    def _work(self) -> None:
-        while (image := self._mailbox.get()) is not None:
+    def report(self) -> None:
+        """Publish diagnostics, and the stats of the cameras while active."""
+        message = DiagnosticArray()
+        message.header.stamp = self.get_clock().now().to_msg()
+        message.status.append(self._engine_status())
+        for camera in self._cameras if self._state == 'active' else ():
+            report = camera.health.report(time.monotonic())
+            level, reason = judge(report, camera.health, camera.topic, camera.count_publishers())
+            if level != camera.level:
+                camera.level = level
+                if level == OK:
+                    self.get_logger().info(f'{camera.label}: {reason}')
+                else:
+                    self.get_logger().warning(f'{camera.label}: {reason}')
+            message.status.append(self._status(camera.label, level, reason, camera.describe(report)))
+            camera.publish_stats(report)
+        self._diagnostics.publish(message)
+
+    def _release(self) -> None:
+        self.stop()
+        for camera in self._cameras:
+            camera.destroy()
+        self._cameras = []
+        self._extractor = None
+        self._state = 'unconfigured'
+
+    def _work(self, mailbox: Mailbox) -> None:
+        while (got := mailbox.get()) is not None:
+            number, (message, arrival) = got
+            camera = self._cameras[number]
             try:
-                features = self._extractor.extract(to_array(image))
-                message = encode(features, image.header, self._settings.descriptor_encoding)
-                if self.context.ok():
-                    self._publisher.publish(message)
-                self._published += 1
-            except EdgePoint2Error as error:
-                self._refused += 1
-                self.get_logger().warning(f'image dropped: {error}', throttle_duration_sec=REPORT_PERIOD)
+                self._serve(camera, message, arrival)
             except Exception as error:  # whatever one image does, the next is processed
-                self._refused += 1
-                if self.context.ok():
-                    self.get_logger().error(
-                        f'image dropped: {type(error).__name__}: {error}', throttle_duration_sec=REPORT_PERIOD
-                    )
+                camera.health.drop('bad' if isinstance(error, EdgePoint2Error) else 'error', error=_in_words(error))
+                self._complain(camera, error, 'image')
+
+    def _serve(self, camera: Camera, message, arrival: float) -> None:
+        settings = self._settings  # one set of them for this image, whatever changes meanwhile
+        begun = time.monotonic()
+        image = to_array(message)
+        mask = self._mask(camera, message.header.stamp, image, settings)
+        read = time.monotonic()
+        features = self._extractor.extract(image, mask)
+        self._waits_for = ''
+        extracted = time.monotonic()
+        if self.context.ok():
+            camera.keypoints.publish(encode(features, message.header, settings.descriptor_encoding))
+        published = time.monotonic()
+        age = (self.get_clock().now().nanoseconds - to_nanoseconds(message.header.stamp)) * 1e-9
+        camera.frame_id = message.header.frame_id
+        times = (begun - arrival, read - begun, extracted - read, published - extracted, published - arrival, age)
+        camera.health.serve(len(features), times)
+        if settings.overlay and camera.is_watched():
+            self._draw(camera, image, features, message.header)
+
+    def _mask(self, camera: Camera, stamp, image: np.ndarray, settings) -> np.ndarray | None:
+        """Return where keypoints are allowed in an image, or None for everywhere."""
+        masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
+        newest = None
+        while True:
+            try:
+                newest = camera.masks.at(to_nanoseconds(stamp))
+                break
+            except EdgePoint2Error as error:  # that one is forgotten
+                camera.health.masks_bad += 1
+                camera.health.last_error = f'mask: {error}'
+                self._complain(camera, error, 'mask')
+        if newest is not None:
+            masks.append(newest)
+        return combine(masks, settings.border, image.shape[1], image.shape[0])
+
+    def _draw(self, camera: Camera, image, features, header) -> None:
+        """Publish the overlay, unless images wait: then only once in a while."""
+        now = time.monotonic()
+        if not self._mailbox.is_empty and now < self._last_overlay + OVERLAY_PERIOD:
+            return
+        self._last_overlay = now
+        text = f'{camera.label}  {features.model}  {len(features)} keypoints  {camera.health.last_rate_out:.1f} Hz'
+        camera.publish_overlay(draw_overlay(image, features, text), header)
+
+    def _status(self, task: str, level: int, reason: str, values: dict[str, str]) -> DiagnosticStatus:
+        return DiagnosticStatus(
+            level=bytes([level]),
+            name=f'{self.get_fully_qualified_name()}: {task}',
+            message=reason,
+            hardware_id='' if self._extractor is None else self._extractor.backend,
+            values=[KeyValue(key=key, value=value) for key, value in values.items()],
+        )
+
+    def _engine_status(self) -> DiagnosticStatus:
+        values = {}
+        if self._extractor is not None:
+            values = {
+                'model': self._extractor.variant.name,
+                'digest': self._extractor.digest,
+                'backend': self._extractor.backend,
+                'description': self._extractor.description,
+            }
+        if self._waits_for:
+            return self._status('engine', WARN, self._waits_for, values)
+        return self._status('engine', ERROR if self._failure else OK, self._failure or self._state, values)
+
+    def _hear_engine(self, line: str) -> None:
+        """Take a line of the engine about what takes long or did not work out."""
+        if line.startswith('not ready: '):
+            self._waits_for = line
+        self.get_logger().warning(line)
+
+    def _complain(self, camera: Camera, error: Exception, what: str) -> None:
+        """Log an error that concerns one message, unless another of its kind was logged a moment ago."""
+        now = time.monotonic()
+        if not self.context.ok() or now < self._last_complaint.get((camera.name, what), -LOG_PERIOD) + LOG_PERIOD:
+            return
+        self._last_complaint[camera.name, what] = now
+        name = f'{camera.name}: ' if camera.name else ''
+        if isinstance(error, EdgePoint2Error):
+            self.get_logger().warning(f'{name}{what} dropped: {error}')
+        else:
+            self.get_logger().error(f'{name}{what} dropped: {_in_words(error)}')
 
     def _change_parameters(self, changes) -> SetParametersResult:
         configured = self._extractor is not None
         try:
             values = parameters.check_changes({change.name: change.value for change in changes}, configured)
             if configured:
-                # First what can still be refused: the model knows its own most keypoints.
-                if 'max_keypoints' in values:
-                    self._extractor.max_keypoints = values['max_keypoints']
-                if 'score_threshold' in values:
-                    self._extractor.score_threshold = values['score_threshold']
-                vars(self._settings).update(values)
+                self._apply(values)
         except EdgePoint2Error as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+    def _apply(self, values: dict) -> None:
+        """Change settings while configured, all of them or, by an EdgePoint2Error, none."""
+        settings = SimpleNamespace(**{**vars(self._settings), **values})
+        # First what can still be refused: a file that cannot be read, more keypoints than the model can give.
+        static_masks = _read_masks(settings) if 'mask_file' in values else self._static_masks
+        self._extractor.max_keypoints = settings.max_keypoints
+        self._extractor.score_threshold = settings.score_threshold
+        self._static_masks = static_masks
+        self._settings = settings
+        if self._worker is not None:
+            for camera, count in zip(self._cameras, self._mailbox.resize(_capacity(settings))):
+                camera.health.drop(_reason(settings), count)
+
+
+def _capacity(settings) -> int:
+    return 1 if settings.queue_policy == 'newest' else settings.queue_size
+
+
+def _reason(settings) -> str:
+    """Return why an image makes room for another one."""
+    return 'newer' if settings.queue_policy == 'newest' else 'full'
+
+
+def _read_masks(settings) -> dict[str, np.ndarray]:
+    """Return the mask files of the cameras by the cameras' names; none where the parameter is empty."""
+    if not settings.mask_file:
+        return {}
+    return {name: read_mask_file(settings.mask_file.replace('{camera}', name)) for name in settings.cameras}
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'

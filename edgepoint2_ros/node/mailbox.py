@@ -5,40 +5,67 @@ from collections import deque
 
 
 class Mailbox:
-    """A queue of bounded length; when it is full, the oldest item makes room for the newest.
+    """One queue of bounded length for each camera; the cameras that have something waiting are served in turn.
 
-    With ``capacity`` 1 the newest item wins and nothing ever waits behind an older one.
-
-    Attributes:
-        received: items put in so far.
-        dropped: items that made room for a newer one and were never taken out.
+    With ``capacity`` 1 the newest item of a camera wins, and nothing ever waits behind an older one. However fast one
+    camera is, another waits for one item of each at most.
     """
 
-    def __init__(self, capacity: int = 1):
-        self.received = 0
-        self.dropped = 0
-        self._items = deque(maxlen=capacity)
+    def __init__(self, cameras: int = 1, capacity: int = 1):
+        self._queues = [deque() for _ in range(cameras)]
+        self._capacity = capacity
+        self._turns = deque()  # the cameras that have something waiting, the next one first
         self._changed = threading.Condition()
         self._open = True
 
-    def put(self, item) -> None:
-        """Add ``item`` and return at once."""
+    def put(self, item, camera: int = 0) -> int:
+        """Add an item and return at once: how many older ones made room for it, 0 or 1."""
         with self._changed:
-            self.received += 1
-            self.dropped += len(self._items) == self._items.maxlen
-            self._items.append(item)
+            if not self._open:
+                return 1  # the item itself
+            queue = self._queues[camera]
+            dropped = _shorten(queue, self._capacity - 1)
+            if not queue and camera not in self._turns:
+                self._turns.append(camera)
+            queue.append(item)
             self._changed.notify()
+            return dropped
 
-    def get(self):
-        """Wait for the oldest item and take it out; None once the mailbox is closed."""
+    def get(self) -> tuple[int, object] | None:
+        """Wait for an item and take it out; return its camera and it, or None once the mailbox is closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._items or not self._open)
-            return self._items.popleft() if self._open else None
+            self._changed.wait_for(lambda: self._turns or not self._open)
+            if not self._open:
+                return None
+            camera = self._turns.popleft()
+            queue = self._queues[camera]
+            item = queue.popleft()
+            if queue:
+                self._turns.append(camera)
+            return camera, item
 
-    def close(self) -> None:
-        """End every wait; items still inside count as dropped."""
+    @property
+    def is_empty(self) -> bool:
+        return not self._turns
+
+    def resize(self, capacity: int) -> list[int]:
+        """Change the length of the queues; return how many items each camera lost by that."""
+        with self._changed:
+            self._capacity = capacity
+            return [_shorten(queue, capacity) for queue in self._queues]
+
+    def close(self) -> list[int]:
+        """End every wait; return how many items of each camera were still waiting and are lost."""
         with self._changed:
             self._open = False
-            self.dropped += len(self._items)
-            self._items.clear()
+            self._turns.clear()
             self._changed.notify_all()
+            return [_shorten(queue, 0) for queue in self._queues]
+
+
+def _shorten(queue: deque, length: int) -> int:
+    """Drop the oldest items beyond ``length`` and return how many there were."""
+    dropped = max(0, len(queue) - length)
+    for _ in range(dropped):
+        queue.popleft()
+    return dropped

@@ -1,9 +1,12 @@
 """The parameters of the node: one table that declares and checks them and writes their documentation.
 
-``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the README's table.
+``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the table of
+docs/node.md.
 """
 
 import re
+from array import array
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +16,9 @@ from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.variants import NAMES
 
-_TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false'}
-_README_TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
+_TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
+_CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+_TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -25,20 +29,24 @@ class Parameter:
     """
 
     name: str
-    default: str | int | float | bool
+    default: str | int | float | bool | tuple[str, ...]
     description: str
     choices: tuple[str, ...] = ()
     minimum: int | float | None = None
     maximum: int | float | None = None
     live: bool = False
+    allowed: str = ''  # in words, where the rest does not say it
+    test: Callable[[object], bool] = lambda value: True
 
     @property
     def type(self) -> type:
-        return type(self.default)
+        return list if isinstance(self.default, tuple) else type(self.default)
 
     @property
     def expected(self) -> str:
         """What values are allowed, in words."""
+        if self.allowed:
+            return self.allowed
         if self.choices:
             return 'one of ' + ', '.join(self.choices)
         if self.minimum is not None:
@@ -53,13 +61,22 @@ class Parameter:
         """
         if self.type is float and type(value) is int:
             value = float(value)
+        if self.type is list and isinstance(value, (tuple, array)):
+            value = list(value)
         if (
             type(value) is not self.type
             or (self.choices and value not in self.choices)
             or (self.minimum is not None and not self.minimum <= value <= self.maximum)
+            or not self.test(value)
         ):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
         return value
+
+
+def _are_cameras(names: list) -> bool:
+    return names == [''] or (
+        0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
+    )
 
 
 PARAMETERS = (
@@ -90,26 +107,51 @@ PARAMETERS = (
         live=True,
     ),
     Parameter(
+        'cameras',
+        ('',),
+        'The cameras that share the model; `left` has the topics `left/image`, `left/keypoints` and so on. One empty '
+        'name is one camera with the topics `image`, `keypoints` and so on.',
+        allowed='unique names of letters, digits, _ and /, or one empty name',
+        test=_are_cameras,
+    ),
+    Parameter(
+        'transport',
+        'raw',
+        '`compressed` takes sensor_msgs/CompressedImage (jpeg, png) on the topic `image/compressed`.',
+        ('raw', 'compressed'),
+    ),
+    Parameter(
         'queue_policy',
         'newest',
-        'Which images that arrive while one is processed are kept: only the `newest`, or `all`, in a queue.',
+        'Which images of a camera are kept while others are processed: only the `newest`, or `all`, in a queue.',
         ('newest', 'all'),
+        live=True,
     ),
     Parameter(
         'queue_size',
         100,
-        'Images that may wait under queue_policy `all`; when the queue is full the oldest is dropped.',
+        'Images of a camera that may wait under queue_policy `all`; when the queue is full the oldest is dropped.',
         minimum=1,
         maximum=10000,
+        live=True,
     ),
+    Parameter(
+        'mask_file',
+        '',
+        'An image that is not black where keypoints are allowed, scaled to the size of the images; `{camera}` in it '
+        'stands for the name of each camera. Empty: everywhere.',
+        live=True,
+    ),
+    Parameter('border', 0, 'Pixels along the edges without keypoints.', minimum=0, maximum=10000, live=True),
+    Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
     Parameter(
         'image_reliability',
         'best_effort',
-        'Reliability of the image subscription: `best_effort` hears every publisher; `reliable` the reliable ones, '
+        'Reliability of the image subscriptions: `best_effort` hears every publisher; `reliable` the reliable ones, '
         'but loses no image that exceeds the buffers of Fast DDS (0.5 MB).',
         ('best_effort', 'reliable'),
     ),
-    Parameter('image_depth', 5, 'History depth of the image subscription.', minimum=1, maximum=1000),
+    Parameter('image_depth', 5, 'History depth of the image subscriptions.', minimum=1, maximum=1000),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
 )
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
@@ -126,7 +168,8 @@ def declare(node) -> None:
     for parameter in PARAMETERS:
         # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
         descriptor = ParameterDescriptor(dynamic_typing=True)
-        parameter.check(node.declare_parameter(parameter.name, parameter.default, descriptor).value)
+        default = parameter.check(parameter.default)
+        parameter.check(node.declare_parameter(parameter.name, default, descriptor).value)
         descriptor.description = parameter.description
         descriptor.additional_constraints = parameter.expected
         if parameter.minimum is not None:
@@ -161,7 +204,7 @@ def check_changes(changes: dict, configured: bool) -> dict:
 
 
 def to_markdown() -> str:
-    """Return the README's table."""
+    """Return the table of docs/node.md."""
     lines = ['| Parameter | Default | Allowed | Changes | Description |', '|---|---|---|---|---|']
     for parameter in PARAMETERS:
         changes = 'any time' if parameter.live else 'unconfigured'
@@ -180,12 +223,17 @@ def to_yaml() -> str:
 
 
 def _to_text(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    """Return a value as YAML has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f'[{", ".join(map(repr, value))}]'
+    return str(value) or "''"
 
 
 def _write_documentation(checkout: Path) -> None:
-    readme = checkout / 'README.md'
-    readme.write_text(_README_TABLE.sub(lambda _: to_markdown(), readme.read_text(encoding='utf-8')), encoding='utf-8')
+    page = checkout / 'docs' / 'node.md'
+    page.write_text(_TABLE.sub(lambda _: to_markdown(), page.read_text(encoding='utf-8')), encoding='utf-8')
     (checkout / 'config' / 'extractor.yaml').write_text(to_yaml(), encoding='utf-8')
 
 

@@ -1,0 +1,191 @@
+"""The topics of one camera: images and masks in; keypoints, overlay and stats out."""
+
+import time
+from array import array
+
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import CompressedImage, Image
+
+try:
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+except ImportError:  # Humble
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+
+from edgepoint2_ros.msg import CameraStats, KeypointArray
+from edgepoint2_ros.node.health import OK, STAGES, Health, Report
+from edgepoint2_ros.node.masks import Masks
+
+
+class Camera:
+    """One camera of the node: what exists from configure to cleanup, and its subscriptions while the node is active.
+
+    Attributes:
+        name: as the parameter ``cameras`` says; its topics are ``<name>/image`` and so on, or ``image`` without a name.
+        topic: full name of the topic of its images.
+        keypoints, overlay: publishers.
+        frame_id: of its last image.
+        health: what became of its images since activation.
+        level: how grave its last diagnostics were.
+        masks: those that came on its mask topic since activation.
+    """
+
+    def __init__(self, node, name: str, transport: str):
+        self._node = node
+        self.name = name
+        prefix = f'{name}/' if name else ''
+        self.topic = node.resolve_topic_name(f'{prefix}image')
+        self._mask_topic = f'{prefix}mask'
+        self._type = Image
+        if transport == 'compressed':
+            # As image_transport does: a remapping names the image, its transport comes after that.
+            self.topic += '/compressed'
+            self._type = CompressedImage
+        self.keypoints = node.create_publisher(
+            KeypointArray,
+            f'{prefix}keypoints',
+            10,
+            event_callbacks=PublisherEventCallbacks(incompatible_qos=self._explain_reader),
+        )
+        self.overlay = node.create_publisher(Image, f'{prefix}overlay', 1)
+        self._stats = node.create_publisher(CameraStats, f'{prefix}stats', 10)
+        self._subscriptions = []
+        self.frame_id = ''
+        self.reset()
+
+    @property
+    def label(self) -> str:
+        """Its name in messages to people."""
+        return self.name or 'image'
+
+    def reset(self) -> None:
+        """Forget everything that came so far."""
+        self.health = Health(time.monotonic())
+        self.level = OK
+        self.masks = Masks()
+
+    def subscribe(self, receive, reliability: str, depth: int) -> None:
+        """Begin to receive.
+
+        Args:
+            receive: called with each image message.
+            reliability: ``best_effort`` or ``reliable``.
+            depth: of the middleware's queue for images.
+        """
+        qos = QoSProfile(
+            history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy[reliability.upper()]
+        )
+        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
+        self._subscriptions = [
+            self._node.create_subscription(self._type, self.topic, receive, qos, event_callbacks=events),
+            self._node.create_subscription(
+                Image,
+                self._mask_topic,
+                self._receive_mask,
+                QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
+            ),
+        ]
+
+    def unsubscribe(self) -> None:
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._subscriptions = []
+
+    def destroy(self) -> None:
+        """Give its topics back."""
+        self.unsubscribe()
+        for publisher in (self.keypoints, self.overlay, self._stats):
+            self._node.destroy_publisher(publisher)
+
+    def is_watched(self) -> bool:
+        """Tell whether somebody looks at the overlay."""
+        return self.overlay.get_subscription_count() > 0
+
+    def publish_overlay(self, canvas, header) -> None:
+        """Publish a picture (H, W, 3) uint8 BGR with the header of its image."""
+        height, width = canvas.shape[:2]
+        self.overlay.publish(
+            Image(
+                header=header,
+                height=height,
+                width=width,
+                encoding='bgr8',
+                step=width * 3,
+                data=array('B', canvas.tobytes()),
+            )
+        )
+
+    def publish_stats(self, report: Report) -> None:
+        """Publish a period as CameraStats."""
+        health, times = self.health, report.times
+        latency = times['latency']
+        message = CameraStats(
+            camera=self.name,
+            period=report.period,
+            rate_in=report.rate_in,
+            rate_out=report.rate_out,
+            keypoints=report.keypoints,
+            latency_mean_ms=latency[0],
+            latency_p95_ms=latency[1],
+            latency_max_ms=latency[2],
+            extract_mean_ms=times['extract'][0],
+            age_mean_ms=times['age'][0],
+            received=health.received,
+            processed=health.processed,
+            waiting=health.waiting,
+            lost=health.lost,
+            masks_received=health.masks_received,
+            masks_bad=health.masks_bad,
+            **{f'dropped_{reason}': count for reason, count in health.dropped.items()},
+        )
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        message.header.frame_id = self.frame_id
+        self._stats.publish(message)
+
+    def describe(self, report: Report) -> dict[str, str]:
+        """Return a period as the values of a DiagnosticStatus."""
+        health = self.health
+        values = {
+            'topic': self.topic,
+            'rate in (Hz)': f'{report.rate_in:.1f}',
+            'rate out (Hz)': f'{report.rate_out:.1f}',
+            'keypoints': f'{report.keypoints:.0f}',
+        }
+        for stage in STAGES:
+            values[f'{stage} mean / p95 / max (ms)'] = ' / '.join(f'{value:.1f}' for value in report.times[stage])
+        values |= {'received': str(health.received), 'processed': str(health.processed)}
+        values |= {f'dropped: {reason}': str(count) for reason, count in health.dropped.items()}
+        values |= {
+            'lost by the middleware': str(health.lost),
+            'masks': str(health.masks_received),
+            'bad masks': str(health.masks_bad),
+            'last error': health.last_error,
+        }
+        return values
+
+    def count_publishers(self) -> int:
+        """Return how many publishers its image topic has."""
+        return self._node.count_publishers(self.topic)
+
+    def _receive_mask(self, message) -> None:
+        self.health.masks_received += 1
+        self.masks.put(to_nanoseconds(message.header.stamp), message)
+
+    def _count_lost(self, event) -> None:
+        self.health.lost += event.total_count_change
+
+    def _explain_writer(self, event) -> None:
+        self._node.get_logger().error(
+            f'a publisher of {self.topic} cannot be heard: it offers best-effort images, and image_reliability asks '
+            f'for reliable ones; set image_reliability to best_effort'
+        )
+
+    def _explain_reader(self, event) -> None:
+        self._node.get_logger().warning(
+            f'a subscriber of {self.keypoints.topic_name} cannot hear it: it asks for more than is offered (reliable, '
+            f'volatile, no deadline); set its durability to volatile'
+        )
+
+
+def to_nanoseconds(stamp) -> int:
+    """Return a builtin_interfaces/Time as nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec

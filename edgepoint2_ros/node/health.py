@@ -1,0 +1,167 @@
+"""What became of the images of one camera: counted as it happens, and judged once a second."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Where the time goes: waiting for the worker, reading the message, extraction, making and publishing the answer.
+# Then the sum of these, and the age of the image at the end, from its stamp.
+STAGES = ('wait', 'read', 'extract', 'publish', 'latency', 'age')
+REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dropped
+
+SILENCE = 2.0  # seconds without an image after which a camera counts as silent
+TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
+
+OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
+
+
+@dataclass(frozen=True)
+class Report:
+    """One period of a camera.
+
+    Attributes:
+        period: its length in seconds.
+        received: images that arrived in it.
+        processed: images answered in it.
+        keypoints: of an answer, mean; 0 where there was none.
+        times: by stage, (mean, 95th percentile, largest) in milliseconds; NaN where nothing was processed.
+        dropped: images dropped in it, by reason.
+        lost: images that the middleware lost in it.
+        masks_bad: masks that could not be read in it.
+        silent: seconds since the last image, or since activation where none has come.
+    """
+
+    period: float
+    received: int
+    processed: int
+    keypoints: float
+    times: dict[str, tuple[float, float, float]]
+    dropped: dict[str, int]
+    lost: int
+    masks_bad: int
+    silent: float
+
+    @property
+    def rate_in(self) -> float:
+        return self.received / self.period
+
+    @property
+    def rate_out(self) -> float:
+        return self.processed / self.period
+
+
+@dataclass
+class Health:
+    """Counters since activation. The executor's thread writes some of them and the worker the others, none both."""
+
+    now: float
+    received: int = 0
+    processed: int = 0
+    dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REASONS, 0))
+    lost: int = 0
+    masks_received: int = 0
+    masks_bad: int = 0
+    last_error: str = ''
+    last_arrival: float | None = None
+    last_rate_out: float = 0.0
+
+    def __post_init__(self):
+        self._begun = self._since = self.now
+        self._frames = []  # (keypoints, *times in seconds) of each image processed in this period
+        self._before = self._counters()
+
+    def arrive(self, now: float) -> None:
+        """Count an image that was received."""
+        self.received += 1
+        self.last_arrival = now
+
+    def serve(self, keypoints: int, times: tuple) -> None:
+        """Count an image that was answered, with the seconds of each of the STAGES."""
+        self.processed += 1
+        self._frames.append((keypoints, *times))
+
+    def drop(self, reason: str, count: int = 1, error: str = '') -> None:
+        """Count images that were dropped for one of the REASONS."""
+        self.dropped[reason] += count
+        if error:
+            self.last_error = error
+
+    @property
+    def waiting(self) -> int:
+        """Images received that are neither answered nor dropped yet."""
+        return max(0, self.received - self.processed - sum(self.dropped.values()))
+
+    def report(self, now: float) -> Report:
+        """Return what happened since the last report, and begin a new period."""
+        frames, self._frames = self._frames, []
+        before, self._before = self._before, self._counters()
+        period, self._since = max(now - self._since, 1e-3), now
+        change = {name: self._before[name] - before[name] for name in before}
+        self.last_rate_out = len(frames) / period
+        return Report(
+            period=period,
+            received=change['received'],
+            processed=len(frames),
+            keypoints=float(np.mean([frame[0] for frame in frames])) if frames else 0.0,
+            times=_summarise(np.array([frame[1:] for frame in frames]).reshape(-1, len(STAGES)) * 1e3),
+            dropped={reason: change[reason] for reason in REASONS},
+            lost=change['lost'],
+            masks_bad=change['masks_bad'],
+            silent=now - (self._begun if self.last_arrival is None else self.last_arrival),
+        )
+
+    def _counters(self) -> dict[str, int]:
+        return {
+            'received': self.received,
+            'processed': self.processed,
+            'lost': self.lost,
+            'masks_bad': self.masks_bad,
+            **self.dropped,
+        }
+
+
+def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[int, str]:
+    """Return the level of a camera (OK, WARN or ERROR) and the reason for it in one line, the gravest first.
+
+    Args:
+        report: its last period.
+        health: its counters.
+        topic: full name of its image topic.
+        publishers: how many publish there.
+    """
+    if report.silent > SILENCE:
+        since = 'no image yet' if health.last_arrival is None else f'no image for {report.silent:.0f} s'
+        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it: see their rate, QoS and network'
+        return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {who}'
+    if report.dropped['error']:
+        return ERROR, f'{report.dropped["error"]} of {report.received} images failed: {health.last_error}'
+    if report.dropped['bad']:
+        level = WARN if report.processed else ERROR
+        return level, f'{report.dropped["bad"]} of {report.received} images could not be used: {health.last_error}'
+    behind = report.dropped['newer'] + report.dropped['full']
+    if behind > TOLERATED * max(report.received, 1):
+        return WARN, (
+            f'{behind} of {report.received} images dropped, they come faster than they can be processed: a smaller '
+            f'model, image or rate takes less'
+        )
+    if report.lost:
+        return WARN, (
+            f'{report.lost} images lost on the way here: set image_reliability to reliable, or enlarge the buffers of '
+            f'the middleware'
+        )
+    if report.masks_bad:
+        return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
+    if report.processed and report.keypoints == 0:
+        return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
+    if not report.processed:
+        return OK, 'no image in this second'
+    return OK, f'{report.rate_out:.1f} images/s, latency {report.times["latency"][0]:.1f} ms'
+
+
+def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:
+    """Return (mean, 95th percentile, largest) of each column of times (N, stages)."""
+    if len(times) == 0:
+        return dict.fromkeys(STAGES, (math.nan,) * 3)
+    columns = zip(times.mean(axis=0), np.percentile(times, 95, axis=0), times.max(axis=0))
+    return {stage: tuple(float(value) for value in column) for stage, column in zip(STAGES, columns)}

@@ -1,0 +1,210 @@
+"""What the tests of the node share: the node as a process, and a camera with readers of what the node publishes."""
+
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from pathlib import Path
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.srv import SetParameters, SetParametersAtomically
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
+
+from edgepoint2_ros.msg import CameraStats, KeypointArray
+
+ROOT = Path(__file__).parents[1]
+TIMEOUT = 30.0
+
+
+class Process:
+    """The node as a process; what it prints is kept in a file."""
+
+    def __init__(self, folder: Path, namespace: str, **values):
+        self.log = folder / f'{namespace}.log'
+        arguments = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', f'__ns:=/{namespace}']
+        for name, value in values.items():
+            arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
+        with open(self.log, 'a') as log:
+            self._process = subprocess.Popen(arguments, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        self.pid = self._process.pid
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output or self._process.poll() is not None)
+        assert text in self.output
+
+    def interrupt(self) -> None:
+        self._process.send_signal(signal.SIGINT)
+
+    def end(self) -> int:
+        """Wait for the end and return the exit code."""
+        try:
+            return self._process.wait(TIMEOUT)
+        finally:
+            self._process.kill()
+
+
+class Rig:
+    """A camera and a reader of its keypoints in the namespace of one node."""
+
+    def __init__(self, namespace: str, camera: str = ''):
+        self.node = rclpy.create_node('rig', namespace=namespace)
+        self.prefix = f'{camera}/' if camera else ''
+        self.received = []
+        self.stats = []
+        self.diagnostics = {}  # the latest status of the node by its task
+        self._namespace = namespace
+        self.plug_in()
+        self.mask = self.node.create_publisher(Image, f'{self.prefix}mask', 10)
+        self.compressed = self.node.create_publisher(CompressedImage, f'{self.prefix}image/compressed', 10)
+        self.node.create_subscription(KeypointArray, f'{self.prefix}keypoints', self.received.append, 100)
+        self.node.create_subscription(CameraStats, f'{self.prefix}stats', self.stats.append, 10)
+        self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
+        self._stamp = 1_700_000_000
+
+    def _diagnose(self, message) -> None:
+        node = f'/{self._namespace}/extractor: '
+        for status in message.status:
+            if status.name.startswith(node):
+                self.diagnostics[status.name.removeprefix(node)] = status
+
+    def plug_in(self, qos=10) -> None:
+        """Start the camera."""
+        self.camera = self.node.create_publisher(Image, f'{self.prefix}image', qos)
+
+    def unplug(self) -> None:
+        """Stop the camera, once all it has sent is there."""
+        self.camera.wait_for_all_acked()
+        self.node.destroy_publisher(self.camera)
+
+    def connect(self) -> None:
+        """Wait until the node is there and active."""
+        images = self.camera, self.compressed
+        self.wait_until(
+            lambda: (
+                sum(publisher.get_subscription_count() for publisher in images) == 1
+                and self.mask.get_subscription_count() == 1
+                and self.node.count_publishers(self.topic('keypoints')) == 1
+            )
+        )
+
+    def connect_best_effort(self, pixels: np.ndarray) -> None:
+        """Wait until an image was answered: a best-effort reader loses what comes before it knows the writer."""
+        self.connect()
+        while not self.received:
+            self.send(pixels)
+            self.spin(0.5)
+        self.spin(0.5)
+
+    def topic(self, name: str) -> str:
+        return f'/{self._namespace}/{self.prefix}{name}'
+
+    def _header(self, message, stamp: float | None) -> None:
+        if stamp is None:
+            self._stamp += 1
+            stamp = self._stamp
+        message.header.frame_id = 'camera_optical'
+        message.header.stamp.sec, message.header.stamp.nanosec = int(stamp), 987_654_321
+
+    def image(self, pixels: np.ndarray, encoding: str = '', stamp: float | None = None, **changes) -> Image:
+        """Return pixels (H, W) or (H, W, C) as an image message with a stamp of its own."""
+        height, width = pixels.shape[:2]
+        image = Image(height=height, width=width, encoding=encoding or {2: 'mono8', 3: 'bgr8'}[pixels.ndim])
+        self._header(image, stamp)
+        image.step = pixels[0].nbytes
+        image.data = array('B', pixels.tobytes())
+        for name, value in changes.items():
+            setattr(image, name, value)
+        return image
+
+    def send(self, *args, **kwargs) -> Image:
+        """Publish pixels as an image; see `image` for arguments."""
+        image = self.image(*args, **kwargs)
+        self.camera.publish(image)
+        return image
+
+    def send_mask(self, *args, **kwargs) -> None:
+        """Publish pixels as a mask and give it a moment; see `image` for arguments."""
+        self.mask.publish(self.image(*args, **kwargs))
+        self.spin(0.15)
+
+    def send_compressed(self, data: bytes, format: str = 'jpeg') -> CompressedImage:
+        image = CompressedImage(format=format, data=array('B', data))
+        self._header(image, None)
+        self.compressed.publish(image)
+        return image
+
+    def answer(self, *args, **kwargs) -> KeypointArray:
+        """Send an image and return the message that answers it; nothing else may come."""
+        self.received.clear()
+        image = self.send(*args, **kwargs)
+        return self.answer_to(image)
+
+    def answer_to(self, image) -> KeypointArray:
+        self.wait_until(lambda: self.received)
+        assert [message.header for message in self.received] == [image.header]
+        return self.received[0]
+
+    def next_stats(self) -> CameraStats:
+        """Wait for stats that were made from now on."""
+        self.stats.clear()
+        self.wait_until(lambda: len(self.stats) >= 2)
+        return self.stats[-1]
+
+    def status(self, task: str, condition=lambda status: True):
+        """Wait until the diagnostics of a task fulfil a condition and return them."""
+        self.diagnostics.clear()
+        self.wait_until(lambda: task in self.diagnostics and condition(self.diagnostics[task]))
+        return self.diagnostics[task]
+
+    def call(self, kind, name: str, request):
+        """Call one of the node's services."""
+        client = self.node.create_client(kind, f'/{self._namespace}/extractor/{name}')
+        assert client.wait_for_service(TIMEOUT)
+        future = client.call_async(request)
+        self.wait_until(future.done)
+        self.node.destroy_client(client)
+        return future.result()
+
+    def change_state(self, transition: int) -> bool:
+        return self.call(ChangeState, 'change_state', ChangeState.Request(transition=Transition(id=transition))).success
+
+    def state(self) -> str:
+        return self.call(GetState, 'get_state', GetState.Request()).current_state.label
+
+    def set(self, **values) -> list:
+        """Set parameters one by one and return the results."""
+        return self.call(SetParameters, 'set_parameters', SetParameters.Request(parameters=_messages(values))).results
+
+    def set_together(self, **values):
+        """Set parameters, all or none, and return the result."""
+        request = SetParametersAtomically.Request(parameters=_messages(values))
+        return self.call(SetParametersAtomically, 'set_parameters_atomically', request).result
+
+    def wait_until(self, condition) -> None:
+        wait_until(condition, lambda: rclpy.spin_once(self.node, timeout_sec=0.05))
+
+    def spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            rclpy.spin_once(self.node, timeout_sec=0.05)
+
+
+def _messages(values: dict) -> list:
+    return [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+
+
+def wait_until(condition, meanwhile=lambda: time.sleep(0.02)) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert time.monotonic() < end, f'nothing happened for {TIMEOUT} s'
+        meanwhile()

@@ -1,0 +1,123 @@
+"""The health of a camera: counters that add up, periods, and verdicts in words."""
+
+import math
+
+import pytest
+
+from edgepoint2_ros.node.health import ERROR, OK, REASONS, WARN, Health, judge
+
+TIMES = (0.001, 0.002, 0.003, 0.004, 0.010, 0.050)
+
+
+def verdict(health: Health, now: float, publishers: int = 1):
+    return judge(health.report(now), health, '/left/image', publishers)
+
+
+def feed(health: Health, count: int, begin: float = 0.0, keypoints: int = 500):
+    for number in range(count):
+        health.arrive(begin + number / 30)
+        health.serve(keypoints, TIMES)
+
+
+def test_a_report_is_about_its_own_period_and_counters_about_all():
+    health = Health(0.0)
+    feed(health, 30)
+    report = health.report(1.0)
+    assert (report.received, report.processed, report.rate_in, report.rate_out) == (30, 30, 30.0, 30.0)
+    assert report.keypoints == 500
+    assert report.times['extract'] == pytest.approx((3, 3, 3))
+    assert report.times['latency'] == pytest.approx((10, 10, 10))
+    feed(health, 10, begin=1.0)
+    report = health.report(3.0)
+    assert (report.received, report.rate_in) == (10, 5.0)
+    assert (health.received, health.processed, health.waiting) == (40, 40, 0)
+
+
+def test_the_slow_ones_are_seen():
+    health = Health(0.0)
+    for latency in [0.01] * 90 + [0.1] * 10:
+        health.arrive(0.5)
+        health.serve(1, (0, 0, 0, 0, latency, 0))
+    mean, high, most = health.report(1.0).times['latency']
+    assert (mean, high, most) == pytest.approx((19, 100, 100))
+
+
+def test_a_period_without_images_has_no_times():
+    report = Health(0.0).report(1.0)
+    assert all(math.isnan(value) for values in report.times.values() for value in values)
+
+
+def test_every_image_is_somewhere():
+    health = Health(0.0)
+    feed(health, 5)
+    for number, reason in enumerate(REASONS, start=1):
+        for _ in range(number):
+            health.arrive(0.5)
+        health.drop(reason, number)
+    health.arrive(0.6)
+    assert health.waiting == 1
+    assert health.received == health.processed + sum(health.dropped.values()) + health.waiting
+    assert health.report(1.0).dropped == {reason: number for number, reason in enumerate(REASONS, start=1)}
+
+
+def test_a_camera_that_works_is_ok():
+    health = Health(0.0)
+    feed(health, 30)
+    assert verdict(health, 1.0) == (OK, '30.0 images/s, latency 10.0 ms')
+
+
+def test_silence_is_told_apart():
+    health = Health(0.0)
+    assert verdict(health, 1.0) == (OK, 'no image in this second')
+    assert verdict(health, 3.0, 0) == (WARN, 'no image yet on /left/image: nobody publishes it')
+    assert 'no image yet on /left/image: 1 publish it: see their rate, QoS' in verdict(health, 4.0, 1)[1]
+    feed(health, 1, begin=5.0)
+    assert verdict(health, 5.5)[0] == OK
+    assert verdict(health, 15.0, 0) == (ERROR, 'no image for 10 s on /left/image: nobody publishes it')
+
+
+def test_bad_images_are_grave_when_there_are_no_good_ones():
+    health = Health(0.0)
+    health.arrive(0.5)
+    health.drop('bad', error='image is empty')
+    assert verdict(health, 1.0) == (ERROR, '1 of 1 images could not be used: image is empty')
+    feed(health, 9, begin=1.0)
+    health.arrive(1.5)
+    health.drop('bad', error='image is empty')
+    assert verdict(health, 2.0) == (WARN, '1 of 10 images could not be used: image is empty')
+
+
+def test_a_failure_of_ours_is_an_error():
+    health = Health(0.0)
+    feed(health, 9)
+    health.arrive(0.5)
+    health.drop('error', error='ZeroDivisionError: division by zero')
+    assert verdict(health, 1.0) == (ERROR, '1 of 10 images failed: ZeroDivisionError: division by zero')
+
+
+def test_overload_is_a_warning_and_a_burst_is_not():
+    health = Health(0.0)
+    feed(health, 19)
+    health.arrive(0.5)
+    health.drop('newer')
+    assert verdict(health, 1.0)[0] == OK
+    feed(health, 15, begin=1.0)
+    for _ in range(15):
+        health.arrive(1.5)
+        health.drop('newer')
+    level, reason = verdict(health, 2.0)
+    assert level == WARN
+    assert '15 of 30 images dropped, they come faster than they can be processed' in reason
+
+
+def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
+    health = Health(0.0)
+    feed(health, 10)
+    health.lost += 3
+    assert '3 images lost on the way here: set image_reliability to reliable' in verdict(health, 1.0)[1]
+    feed(health, 10, begin=1.0)
+    health.masks_bad += 2
+    health.last_error = 'mask: it is empty'
+    assert verdict(health, 2.0) == (WARN, '2 masks could not be used: mask: it is empty')
+    feed(health, 10, begin=2.0, keypoints=0)
+    assert verdict(health, 3.0) == (WARN, 'no keypoints in any image: is it dark, covered or all masked?')

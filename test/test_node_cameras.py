@@ -1,0 +1,259 @@
+"""Several cameras with one model: topics, fairness, masks, compressed images, overlay, stats, diagnostics, over DDS."""
+
+import cv2
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from node_rig import Process, Rig
+from sensor_msgs.msg import Image
+
+from edgepoint2_ros.messages import decode
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+DEFAULTS = {'max_keypoints': 2048, 'border': 0, 'mask_file': '', 'queue_policy': 'newest', 'score_threshold': -5.0}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def stereo(official_model, tmp_path_factory, ros):
+    """A node with two cameras that many tests feed: its process and a rig for each camera."""
+    official_model('T-32')
+    process = Process(
+        tmp_path_factory.mktemp('stereo'), 'stereo', cameras='[left, right]', image_reliability='reliable'
+    )
+    rigs = Rig('stereo', 'left'), Rig('stereo', 'right')
+    for rig in rigs:
+        rig.connect()
+    yield process, *rigs
+    for rig in rigs:
+        rig.node.destroy_node()
+    process.interrupt()
+    assert process.end() == 0
+    assert 'Traceback' not in process.output
+
+
+@pytest.fixture
+def left(stereo):
+    yield stereo[1]
+    assert stereo[1].set_together(**DEFAULTS).successful
+    stereo[1].send_mask(np.full((480, 640), 255, np.uint8), stamp=0)  # time was set back: no other mask counts any more
+
+
+@pytest.fixture
+def gray(photograph):
+    return np.ascontiguousarray(photograph[:, :, 1])
+
+
+def level(status) -> int:
+    return status.level
+
+
+def values(status) -> dict:
+    return {pair.key: pair.value for pair in status.values}
+
+
+def test_each_camera_is_answered_on_its_own_topic(stereo, gray):
+    _, left, right = stereo
+    others = np.ascontiguousarray(gray[:, ::-1])
+    for rig, pixels in ((left, gray), (right, others), (left, gray)):
+        other = right if rig is left else left
+        other.received.clear()
+        message = rig.answer(pixels)
+        other.spin(0.05)
+        assert not other.received
+        assert len(message.x) > 1000
+    assert decode(left.answer(gray)).xy.tolist() != decode(right.answer(others)).xy.tolist()
+
+
+def test_a_fast_camera_does_not_starve_a_slow_one(stereo, gray):
+    _, left, right = stereo
+    large = np.tile(gray, (3, 3))  # takes far longer to process than to send
+    left.received.clear()
+    right.received.clear()
+    image = None
+    for number in range(12):
+        left.send(large)
+        if number == 8:
+            image = right.send(gray)
+    right.wait_until(lambda: right.received)
+    assert right.received[0].header == image.header
+    left.wait_until(lambda: left.next_stats().waiting == 0)
+    stats = left.stats[-1]
+    assert stats.dropped_newer > 0
+    assert stats.received == stats.processed + stats.dropped_newer
+    assert right.next_stats().dropped_newer == 0
+
+
+def test_masked_places_take_no_slot_of_the_best(left, gray):
+    assert left.set(max_keypoints=100)[0].successful
+    everywhere = decode(left.answer(gray))
+    mask = np.zeros_like(gray)
+    mask[:, 320:] = 1
+    left.send_mask(mask, stamp=1_700_000_000)
+    features = decode(left.answer(gray))
+    assert len(everywhere) == len(features) == 100
+    assert everywhere.xy[:, 0].min() < 300
+    assert features.xy[:, 0].min() >= 319
+
+
+def test_the_newest_mask_at_or_before_the_image_counts(left, gray):
+    upper, lower = np.zeros_like(gray), np.zeros_like(gray)
+    upper[:240] = 255
+    lower[240:] = 255
+    stamp = left._stamp + 1000
+    left.send_mask(upper, stamp=stamp)
+    left.send_mask(lower, stamp=stamp + 10)
+    for after, allowed in ((0, (0, 240)), (9, (0, 240)), (10, (239, 480)), (1000, (239, 480))):
+        y = decode(left.answer(gray, stamp=stamp + after)).xy[:, 1]
+        assert allowed[0] <= y.min() <= y.max() <= allowed[1]
+    # A recording that begins anew: its images come before every mask, then its masks come again.
+    assert len(left.answer(gray, stamp=stamp - 500).x) > 1000
+    left.send_mask(upper, stamp=stamp - 400)
+    assert max(left.answer(gray, stamp=stamp + 2000).y) <= 240
+
+
+def test_masks_of_another_size_are_scaled_and_bad_ones_are_dropped(left, gray):
+    small = np.zeros((24, 32), np.uint16)
+    small[:, :16] = 65535
+    left.send_mask(small, 'mono16', stamp=1)  # time was set back
+    reference = left.answer(gray)
+    assert max(reference.x) <= 320
+    left.send_mask(small, 'bgr8', stamp=2)
+    left.send_mask(small, 'mono8', stamp=3, step=1)
+    assert left.answer(gray).x == reference.x  # the one before them counts
+    assert left.answer(gray).x == reference.x
+    assert left.next_stats().masks_bad == 2
+    assert "mask: image encoding 'bgr8' is unknown" in values(left.status('left'))['last error']
+
+
+def test_a_border_and_a_mask_file_change_while_running(left, gray, tmp_path):
+    assert left.set(border=100)[0].successful
+    features = decode(left.answer(gray))
+    assert features.xy.min() >= 99
+    assert features.xy[:, 0].max() <= 540
+    mask = np.zeros((480, 640), np.uint8)
+    mask[:, :320] = 200
+    cv2.imwrite(str(tmp_path / 'left.png'), mask)
+    cv2.imwrite(str(tmp_path / 'right.png'), mask)
+    assert left.set_together(border=0, mask_file=str(tmp_path / '{camera}.png')).successful
+    assert max(left.answer(gray).x) <= 320
+    assert left.set(border=5000)[0].successful  # nothing is left of the image
+    assert len(left.answer(gray).x) == 0
+
+
+def test_parameters_change_together_or_not_at_all(left, gray):
+    before = left.answer(gray)
+    for bad, complaint in [
+        ({'mask_file': '/no/such/file.png'}, 'mask_file: expected an image, but /no/such/file.png cannot be read'),
+        ({'max_keypoints': 3000}, 'max_keypoints: expected 1 to 2048, got 3000'),
+        ({'queue_policy': 'oldest'}, 'queue_policy: expected one of newest, all'),
+        ({'cameras': ['left']}, 'cameras can change only while the node is unconfigured'),
+    ]:
+        result = left.set_together(border=200, descriptor_encoding='int8', **bad)
+        assert not result.successful
+        assert complaint in result.reason
+        after = left.answer(gray)
+        assert (after.x, after.descriptor_encoding) == (before.x, before.descriptor_encoding)
+
+
+def test_the_queue_policy_changes_while_running(left, gray):
+    assert left.set_together(queue_policy='all', queue_size=50).successful
+    left.received.clear()
+    images = []
+    for _ in range(20):
+        images.append(left.send(gray))
+        left.spin(0.005)
+    left.wait_until(lambda: len(left.received) == 20)
+    assert [message.header for message in left.received] == [image.header for image in images]
+    assert left.set(queue_policy='newest')[0].successful
+    images = [left.send(np.tile(gray, (2, 2))) for _ in range(10)]
+    left.received.clear()
+    left.wait_until(lambda: left.received and left.received[-1].header == images[-1].header)
+    assert len(left.received) < 10
+
+
+def test_the_overlay_is_drawn_while_somebody_looks(left, gray, photograph):
+    pictures = []
+    subscription = left.node.create_subscription(Image, 'left/overlay', pictures.append, 10)
+    left.wait_until(lambda: left.node.count_subscribers(left.topic('overlay')) == 1)
+    left.spin(0.3)
+    for pixels in (gray, photograph):
+        pictures.clear()
+        message = left.answer(pixels)
+        left.wait_until(lambda: pictures)
+        picture = pictures[-1]
+        assert picture.header == message.header
+        assert (picture.encoding, picture.width, picture.height) == ('bgr8', 640, 480)
+        shown = np.frombuffer(picture.data, np.uint8).reshape(480, 640, 3)
+        changed = (shown != (pixels if pixels.ndim == 3 else pixels[:, :, None])).any(axis=2)
+        ys, xs = (np.rint(values).astype(int) for values in (message.y, message.x))
+        assert changed[ys, np.minimum(xs + 3, 639)].mean() > 0.9
+        assert changed.mean() < 0.4
+    assert left.set(overlay=False)[0].successful
+    pictures.clear()
+    left.answer(gray)
+    left.spin(0.2)
+    assert not pictures
+    assert left.set(overlay=True)[0].successful
+    left.node.destroy_subscription(subscription)
+
+
+def test_stats_and_diagnostics_tell_what_happened(left, gray):
+    before = left.next_stats()
+    for _ in range(5):
+        left.answer(gray)
+    left.send(gray, encoding='32FC1')
+    status = left.status('left', lambda status: status.level != OK)
+    assert status.level in (WARN, ERROR)
+    assert 'images could not be used: image encoding' in status.message
+    stats = left.next_stats()
+    assert stats.received - before.received == 6
+    assert stats.processed - before.processed == 5
+    assert stats.dropped_bad - before.dropped_bad == 1
+    assert (stats.camera, stats.header.frame_id) == ('left', 'camera_optical')
+    shown = values(status)
+    assert shown['topic'] == '/stereo/left/image'
+    assert "'32FC1' is unknown" in shown['last error']
+    assert {'wait mean / p95 / max (ms)', 'extract mean / p95 / max (ms)', 'rate in (Hz)'} <= set(shown)
+
+
+def test_diagnostics_name_the_engine_and_a_camera_that_stopped(left, gray):
+    engine = left.status('engine')
+    assert (engine.level, engine.message) == (OK, 'active')
+    assert values(engine)['model'] == 'T-32'
+    assert values(engine)['digest'] == left.answer(gray).digest
+    assert engine.hardware_id == values(engine)['backend']
+    silent = left.status('left', lambda status: status.level == ERROR)
+    assert 'no image for ' in silent.message
+    assert '1 publish it' in silent.message
+    left.unplug()
+    silent = left.status('left', lambda status: 'nobody publishes it' in status.message)
+    left.plug_in()
+    left.connect()
+
+    def works(status) -> bool:
+        left.send(gray)
+        return status.level == OK and 'images/s, latency' in status.message
+
+    left.status('left', works)
+
+
+def test_compressed_images_are_read(official_model, photograph, start, rig):
+    official_model('T-32')
+    start('compressed', transport='compressed', image_reliability='reliable')
+    camera = rig('compressed')
+    camera.connect()
+    for data, format in (
+        (cv2.imencode('.png', photograph)[1].tobytes(), 'bgr8; png compressed bgr8'),
+        (cv2.imencode('.jpg', photograph)[1].tobytes(), 'rgb8; jpeg compressed bgr8'),
+        (cv2.imencode('.jpg', photograph[:, :, 1])[1].tobytes(), 'jpeg'),
+    ):
+        camera.received.clear()
+        message = camera.answer_to(camera.send_compressed(data, format))
+        assert len(message.x) > 1000
+        assert (message.image_width, message.image_height) == (640, 480)
+        camera.send_compressed(data[:-50], format)  # cut off: dropped
