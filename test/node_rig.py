@@ -45,12 +45,30 @@ class Process:
     def interrupt(self) -> None:
         self._process.send_signal(signal.SIGINT)
 
+    def kill(self) -> None:
+        """End the process as a crash does."""
+        self._process.kill()
+        self._process.wait()
+
     def end(self) -> int:
         """Wait for the end and return the exit code."""
         try:
             return self._process.wait(TIMEOUT)
         finally:
             self._process.kill()
+
+
+class Usage:
+    """What a process uses: memory in MB (resident), threads and open files."""
+
+    def __init__(self, pid: int):
+        status = dict(line.split(':', 1) for line in Path(f'/proc/{pid}/status').read_text().splitlines())
+        self.memory = int(status['VmRSS'].split()[0]) / 1024
+        self.threads = int(status['Threads'])
+        self.files = len(list(Path(f'/proc/{pid}/fd').iterdir()))
+
+    def __str__(self) -> str:
+        return f'{self.memory:.1f} MB, {self.threads} threads, {self.files} files'
 
 
 class Rig:

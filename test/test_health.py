@@ -70,7 +70,7 @@ def test_silence_is_told_apart():
     health = Health(0.0)
     assert verdict(health, 1.0) == (OK, 'no image in this second')
     assert verdict(health, 3.0, 0) == (WARN, 'no image yet on /left/image: nobody publishes it')
-    assert 'no image yet on /left/image: 1 publish it: see their rate, QoS' in verdict(health, 4.0, 1)[1]
+    assert 'no image yet on /left/image: 1 publish it; images above 0.5 MB' in verdict(health, 4.0, 1)[1]
     feed(health, 1, begin=5.0)
     assert verdict(health, 5.5)[0] == OK
     assert verdict(health, 15.0, 0) == (ERROR, 'no image for 10 s on /left/image: nobody publishes it')

@@ -13,6 +13,8 @@ REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dr
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
 TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
 
+UNHEARD = 'images above 0.5 MB may need image_reliability `reliable`, or larger buffers of the middleware'
+
 OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 
 
@@ -132,7 +134,7 @@ def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[
     """
     if report.silent > SILENCE:
         since = 'no image yet' if health.last_arrival is None else f'no image for {report.silent:.0f} s'
-        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it: see their rate, QoS and network'
+        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it; {UNHEARD}'
         return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {who}'
     if report.dropped['error']:
         return ERROR, f'{report.dropped["error"]} of {report.received} images failed: {health.last_error}'

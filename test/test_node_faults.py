@@ -1,0 +1,232 @@
+"""What goes wrong on robots: overload, restarts, other QoS, time that jumps, full disks, slow readers; over DDS."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from array import array
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from node_rig import ROOT, TIMEOUT, Usage, wait_until
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from rosgraph_msgs.msg import Clock
+
+from edgepoint2_ros.msg import KeypointArray
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def model(official_model):
+    official_model('T-32')
+
+
+@pytest.fixture
+def gray(photograph):
+    return np.ascontiguousarray(photograph[:, :, 1])
+
+
+def feed(camera, pixels, rate: float, seconds: float) -> None:
+    """Send images at a rate, as a camera does: none is made up for when late."""
+    end, due = time.monotonic() + seconds, time.monotonic()
+    image = camera.image(pixels)
+    while time.monotonic() < end:
+        image.header.stamp.nanosec += 1
+        camera.camera.publish(image)
+        due = max(due + 1 / rate, time.monotonic())
+        camera.spin(due - time.monotonic())
+
+
+def test_under_twice_the_load_latency_stays_below_two_frame_times_and_memory_flat(official_model, gray, start, rig):
+    official_model('E-64')
+    process = start('overload', model='E-64', backend='onnxruntime', threads=1, image_reliability='reliable')
+    camera = rig('overload')
+    camera.connect()
+    feed(camera, gray, 5, 2)
+    frame_time = camera.stats[-1].extract_mean_ms / 1e3
+    feed(camera, gray, 2 / frame_time, 2)
+    before, camera.stats[:] = Usage(process.pid), []
+    feed(camera, gray, 2 / frame_time, 5)
+    after = Usage(process.pid)
+    stats = [each for each in camera.stats if each.rate_in > 1.2 * each.rate_out]
+    assert stats, [(each.rate_in, each.rate_out) for each in camera.stats]
+    for each in stats:
+        print(
+            f'{each.rate_in:.0f} in, {each.rate_out:.0f} out, extraction {each.extract_mean_ms:.0f} ms, latency mean '
+            f'{each.latency_mean_ms:.0f}, p95 {each.latency_p95_ms:.0f} ms'
+        )
+    assert np.median([each.latency_mean_ms / each.extract_mean_ms for each in stats]) < 2
+    assert after.memory - before.memory < 5
+    last = camera.next_stats()
+    assert last.received == last.processed + last.dropped_newer + last.waiting
+    assert last.dropped_newer > 0
+
+
+def test_the_lifecycle_turns_twenty_times_and_leaks_nothing(gray, start, rig):
+    process = start('cycle', autostart=False, image_reliability='reliable', backend='onnxruntime')
+    camera = rig('cycle')
+    usage = []
+    for turn in range(20):
+        assert camera.set(model='T-32', border=turn)[0].successful
+        assert camera.change_state(Transition.TRANSITION_CONFIGURE)
+        assert camera.change_state(Transition.TRANSITION_ACTIVATE)
+        camera.connect()
+        assert len(camera.answer(gray).x) > 500
+        assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+        camera.wait_until(lambda: camera.camera.get_subscription_count() == 0)
+        assert camera.change_state(Transition.TRANSITION_CLEANUP)
+        usage.append(Usage(process.pid))
+    print(*usage, sep='\n')
+    assert usage[-1].threads <= usage[4].threads
+    assert usage[-1].files <= usage[4].files
+    assert usage[-1].memory - usage[4].memory < 5
+    assert 'ERROR' not in process.output
+
+
+def test_a_camera_may_stop_restart_and_come_back_with_another_size_and_encoding(gray, photograph, start, rig):
+    start('restart', image_reliability='reliable')
+    camera = rig('restart')
+    for pixels, encoding in ((gray, 'mono8'), (photograph[:240], 'rgb8'), (gray.astype(np.uint16) * 9, 'mono16')):
+        camera.connect()
+        message = camera.answer(np.ascontiguousarray(pixels), encoding)
+        assert (message.image_height, message.image_width) == pixels.shape[:2]
+        assert len(message.x) > 300
+        camera.unplug()
+        camera.wait_until(lambda: camera.node.count_publishers(camera.topic('image')) == 0)
+        camera.plug_in()
+
+
+def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
+    process = start('deaf', image_reliability='reliable')
+    camera = rig('deaf')
+    camera.unplug()
+    camera.plug_in(qos_profile_sensor_data)
+    process.wait_for(
+        'a publisher of /deaf/image cannot be heard: it offers best-effort images, and image_reliability asks for '
+        'reliable ones; set image_reliability to best_effort'
+    )
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    camera.node.create_subscription(KeypointArray, 'keypoints', lambda message: None, qos)
+    process.wait_for('a subscriber of /deaf/keypoints cannot hear it: it asks for more than is offered')
+
+
+def test_a_node_that_was_killed_is_replaced(gray, start, rig):
+    process = start('killed', image_reliability='reliable')
+    camera = rig('killed')
+    camera.connect()
+    for _ in range(2):
+        camera.answer(gray)
+        process.kill()
+        process = start('killed', image_reliability='reliable')
+        process.wait_for('waiting for images')
+        camera.received.clear()
+        while not camera.received:  # until the new one is known
+            camera.send(gray)
+            camera.spin(0.3)
+        camera.spin(0.3)
+
+
+def test_time_may_stand_still_and_go_backwards(gray, start, rig):
+    start('clock', image_reliability='reliable', use_sim_time=True)
+    camera = rig('clock')
+    clock = camera.node.create_publisher(Clock, '/clock', 10)
+    camera.connect()
+    camera.answer(gray)  # no clock yet
+    for now in (1_700_000_100, 1_700_000_000, 5):
+        message = Clock()
+        message.clock.sec = now
+        clock.publish(message)
+        camera.spin(0.2)
+        assert camera.answer(gray, stamp=now).header.stamp.sec == now
+    camera.stats.clear()
+    camera.wait_until(lambda: len(camera.stats) >= 2)
+    assert camera.stats[-1].header.stamp.sec == 5  # stamped with simulated time, sent by another
+
+
+def test_a_full_disk_for_logs_stops_nothing(gray, rig, tmp_path):
+    folder = tmp_path / 'logs'
+    folder.mkdir()
+    mount = f'mount -t tmpfs -o size=4k none {folder} && dd if=/dev/zero of={folder}/full bs=4k count=2 2> /dev/null; '
+    unshare = ['unshare', '--map-root-user', '--mount', 'sh', '-c']
+    if not shutil.which('unshare') or subprocess.run([*unshare, f'mount -t tmpfs none {folder}']).returncode:
+        pytest.skip('this machine allows no mount of our own')
+    node = f'exec {sys.executable} -m edgepoint2_ros.node --ros-args -r __ns:=/full -p image_reliability:=reliable'
+    with open('/dev/full', 'w') as full:
+        process = subprocess.Popen(
+            [*unshare, mount + node],
+            cwd=ROOT,
+            env={**os.environ, 'ROS_LOG_DIR': str(folder)},
+            stdout=full,
+            stderr=full,
+        )
+    try:
+        camera = rig('full')
+        camera.connect()
+        for _ in range(3):
+            camera.send(gray, encoding='32FC1')  # something to log
+            camera.spin(0.05)
+            camera.answer(gray)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_reader_that_hangs_holds_up_nobody(gray, start, rig):
+    process = start('hang', image_reliability='reliable')
+    code = (
+        'import rclpy; from edgepoint2_ros.msg import KeypointArray; rclpy.init(); n = rclpy.create_node("slow"); '
+        'n.create_subscription(KeypointArray, "/hang/keypoints", print, 10); rclpy.spin(n)'
+    )
+    reader = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        camera = rig('hang')
+        camera.connect()
+        camera.wait_until(lambda: camera.node.count_subscribers(camera.topic('keypoints')) == 2)
+        camera.answer(gray)
+        reader.send_signal(signal.SIGSTOP)
+        begin, memory = time.monotonic(), Usage(process.pid).memory
+        for _ in range(60):
+            camera.answer(gray)
+        assert time.monotonic() - begin < 20
+        assert Usage(process.pid).memory - memory < 10
+    finally:
+        reader.kill()
+        reader.wait()
+
+
+def test_an_exception_in_one_image_never_stops_the_next(gray, ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    node = ExtractorNode(namespace='inside')
+    assert node.start(lambda: False)
+    health = node._cameras[0].health
+    image = SimpleNamespace(
+        height=480, width=640, encoding='mono8', step=640, is_bigendian=0, data=array('B', gray.tobytes())
+    )
+    node.receive(image)  # it has no header: nothing that a camera can send does that
+    wait_until(lambda: health.waiting == 0)
+    assert health.dropped['error'] == 1
+    assert 'AttributeError' in health.last_error
+    assert node.trigger_deactivate() and node.trigger_cleanup()
+    node.destroy_node()
+
+
+def test_a_state_that_cannot_be_reached_is_explained_in_the_diagnostics(start, rig):
+    start('failing', autostart=False, weights='/no/such/model.onnx')
+    camera = rig('failing')
+    assert camera.status('engine').message == 'unconfigured'
+    assert not camera.change_state(Transition.TRANSITION_CONFIGURE)
+    status = camera.status('engine', lambda status: status.level == DiagnosticStatus.ERROR)
+    assert "weights '/no/such/model.onnx': expected official" in status.message
+    assert camera.state() == 'unconfigured'
