@@ -41,11 +41,27 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
         ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16"),
         ({'threads': -1}, 'threads: expected 0'),
         ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32 on the CPU, not bf16'),
+        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32 or bf16 on the CPU, not fp16'),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(official_model, settings, message):
     with pytest.raises(EngineError, match=message):
         open_engine(official_model('T-32'), **settings)
+
+
+@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
+def test_by_default_cpus_compute_in_fp32(official_model, backend):
+    assert ', fp32, ' in open_engine(official_model('T-32'), backend).description
+
+
+@pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
+def test_an_engine_can_be_prepared_for_a_size_and_serves_every_other_too(official_model, photograph, backend):
+    import numpy as np
+
+    engine = open_engine(official_model('T-32'), backend)
+    engine.prepare(480, 640, 3)
+    for image in (photograph, np.ascontiguousarray(photograph[:200, :300])):
+        assert engine.run(image, np.ones((1, 1), np.uint8))[0].shape == (2048, 2)
 
 
 @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])

@@ -100,6 +100,35 @@ def test_8_6_is_told_of_every_fp32_layer_and_of_no_other(official_model, rtx):
         assert wanted <= names, kind
 
 
+# What the parser of TensorRT 8.6 takes (docs/operators.md of onnx-tensorrt 8.6), as far as the model uses it.
+FLOATS = (
+    'ArgMax AveragePool Clip Conv DepthToSpace Equal GridSample MatMul MaxPool Reciprocal ReduceL2 ReduceMax ReduceMean '
+    'Relu Resize SpaceToDepth Sqrt TopK'
+)
+FLOATS_AND_INTEGERS = (
+    'Add Concat Div Gather Max Min Mul Reshape Shape Slice Squeeze Sub Transpose Unsqueeze Identity Cast'
+)
+
+
+def test_8_6_knows_every_operator_with_the_types_that_it_gets(official_model):
+    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+    model = onnx.load_from_string(read_half(official_model('E-64')))
+    assert model.opset_import[0].version <= 17
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    for node in model.graph.node:
+        if node.op_type in FLOATS.split():
+            assert types[node.input[0]] in floats, node.name
+        else:
+            assert node.op_type in FLOATS_AND_INTEGERS.split(), node.name
+    # 8.6 turns int64 into int32.
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.INT64:
+            assert np.abs(onnx.numpy_helper.to_array(tensor)).max() < 2**31
+
+
 def test_a_model_that_tensorrt_cannot_read_or_build_is_refused_in_its_words(official_model, rtx):
     with pytest.raises(EngineError, match='the model cannot be read: .*Failed to parse'):
         tensorrt.build_plan(rtx, b'no model', {})
