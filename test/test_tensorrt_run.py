@@ -13,7 +13,7 @@ from edgepoint2_ros.engines import open_engine, tensorrt
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.gpu import Gpu
 from edgepoint2_ros.errors import EngineError
-from edgepoint2_ros.models import read_half
+from edgepoint2_ros.models import open_model, read_half
 
 # What TensorRT-RTX calls deprecated, TensorRT 8.6 needs.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -171,6 +171,18 @@ def test_auto_goes_on_with_the_cpu_then(start, photograph, lines):
     assert 'self-check' in lines[-1]
 
 
+def test_auto_takes_the_cpu_for_a_model_that_was_made_before_there_were_fp16_ones(cuda, model, monkeypatch, tmp_path):
+    monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: None)
+    for suffix in ('.onnx', '.json'):
+        (tmp_path / f'T-32{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
+    old = open_model(tmp_path / 'T-32.onnx')
+    with pytest.raises(EngineError, match=r'T-32\.fp16\.onnx cannot be read .*make the model again'):
+        open_engine(old, 'tensorrt')
+    engine = open_engine(old, 'auto')
+    assert engine.backend == 'openvino'
+    assert 'make the model again' in engine.description
+
+
 def test_a_gpu_without_memory_is_refused_in_cudas_words_and_keeps_nothing(start, cuda, photograph):
     cuda.memory = 1000
     engine, _ = start()
@@ -180,9 +192,13 @@ def test_a_gpu_without_memory_is_refused_in_cudas_words_and_keeps_nothing(start,
     assert not (cuda.device or cuda.host or cuda.resources)
 
 
-def test_a_plan_that_tensorrt_does_not_open_is_refused(start, photograph):
-    engine, module = start()
-    engine.prepare(480, 640, 3)
-    other, _ = start()  # a TensorRT that says it is the same version, and knows no such plan
-    with pytest.raises(EngineError, match='the plan cannot be opened: no reason given'):
-        other.run(photograph, NO_MASK)
+def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, photograph, lines):
+    first, _ = start()
+    first.prepare(480, 640, 3)
+    lines.clear()
+    other, module = start()  # it says that it is the same version, and knows no such plan
+    found = other.run(photograph, NO_MASK)
+    assert_same(found, open_engine(model, 'onnxruntime').run(photograph, NO_MASK))
+    assert module.builds == 1
+    assert 'TensorRT cannot open the plan: no reason given: building it again' in lines[0]
+    assert len(tensorrt.plan_cache.list_plans()) == 1

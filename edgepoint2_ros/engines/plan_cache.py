@@ -94,6 +94,13 @@ def store(path: Path, key: Key, data: bytes) -> None:
     _replace(_sidecar(path), json.dumps(entry, indent=2).encode() + b'\n')
 
 
+def discard(path: Path) -> None:
+    """Take away what is kept at ``path``, as far as it can be."""
+    for file in (_sidecar(path), path):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
 def list_plans() -> list[tuple[Path, Key]]:
     """Return the plans in the user's cache and what each was built for; the key is empty where it cannot be read."""
     plans = []

@@ -4,6 +4,7 @@ Each image size has a plan of its own: built once, checked against the CPU, and 
 image as it is, replays one CUDA graph and fetches K rows; all memory is allocated when the plan is opened.
 """
 
+import collections
 import contextlib
 import ctypes
 import functools
@@ -20,7 +21,7 @@ import numpy as np
 from edgepoint2_ros.engines import plan_cache
 from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.gpu import Gpu, find_gpu
-from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.models import STRIDE, Model, read_half
 
 Report = plan_cache.Report
@@ -31,17 +32,21 @@ INPUTS = ('image', 'mask')
 OUTPUTS = ('xy', 'scores', 'descriptors')
 
 
+class PlanRefused(EngineError):
+    """A plan that TensorRT does not open, or that is not what was asked for."""
+
+
 class TensorRtEngine:
     """A model on the GPU, with a plan for each image size that it has met."""
 
     backend = 'tensorrt'
 
-    def __init__(self, tensorrt, cudart, gpu: Gpu, model: Model, report: Report):
+    def __init__(self, tensorrt, cudart, gpu: Gpu, model: Model, onnx: bytes, report: Report):
         self._tensorrt = tensorrt
         self._cudart = cudart
         self._gpu = gpu
         self._model = model
-        self._onnx = read_half(model)
+        self._onnx = onnx
         self._report = report
         self._plans: dict[Shape, _Plan | EngineError] = {}  # by the image's shape
         self.description = f'{version_of(tensorrt)}, fp16, {gpu.name}'
@@ -76,8 +81,16 @@ class TensorRtEngine:
             return data
 
         key = plan_key(self._model, self._onnx, image_shape, version_of(self._tensorrt), self._gpu)
-        data = plan_cache.provide(plan_path(key), key, build_and_check, self._report)
-        return opened or _Plan(self._tensorrt, self._cudart, data, tensors)
+        path = plan_path(key)
+        data = plan_cache.provide(path, key, build_and_check, self._report)
+        if opened is None:
+            try:
+                return _Plan(self._tensorrt, self._cudart, data, tensors)
+            except PlanRefused as error:
+                self._report(f'{path.name}: {error}: building it again')
+                plan_cache.discard(path)
+                plan_cache.provide(path, key, build_and_check, self._report)
+        return opened
 
     def _build(self, image_shape: Shape, tensors: Tensors) -> bytes:
         key = {'runtime': version_of(self._tensorrt), **vars(self._gpu)}
@@ -101,7 +114,12 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> T
     if precision not in ('auto', 'fp16'):
         raise EngineError(f'TensorRT runs fp16, not {precision}')
     gpu = find_gpu()  # before anything of TensorRT is touched
-    return TensorRtEngine(import_tensorrt(), import_cudart(gpu), gpu, model, report)
+    tensorrt, cudart = import_tensorrt(), import_cudart(gpu)
+    try:
+        onnx = read_half(model)
+    except ModelError as error:  # the other backends need no fp16 model
+        raise EngineError(f'TensorRT: {error}') from None
+    return TensorRtEngine(tensorrt, cudart, gpu, model, onnx, report)
 
 
 def import_tensorrt():
@@ -206,7 +224,7 @@ def build_plan(tensorrt, onnx: bytes, inputs: dict[str, Shape], timing: bytes = 
         EngineError: TensorRT refuses; its own words are in the message.
     """
     logger = logger_of(tensorrt)
-    logger.errors.clear()
+    logger.forget()
     builder = tensorrt.Builder(logger)
     network = parse(tensorrt, builder, onnx, inputs)
     config = builder.create_builder_config()
@@ -216,7 +234,7 @@ def build_plan(tensorrt, onnx: bytes, inputs: dict[str, Shape], timing: bytes = 
     config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f'the plan cannot be built: {"; ".join(logger.errors) or "no reason given"}')
+        raise EngineError(f'the plan cannot be built: {logger.reasons()}')
     return bytes(plan), bytes(config.get_timing_cache().serialize())
 
 
@@ -266,15 +284,22 @@ def _allow_half_8(tensorrt, network, config) -> None:
 def logger_of(tensorrt):
     """Return the logger of a module: TensorRT keeps the first that it is given for good.
 
-    Its ``errors`` are a list of messages, its ``latest`` is the newest one that says what is going on.
+    It holds the last errors, and as ``latest`` the newest message that says what is going on.
     """
     severity = tensorrt.ILogger.Severity
 
     class Logger(tensorrt.ILogger):
         def __init__(self):
             tensorrt.ILogger.__init__(self)
-            self.errors = []
+            self.errors = collections.deque(maxlen=10)
+            self.latest = ''
+
+        def forget(self):
+            self.errors.clear()
             self.latest = 'nothing yet'
+
+        def reasons(self):
+            return '; '.join(self.errors) or 'no reason given'
 
         def log(self, level, message):
             if level in (severity.ERROR, severity.INTERNAL_ERROR):
@@ -317,16 +342,16 @@ class _Plan:
     def __init__(self, tensorrt, cudart, data: bytes, tensors: Tensors):
         self._cudart = cudart
         self._resources = contextlib.ExitStack()  # what is to be freed, the latest first
-        logger = logger_of(tensorrt)
-        logger.errors.clear()
+        self._logger = logger = logger_of(tensorrt)
+        logger.forget()
         self._runtime = tensorrt.Runtime(logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
-            raise EngineError(f'the plan cannot be opened: {"; ".join(logger.errors) or "no reason given"}')
+            raise PlanRefused(f'TensorRT cannot open the plan: {logger.reasons()}')
         self._check_tensors(tensorrt, tensors)
         self._context = self._engine.create_execution_context()
         if self._context is None:
-            raise EngineError(f'the plan cannot be run: {"; ".join(logger.errors) or "no reason given"}')
+            raise EngineError(f'TensorRT cannot run the plan: {logger.reasons()}')
 
         self._stream = _call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
         self._resources.callback(cudart.cudaStreamDestroy, self._stream)
@@ -373,7 +398,7 @@ class _Plan:
         }
         expected = {name: (shape, types[dtype]) for name, (shape, dtype) in tensors.items()}
         if held != expected:
-            raise EngineError(f'the plan holds {held}, but {expected} was asked for')
+            raise PlanRefused(f'the plan holds {held}, but {expected} was asked for')
 
     def _set_mask(self, mask: np.ndarray) -> None:
         """Upload a mask; without one (1, 1) the ones that are there stay."""
@@ -386,7 +411,7 @@ class _Plan:
     def _enqueue(self) -> None:
         self._copy('image', self._device['image'], self._host['image'].ctypes.data, 'cudaMemcpyHostToDevice')
         if not self._context.execute_async_v3(int(self._stream)):
-            raise EngineError('TensorRT cannot run the plan')
+            raise EngineError(f'TensorRT failed to run the plan: {self._logger.reasons()}')
         for name in OUTPUTS:
             self._copy(name, self._host[name].ctypes.data, self._device[name], 'cudaMemcpyDeviceToHost')
 
