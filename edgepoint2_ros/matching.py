@@ -24,11 +24,7 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     Raises:
         EdgePoint2Error: the features come from different models or weights, or descriptors are not finite.
     """
-    if (first.model, first.digest) != (second.model, second.digest):
-        raise EdgePoint2Error(
-            f'features of {first.model} [{first.digest}] cannot be matched with features of '
-            f'{second.model} [{second.digest}]: descriptors of different weights have nothing in common'
-        )
+    check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     # Float descriptors even where they came as int8: numpy multiplies integers without BLAS, twenty times slower.
@@ -47,6 +43,15 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     # Equal descriptors are equally near: the first gets the match.
     once = np.sort(np.unique(nearest[keep], return_index=True)[1])
     return np.stack([rows[keep], nearest[keep]], axis=1)[once]
+
+
+def check_comparable(first: Features, second: Features) -> None:
+    """Raise EdgePoint2Error where features come from different models or weights."""
+    if (first.model, first.digest) != (second.model, second.digest):
+        raise EdgePoint2Error(
+            f'features of {first.model} [{first.digest}] cannot be matched with features of '
+            f'{second.model} [{second.digest}]: descriptors of different weights have nothing in common'
+        )
 
 
 def verify(

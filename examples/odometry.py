@@ -1,0 +1,138 @@
+"""Visual odometry with EdgePoint2 beside the same odometry with ORB, measured with evo.
+
+    pip install evo scikit-image
+    python examples/odometry.py                                 # rendered walks whose paths are known exactly
+    python examples/odometry.py --tum DIR --camera FX,FY,CX,CY   # a sequence in the layout of the TUM RGB-D benchmark
+
+DIR holds rgb.txt (`stamp file` a line), the images, and groundtruth.txt (`stamp tx ty tz qx qy qz qw` a line).
+The trajectories are aligned in position, rotation and scale, as one camera cannot know the scale.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from evo.core import metrics, sync
+from evo.core.trajectory import PoseTrajectory3D
+from evo.tools import file_interface
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation import walk
+from edgepoint2_ros.evaluation.pairs import read_image
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.odometry import Camera, VisualOdometry
+
+FRAMES = 240  # of a walk
+STEP = 10  # images between the two poses of a relative error
+
+
+def extract_orb(count: int) -> Callable[[np.ndarray], Features]:
+    """Return a function that finds ORB features, as rows of +-1/16: their cosine is 1 - Hamming distance / 128."""
+    orb = cv2.ORB_create(count)
+
+    def extract(image: np.ndarray) -> Features:
+        keypoints, bits = orb.detectAndCompute(image, None)
+        bits = np.zeros((0, 32), np.uint8) if bits is None else bits
+        xy = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
+        scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
+        rows = np.unpackbits(bits, axis=1).astype(np.float32) / 8 - 1 / 16
+        return Features(xy, scores, rows, image.shape[1::-1], 'ORB', '')
+
+    return extract
+
+
+def render(seed: int) -> tuple[list[tuple[float, np.ndarray]], PoseTrajectory3D]:
+    """Return the stamped images of a walk and its true trajectory."""
+    from skimage import data
+
+    photographs = [data.astronaut(), data.coffee(), data.rocket(), data.brick(), data.chelsea(), data.camera()]
+    scene = walk.Walk([photo[..., ::-1] if photo.ndim == 3 else photo for photo in photographs], seed)
+    stamps = np.arange(FRAMES) / walk.FRAME_RATE
+    truth = PoseTrajectory3D(poses_se3=[scene.pose(k) for k in range(FRAMES)], timestamps=stamps)
+    return [(stamp, scene.image(k)) for k, stamp in enumerate(stamps)], truth
+
+
+def read_tum(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], PoseTrajectory3D]:
+    """Return the stamped images of a sequence and its true trajectory."""
+    lines = [line.split() for line in (folder / 'rgb.txt').read_text().splitlines() if not line.startswith('#')]
+    images = ((float(stamp), cv2.cvtColor(read_image(folder / name), cv2.COLOR_BGR2GRAY)) for stamp, name in lines)
+    return images, file_interface.read_tum_trajectory_file(folder / 'groundtruth.txt')
+
+
+def measure(features: list[tuple[float, Features]], truth: PoseTrajectory3D, odometry: VisualOdometry) -> str:
+    """Follow the camera and return the figures as a line of a table."""
+    poses, stamps, times = [], [], []
+    first = None
+    for number, (stamp, found) in enumerate(features):
+        begin = time.perf_counter()
+        pose = odometry.track(found)
+        times.append(time.perf_counter() - begin)
+        if pose is not None:
+            first = number if first is None else first
+            poses.append(pose)
+            stamps.append(stamp)
+    if not poses:
+        return 'never started'
+    followed = len(poses) / (len(features) - first)
+    estimate = PoseTrajectory3D(poses_se3=poses, timestamps=np.array(stamps))
+    truth, estimate = sync.associate_trajectories(truth, estimate, max_diff=0.02)
+    estimate.align(truth, correct_scale=True)
+    absolute = metrics.APE(metrics.PoseRelation.translation_part)
+    shift, turn = (
+        metrics.RPE(relation, delta=STEP, delta_unit=metrics.Unit.frames, all_pairs=True)
+        for relation in (metrics.PoseRelation.translation_part, metrics.PoseRelation.rotation_angle_deg)
+    )
+    for metric in (absolute, shift, turn):
+        metric.process_data((truth, estimate))
+    errors = [metric.get_statistic(metrics.StatisticsType.rmse) for metric in (absolute, shift, turn)]
+    return (
+        f'{followed:7.1%} followed   {odometry.starts} start   ATE {errors[0] * 1e3:6.1f} mm of '
+        f'{truth.path_length:.2f} m   RPE {errors[1] * 1e3:6.1f} mm {errors[2]:5.2f} deg in {STEP} images   '
+        f'{np.median(times) * 1e3:4.1f} ms'
+    )
+
+
+def main() -> int:
+    """Print a line for each sequence and kind of features."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--model', default='T-32')
+    parser.add_argument('--max-keypoints', type=int, default=1000, help='of both (default: %(default)s)')
+    parser.add_argument('--walks', type=int, default=3, help='rendered walks (default: %(default)s)')
+    parser.add_argument('--tum', type=Path, metavar='DIR')
+    parser.add_argument('--camera', default='517.3,516.5,318.6,255.3', help='(default: that of freiburg1)')
+    parser.add_argument('--distortion', default='0,0,0,0', help='k1,k2,p1,p2,... (default: none)')
+    options = parser.parse_args()
+    try:
+        extractor = Extractor(options.model, max_keypoints=options.max_keypoints)
+    except EdgePoint2Error as error:
+        print(error, file=sys.stderr)
+        return 1
+    # ORB's descriptors of one place differ by up to about 50 of 256 bits: a cosine of 0.6.
+    contenders = {
+        options.model: (extractor.extract, {}),
+        'ORB': (extract_orb(options.max_keypoints), {'min_cosine': 0.6}),
+    }
+    if options.tum:
+        fx, fy, cx, cy = (float(number) for number in options.camera.split(','))
+        distortion = np.array([float(number) for number in options.distortion.split(',')])
+        camera = Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion)
+        sequences = {options.tum.name: lambda: read_tum(options.tum)}
+    else:
+        camera = Camera(walk.MATRIX)
+        sequences = {f'walk {seed}': lambda seed=seed: render(seed) for seed in range(options.walks)}
+    for name, load in sequences.items():
+        images, truth = load()
+        images = list(images)
+        for contender, (extract, matching) in contenders.items():
+            features = [(stamp, extract(image)) for stamp, image in images]
+            print(f'{name:10} {contender:5} {measure(features, truth, VisualOdometry(camera, **matching))}', flush=True)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

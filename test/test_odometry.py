@@ -1,0 +1,208 @@
+"""Odometry on points that are known, on a rendered walk whose path is known, and on a real camera's images."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation import walk
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.odometry import MAX_LOST, Camera, VisualOdometry, adjust
+
+ROOT = Path(__file__).parents[1]
+TUM = ROOT.parent / 'shared' / 'images' / 'tum20'
+MATRIX = np.array([[500.0, 0, 319.5], [0, 500.0, 239.5], [0, 0, 1]])
+SIZE = (640, 480)
+
+
+class Cloud:
+    """Points in space with a descriptor each, and cameras that see them."""
+
+    def __init__(self, seed: int = 0, noise: float = 0.0):
+        rng = np.random.default_rng(seed)
+        self._rng, self._noise = rng, noise
+        self.points = rng.uniform((-6, -3, 3), (6, 3, 14), (3000, 3))
+        self.rows = rng.normal(size=(3000, 32)).astype(np.float32)
+        self.rows /= np.linalg.norm(self.rows, axis=1, keepdims=True)
+
+    def look(self, position, turn=(0, 0, 0), camera: Camera | None = None) -> tuple[Features, np.ndarray]:
+        """Return what a camera sees and its pose (4, 4), camera to world."""
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = cv2.Rodrigues(np.array(turn, float))[0], position
+        seen = (self.points - pose[:3, 3]) @ pose[:3, :3]
+        if camera is None:
+            xy = seen[:, :2] / seen[:, 2:] * 500 + MATRIX[:2, 2]
+        else:
+            xy = cv2.projectPoints(seen, np.zeros(3), np.zeros(3), camera.matrix, camera.distortion)[0][:, 0]
+        inside = (seen[:, 2] > 0.5) & ((xy >= 0) & (xy < SIZE)).all(axis=1)
+        # Distortion is a polynomial that comes back far outside of the image.
+        inside &= (np.abs(seen[:, :2]) < np.abs(seen[:, 2:]) * 0.8).all(axis=1)
+        xy = (xy[inside] + self._rng.normal(0, self._noise, (np.count_nonzero(inside), 2))).astype(np.float32)
+        return Features(xy, np.zeros(len(xy), np.float32), self.rows[inside], SIZE, 'T-32', 'a'), pose
+
+
+def go(t: float) -> tuple:
+    """Return position and turn of a hand-held camera at second t."""
+    return (1.5 * np.sin(0.6 * t), 0.2 * np.sin(t), 1.2 * t), (0.1 * np.sin(t), 0.4 * np.sin(0.5 * t), 0.05 * np.sin(t))
+
+
+def align(estimated: np.ndarray, truth: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return the scale and the remaining distances (N,) of positions (N, 3), by Umeyama's method."""
+    a, b = estimated - estimated.mean(0), truth - truth.mean(0)
+    u, values, vt = np.linalg.svd(b.T @ a)
+    sign = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+    scale = np.trace(np.diag(values) @ sign) / (a**2).sum()
+    return scale, np.linalg.norm(scale * a @ (u @ sign @ vt).T - b, axis=1)
+
+
+def follow(odometry: VisualOdometry, views) -> tuple[np.ndarray, np.ndarray]:
+    """Return estimated and true poses of the images that were placed."""
+    estimated, truth = [], []
+    for features, pose in views:
+        found = odometry.track(features)
+        if found is not None:
+            estimated.append(found)
+            truth.append(pose)
+    return np.array(estimated), np.array(truth)
+
+
+def test_a_camera_among_known_points_is_followed_exactly():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX))
+    estimated, truth = follow(odometry, [cloud.look(*go(k / 20)) for k in range(120)])
+    assert len(estimated) > 110
+    assert (odometry.state, odometry.starts) == ('tracking', 1)
+    _, distances = align(estimated[:, :3, 3], truth[:, :3, 3])
+    assert distances.max() < 1e-3
+    turned = np.linalg.inv(estimated[0, :3, :3]) @ estimated[-1, :3, :3]
+    np.testing.assert_allclose(turned, np.linalg.inv(truth[0, :3, :3]) @ truth[-1, :3, :3], atol=1e-4)
+
+
+def test_noise_of_half_a_pixel_drifts_by_less_than_a_percent():
+    cloud, odometry = Cloud(noise=0.5), VisualOdometry(Camera(MATRIX))
+    estimated, truth = follow(odometry, [cloud.look(*go(k / 20)) for k in range(120)])
+    _, distances = align(estimated[:, :3, 3], truth[:, :3, 3])
+    length = np.linalg.norm(np.diff(truth[:, :3, 3], axis=0), axis=1).sum()
+    assert distances.max() < 0.01 * length
+
+
+def test_the_start_depth_gives_the_scale():
+    scales = []
+    for depth in (1.0, 8.0):
+        cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX), start_depth=depth)
+        estimated, truth = follow(odometry, [cloud.look(*go(k / 20)) for k in range(60)])
+        scales.append(align(estimated[:, :3, 3], truth[:, :3, 3])[0])
+    assert scales[0] / scales[1] == pytest.approx(8, rel=0.01)
+    assert scales[1] == pytest.approx(1, rel=0.3)  # the points lie 3 to 14 away
+
+
+def test_lenses_are_taken_into_account():
+    camera = Camera(MATRIX, np.array([-0.25, 0.08, 0.001, -0.001, 0.0]))
+    cloud, odometry = Cloud(), VisualOdometry(camera)
+    estimated, truth = follow(odometry, [cloud.look(*go(k / 20), camera) for k in range(80)])
+    assert len(estimated) > 70
+    assert align(estimated[:, :3, 3], truth[:, :3, 3])[1].max() < 1e-2
+
+
+def test_fisheye_lenses_are_undistorted():
+    camera = Camera(MATRIX, np.array([-0.05, 0.01, 0.0, 0.0]), 'equidistant')
+    points = np.array([[[0.3, -0.2, 1.0], [-0.5, 0.4, 1.0]]])
+    seen = cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), MATRIX, camera.distortion)[0][0]
+    np.testing.assert_allclose(camera.undistort(seen), points[0, :, :2] * 500 + MATRIX[:2, 2], atol=1e-3)
+
+
+def test_a_camera_that_only_turns_gives_no_pose():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX))
+    estimated, _ = follow(odometry, [cloud.look((0, 0, 0), (0, 0.01 * k, 0)) for k in range(30)])
+    assert len(estimated) == 0
+    assert odometry.state == 'starting'
+
+
+def test_after_some_blind_images_the_camera_is_found_again():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX))
+    views = [cloud.look(*go(k / 20)) for k in range(80)]
+    empty = Features(np.zeros((0, 2), np.float32), np.zeros(0, np.float32), cloud.rows[:0], SIZE, 'T-32', 'a')
+    for k in range(50, 55):
+        views[k] = (empty, views[k][1])
+    estimated, truth = follow(odometry, views)
+    assert (odometry.state, odometry.starts) == ('tracking', 1)
+    assert align(estimated[:, :3, 3], truth[:, :3, 3])[1].max() < 1e-3
+
+
+def test_a_camera_that_stays_lost_starts_anew_where_it_was_last_seen():
+    here, elsewhere = Cloud(0), Cloud(1)
+    odometry = VisualOdometry(Camera(MATRIX))
+    estimated, _ = follow(odometry, [here.look(*go(k / 20)) for k in range(40)])
+    assert [odometry.track(elsewhere.look(*go(2 + k / 20))[0]) for k in range(MAX_LOST)] == [None] * MAX_LOST
+    again, _ = follow(odometry, [elsewhere.look(*go(3 + k / 20)) for k in range(40)])
+    assert (odometry.state, odometry.starts) == ('tracking', 2)
+    assert np.linalg.norm(again[0, :3, 3] - estimated[-1, :3, 3]) < 1.0
+
+
+def test_adjusting_brings_disturbed_poses_and_points_back():
+    rng = np.random.default_rng(0)
+    cloud = Cloud()
+    cameras = np.array([np.linalg.inv(cloud.look(*go(k / 2))[1]) for k in range(5)])
+    points = rng.uniform((-2, -2, 5), (2, 2, 9), (200, 3))
+    camera, point = np.repeat(np.arange(5), 200), np.tile(np.arange(200), 5)
+    seen = np.einsum('cij,pj->cpi', cameras[:, :3, :3], points) + cameras[:, None, :3, 3]
+    xy = (seen[..., :2] / seen[..., 2:] * 500 + MATRIX[:2, 2]).reshape(-1, 2)
+    disturbed = cameras.copy()
+    disturbed[2:, :3, 3] += rng.normal(0, 0.05, (3, 3))
+    poses, found = adjust(disturbed, points + rng.normal(0, 0.1, points.shape), camera, point, xy, MATRIX, 2, 20)
+    np.testing.assert_allclose(poses, cameras, atol=1e-4)
+    np.testing.assert_allclose(found, points, atol=1e-3)
+    np.testing.assert_array_equal(poses[:2], cameras[:2])
+
+
+def test_bad_cameras_and_scales_are_refused():
+    for matrix, model, words in (
+        (np.zeros((3, 3)), 'plumb_bob', 'expected .* positive focal lengths'),
+        (MATRIX, 'cylindrical', "'cylindrical' is unknown: expected plumb_bob"),
+    ):
+        with pytest.raises(EdgePoint2Error, match=words):
+            Camera(matrix, model=model)
+    with pytest.raises(EdgePoint2Error, match='start_depth: expected a positive distance, got 0'):
+        VisualOdometry(Camera(MATRIX), start_depth=0)
+
+
+def test_features_of_other_weights_are_refused():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX))
+    follow(odometry, [cloud.look(*go(k / 20)) for k in range(40)])
+    features, _ = cloud.look(*go(2))
+    other = Features(features.xy, features.scores, features.descriptors, SIZE, 'T-32', 'b')
+    with pytest.raises(EdgePoint2Error, match=r'T-32 \[b\]'):
+        odometry.track(other)
+    assert odometry.track(features) is not None
+
+
+@pytest.mark.slow
+def test_a_rendered_walk_is_followed_to_the_end(official_model):
+    data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
+    official_model('T-32')
+    photographs = [data.astronaut(), data.coffee(), data.rocket(), data.brick(), data.chelsea(), data.camera()]
+    scene = walk.Walk([photo[..., ::-1] if photo.ndim == 3 else photo for photo in photographs])
+    extractor, odometry = Extractor('T-32', max_keypoints=800), VisualOdometry(Camera(walk.MATRIX))
+    views = ((extractor.extract(scene.image(k)), scene.pose(k)) for k in range(118))
+    estimated, truth = follow(odometry, views)
+    assert len(estimated) >= 100
+    assert (odometry.state, odometry.starts) == ('tracking', 1)
+    _, distances = align(estimated[:, :3, 3], truth[:, :3, 3])
+    assert np.sqrt((distances**2).mean()) < 0.02  # metres, of 4
+
+
+@pytest.mark.slow
+def test_a_real_camera_is_followed(official_model):
+    files = sorted(TUM.glob('*.png'))
+    if not files:
+        pytest.skip(f'no images in {TUM}')
+    official_model('T-32')
+    extractor = Extractor('T-32', max_keypoints=1000)
+    camera = Camera(np.array([[517.3, 0, 318.6], [0, 516.5, 255.3], [0, 0, 1]]))
+    odometry = VisualOdometry(camera)
+    found = [odometry.track(extractor.extract(cv2.imread(str(file)))) for file in files]
+    placed = [k for k, pose in enumerate(found) if pose is not None]
+    assert placed == list(range(placed[0], len(files)))
+    assert odometry.tracked > 100
