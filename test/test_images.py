@@ -196,9 +196,11 @@ PNG = cv2.imencode('.png', noise(64, 64))[1].tobytes()
         ('', b'no picture', "format 'no format'"),
         ('jpeg', JPEG[:-40], 'the jpeg of .* bytes has no end'),
         ('png', PNG[: len(PNG) // 2], 'the png of .* bytes has no end'),
+        ('jpeg', PNG[:30] + bytes(100) + PNG[-12:], 'the png of 142 bytes is damaged'),
+        ('tiff', cv2.imencode('.tiff', noise(64, 64))[1].tobytes(), 'expected jpeg or png, got'),
         ('16UC1; compressedDepth png', bytes(12) + PNG, 'depth has no keypoints'),
     ],
-    ids=['empty', 'text', 'no format', 'cut jpeg', 'cut png', 'depth'],
+    ids=['empty', 'text', 'no format', 'cut jpeg', 'cut png', 'damaged', 'tiff', 'depth'],
 )
 def test_compressed_images_that_cannot_be_read_are_named(format, data, complaint):
     with pytest.raises(ImageError, match=complaint):

@@ -8,6 +8,11 @@ import threading
 STOP = (signal.SIGINT, signal.SIGTERM)
 GRACE = 3.0  # seconds that work in progress gets at the end
 
+# A compressed image that claims to be larger than any that is served must not take its memory, and a damaged one is
+# reported by the node, in one line now and then. OpenCV reads both when it is imported.
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+
 
 def main(args=None) -> int:
     """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start.
