@@ -2,10 +2,12 @@
 #   make demo    camera, extractor and consumer as three processes over DDS
 #   make test    lint and every test
 #   make bench   time the models beside ORB and SIFT
+#   make soak    the node under two restless cameras for ten minutes; make soak SOAK=3600 for an hour
 #   make lint    ruff alone
 #   make clean   remove .venv and every build folder
 
 PYTHON ?= python3
+SOAK ?= 600
 BIN := .venv/bin
 # Shows what is collected and downloaded, not the hundred packages that are there already.
 PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -r $(1) | sed -u '/already satisfied/d'
@@ -16,7 +18,7 @@ SHELL := /bin/bash
 # A ROS 2 that the shell has sourced must not mix with the one in .venv.
 unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench soak lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/package.stamp
@@ -27,6 +29,9 @@ test: .venv/test.stamp .venv/package.stamp lint
 
 bench: .venv/package.stamp
 	$(BIN)/python -m edgepoint2_ros.cli bench
+
+soak: .venv/test.stamp .venv/package.stamp
+	SOAK_SECONDS=$(SOAK) $(BIN)/python -m pytest -rP test/test_soak.py
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .

@@ -1,0 +1,174 @@
+"""A soak: two cameras at 30 Hz that restart at random while parameters change at random.
+
+Nothing may be lost uncounted, and nothing may grow. One minute by default, ``SOAK_SECONDS`` of it if that is set;
+`make soak` runs ten minutes and prints the figures.
+"""
+
+import os
+import random
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from node_rig import Process, Rig, Usage
+from rclpy.executors import SingleThreadedExecutor
+from sensor_msgs.msg import Image
+
+SECONDS = float(os.environ.get('SOAK_SECONDS', 60))
+WARM_UP = min(60.0, SECONDS / 3)
+RATE = 30.0
+SETTLE = 0.7  # seconds for the middleware to deliver or to discover
+
+pytestmark = pytest.mark.slow
+
+
+class Camera(Rig):
+    """A camera that sends at its rate, stops and restarts, and counts."""
+
+    def __init__(self, namespace: str, name: str, picture: np.ndarray, executor, chance: random.Random):
+        super().__init__(namespace, name)
+        self.name = name
+        self.sent = self.restarts = self.answered = self.overlays = 0
+        self._chance = chance
+        self._images = [self.image(picture), self.image(cv2.resize(picture, (320, 240)))]
+        self._image = self._images[0]
+        self._next = self._resume = time.monotonic() + SETTLE
+        self._stop = self._next + chance.uniform(4, 12)
+        self._watching = None
+        executor.add_node(self.node)
+
+    def connect(self) -> None:
+        while self.camera.get_subscription_count() == 0 or self.mask.get_subscription_count() == 0:
+            time.sleep(0.05)
+
+    def step(self, now: float) -> float:
+        """Do what is due and return when to come again."""
+        if now >= self._stop:
+            if self.camera is not None and now >= self._stop + SETTLE:
+                self.node.destroy_publisher(self.camera)
+                self.camera = None
+                self.restarts += 1
+                self._resume = now + self._chance.uniform(0, 2)
+            if self.camera is None and now >= self._resume:
+                self.plug_in(100)
+                self._image = self._chance.choice(self._images)
+                self._next = now + 2 * SETTLE
+                self._stop = now + self._chance.uniform(4, 12)
+            return now + 0.05
+        if now >= self._next:
+            self._send()
+            self._next = max(self._next + 1 / RATE, now)
+        self.answered += len(self.received)
+        self.received.clear()
+        return self._next
+
+    def _send(self) -> None:
+        self._image.header.stamp.nanosec = self.sent
+        self.camera.publish(self._image)
+        self.sent += 1
+
+    def watch(self, wanted: bool) -> None:
+        """Look at the overlay, or stop looking."""
+        if wanted and self._watching is None:
+            self._watching = self.node.create_subscription(Image, f'{self.prefix}overlay', self._see, 1)
+        elif not wanted and self._watching is not None:
+            self.node.destroy_subscription(self._watching)
+            self._watching = None
+
+    def _see(self, _) -> None:
+        self.overlays += 1
+
+    def send_each_size(self) -> None:
+        for image in self._images:
+            self._image = image
+            self._send()
+
+
+def random_parameters(chance: random.Random, masks: list[str]) -> tuple[dict, bool]:
+    """Return parameters to set together and whether they are all right."""
+    values = {
+        'max_keypoints': chance.randint(1, 2048),
+        'score_threshold': chance.uniform(-6, 0),
+        'descriptor_encoding': chance.choice(['float32', 'float16', 'int8']),
+        'border': chance.choice([0, 0, 10, 100]),
+        'overlay': chance.random() < 0.5,
+        'queue_policy': chance.choice(['newest', 'newest', 'all']),
+        'queue_size': chance.randint(1, 3),
+        'mask_file': chance.choice(['', *masks]),
+    }
+    values = {name: values[name] for name in chance.sample(sorted(values), chance.randint(1, len(values)))}
+    if chance.random() < 0.8:
+        return values, True
+    bad = {'max_keypoints': 9999, 'mask_file': '/no/such/file', 'model': 'E-64', 'descriptor_encoding': 'int4'}
+    name = chance.choice(sorted(bad))
+    return {**values, name: bad[name]}, False
+
+
+def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph, tmp_path, ros):
+    official_model('T-32')
+    chance = random.Random(1)
+    picture = np.ascontiguousarray(photograph[:, :, 1])
+    mask = tmp_path / 'mask.png'
+    cv2.imwrite(str(mask), np.tri(480, 640, dtype=np.uint8) * 255)
+    settings = {'cameras': '[left, right]', 'image_reliability': 'reliable', 'image_depth': 100, 'border': 1}
+    process = Process(tmp_path, 'soak', **settings)
+    executor = SingleThreadedExecutor()
+    cameras = [Camera('soak', name, picture, executor, chance) for name in ('left', 'right')]
+    try:
+        for camera in cameras:
+            camera.connect()
+        operator = Rig('soak')
+        begin = time.monotonic()
+        change = begin + 5
+        usage, changes, refusals = [], 0, 0
+        for border in (0, 1):  # with and without a mask: whatever is made for each kind of input is made now
+            assert operator.set(border=border)[0].successful
+            for camera in cameras:
+                camera.send_each_size()
+            operator.spin(1.5)
+        while (now := time.monotonic()) < begin + SECONDS:
+            again = min(camera.step(now) for camera in cameras)
+            executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
+            if now >= change:
+                change = now + chance.uniform(0.5, 3)
+                values, right = random_parameters(chance, [str(mask)])
+                assert operator.set_together(**values).successful == right, values
+                changes, refusals = changes + right, refusals + (not right)
+                chance.choice(cameras).watch(chance.random() < 0.5)
+            if len(usage) < now - begin:
+                usage.append(Usage(process.pid))
+        settled = time.monotonic() + 3
+        while time.monotonic() < settled:
+            executor.spin_once(timeout_sec=0.1)
+        for camera in cameras:
+            camera.answered += len(camera.received)
+            stats = camera.stats[-1]
+            dropped = stats.received - stats.processed
+            print(
+                f'{camera.name}: {camera.sent} sent, {camera.restarts} restarts, {stats.received} received, '
+                f'{stats.lost} lost by the middleware, {stats.processed} processed, {stats.dropped_newer} dropped for '
+                f'newer ones, {stats.dropped_full} by a full queue, {camera.answered} answers, {camera.overlays} overlays'
+            )
+            assert stats.dropped_bad == stats.dropped_error == stats.waiting == 0
+            assert dropped == stats.dropped_newer + stats.dropped_full
+            assert camera.sent == stats.received + stats.lost
+            assert camera.answered == stats.processed > 0
+            assert camera.restarts > 0
+        warm = usage[int(WARM_UP) :]
+        first, last = warm[: len(warm) // 4], warm[-(len(warm) // 4) :]
+        growth = np.median([each.memory for each in last]) - np.median([each.memory for each in first])
+        print(f'{changes} changes of parameters, {refusals} refused')
+        print('memory (MB):', *(f'{each.memory:.0f}' for each in usage[:: max(1, len(usage) // 20)]))
+        print(f'after {WARM_UP:.0f} s {warm[0]}; at the end {warm[-1]}')
+        print(f'growth of memory {growth:.1f} MB (medians of the first and the last quarter after the warm-up)')
+        assert growth < 5
+        assert max(each.threads for each in last) <= max(each.threads for each in first)
+        assert max(each.files for each in last) <= max(each.files for each in first)
+    finally:
+        process.interrupt()
+        assert process.end() == 0
+    assert 'Traceback' not in process.output
