@@ -1,0 +1,150 @@
+"""The node visual_odometry as a process of its own, fed and read over real DDS."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from nav_msgs.msg import Odometry
+from nav_msgs.msg import Path as PathMessage
+from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
+from test_odometry import MATRIX, Cloud, align, go
+
+from edgepoint2_ros.messages import encode
+from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.visual_odometry import AHEAD, to_quaternion
+
+ROOT = Path(__file__).parents[1]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def rig(tmp_path):
+    """The node as a process, and a node that speaks with it."""
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    rig = Rig(context, tmp_path / 'log.txt')
+    yield rig
+    rig.process.kill()
+    rig.node.destroy_node()
+    rclpy.shutdown(context=context)
+
+
+class Rig:
+    def __init__(self, context, log: Path):
+        self.log, self.odometry, self.paths = log, [], []
+        self.node = rclpy.create_node('rig', context=context)
+        self.executor = rclpy.executors.SingleThreadedExecutor(context=context)
+        self.executor.add_node(self.node)
+        self.keypoints = self.node.create_publisher(KeypointArray, 'keypoints', 10)
+        self.camera = self.node.create_publisher(CameraInfo, 'camera_info', 10)
+        self.node.create_subscription(Odometry, 'odometry', self.odometry.append, 200)
+        self.node.create_subscription(PathMessage, 'path', self.paths.append, 200)
+        with open(log, 'w') as file:
+            self.process = subprocess.Popen(
+                [sys.executable, '-m', 'edgepoint2_ros.node.visual_odometry', '--ros-args', '-p', 'start_depth:=8.0'],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self.wait_until(lambda: self.keypoints.get_subscription_count() and self.camera.get_subscription_count())
+        self.wait_until(lambda: self.node.count_publishers('odometry') and self.node.count_publishers('path'))
+
+    def wait_until(self, condition, seconds: float = 30.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < end, self.log.read_text()
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def spin(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.executor.spin_once(timeout_sec=0.02)
+
+    def wait_for(self, text: str) -> None:
+        self.wait_until(lambda: text in self.log.read_text())
+
+    def send_camera(self, matrix=MATRIX, size=(640, 480)) -> None:
+        self.camera.publish(
+            CameraInfo(width=size[0], height=size[1], k=np.ravel(matrix), d=[0.0] * 5, distortion_model='plumb_bob')
+        )
+
+    def send(self, features, number: int) -> None:
+        header = Header(frame_id='camera_optical')
+        header.stamp.sec, header.stamp.nanosec = 1_700_000_000 + number, 123_456_789
+        self.keypoints.publish(encode(features, header, 'int8'))
+
+
+def test_the_path_of_the_camera_is_published(rig):
+    cloud = Cloud()
+    views = [cloud.look(*go(k / 10)) for k in range(40)]
+    rig.send_camera()
+    rig.wait_for('move it sideways')
+    for number, (features, _) in enumerate(views):
+        rig.send(features, number)
+        rig.spin(0.1)
+    rig.wait_until(lambda: rig.odometry and rig.odometry[-1].header.stamp.sec == 1_700_000_039)
+    assert len(rig.odometry) >= 30
+    numbers = [message.header.stamp.sec - 1_700_000_000 for message in rig.odometry]
+    assert all(message.header.stamp.nanosec == 123_456_789 for message in rig.odometry)
+    last = rig.odometry[-1]
+    assert (last.header.frame_id, last.child_frame_id) == ('odom', 'camera_optical')
+    places = np.array([[p.x, p.y, p.z] for p in (message.pose.pose.position for message in rig.odometry)])
+    truth = np.array([(AHEAD @ views[number][1])[:3, 3] for number in numbers])
+    scale, distances = align(places, truth)
+    assert scale == pytest.approx(1, rel=0.3)
+    assert distances.max() < 0.05
+    assert places[-1][0] > places[0][0]  # ahead is x
+    rig.wait_until(lambda: len(rig.paths[-1].poses) == len(rig.odometry))
+    assert rig.paths[-1].poses[-1].pose == last.pose.pose
+
+
+def test_bad_messages_are_named_and_change_nothing(rig):
+    cloud = Cloud()
+    views = [cloud.look(*go(k / 10))[0] for k in range(40)]
+    rig.send(views[0], 0)
+    rig.wait_for('waiting for a usable camera_info')
+    rig.send_camera(np.zeros((3, 3)))
+    rig.wait_for('camera_info cannot be used: camera matrix: expected (3, 3) with positive focal lengths')
+    rig.send_camera(size=(320, 240))
+    rig.wait_for('camera of 320x240')
+    rig.send(views[0], 0)
+    rig.wait_for('of 640x480 pixels do not belong to the camera_info of 320x240')
+    rig.send_camera(MATRIX + np.diag([1e-9, 0, 0]))
+    rig.wait_for('camera of 640x480')
+    broken = encode(views[0], Header(), 'int8')
+    broken.descriptor_encoding = 9
+    rig.keypoints.publish(broken)
+    rig.wait_for('keypoints dropped: descriptor encoding 9')
+    for number, features in enumerate(views):
+        rig.send(features, number)
+        rig.spin(0.1)
+    rig.wait_until(lambda: rig.odometry)
+    assert 'starting -> tracking' in rig.log.read_text()
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_quietly(number, rig):
+    rig.process.send_signal(number)
+    assert rig.process.wait(10) == 0
+    assert 'Traceback' not in rig.log.read_text()
+
+
+def test_quaternions_turn_as_their_matrices():
+    import cv2
+
+    rng = np.random.default_rng(0)
+    for vector in [*rng.uniform(-3, 3, (50, 3)), np.zeros(3), np.array([np.pi, 0, 0])]:
+        x, y, z, w = to_quaternion(cv2.Rodrigues(vector)[0])
+        assert x * x + y * y + z * z + w * w == pytest.approx(1)
+        angle = 2 * np.arctan2(np.linalg.norm([x, y, z]), w)
+        axis = np.array([x, y, z]) / max(np.linalg.norm([x, y, z]), 1e-12)
+        np.testing.assert_allclose(cv2.Rodrigues(axis * angle)[0], cv2.Rodrigues(vector)[0], atol=1e-9)
