@@ -151,7 +151,8 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
             print(
                 f'{camera.name}: {camera.sent} sent, {camera.restarts} restarts, {stats.received} received, '
                 f'{stats.lost} lost by the middleware, {stats.processed} processed, {stats.dropped_newer} dropped for '
-                f'newer ones, {stats.dropped_full} by a full queue, {camera.answered} answers, {camera.overlays} overlays'
+                f'newer ones, {stats.dropped_full} by a full queue, {camera.answered} answered, '
+                f'{camera.overlays} overlays'
             )
             assert stats.dropped_bad == stats.dropped_error == stats.waiting == 0
             assert dropped == stats.dropped_newer + stats.dropped_full
