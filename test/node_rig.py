@@ -75,7 +75,7 @@ class Rig:
     """A camera and a reader of its keypoints in the namespace of one node."""
 
     def __init__(self, namespace: str, camera: str = ''):
-        self.node = rclpy.create_node('rig', namespace=namespace)
+        self.node = rclpy.create_node(f'rig_{camera}', namespace=namespace)
         self.prefix = f'{camera}/' if camera else ''
         self.received = []
         self.stats = []

@@ -222,6 +222,20 @@ def test_an_exception_in_one_image_never_stops_the_next(gray, ros):
     node.destroy_node()
 
 
+def test_a_transition_that_fails_is_explained_and_can_be_tried_again(ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    node = ExtractorNode(namespace='transition')
+    node.trigger_configure()
+    subscribe, node.create_subscription = node.create_subscription, None  # no middleware at hand fails here
+    node.trigger_activate()
+    assert node._failure == "on_activate: TypeError: 'NoneType' object is not callable"
+    node.create_subscription = subscribe
+    assert node.start(lambda: False)
+    node.stop()
+    node.destroy_node()
+
+
 def test_a_state_that_cannot_be_reached_is_explained_in_the_diagnostics(start, rig):
     start('failing', autostart=False, weights='/no/such/model.onnx')
     camera = rig('failing')

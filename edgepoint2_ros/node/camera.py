@@ -7,9 +7,9 @@ from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
-    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks
+    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 except ImportError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks
+    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import OK, STAGES, Health, Report
@@ -40,11 +40,12 @@ class Camera:
             # As image_transport does: a remapping names the image, its transport comes after that.
             self.topic += '/compressed'
             self._type = CompressedImage
-        self.keypoints = node.create_publisher(
+        self.keypoints = _with_events(
+            node.create_publisher,
+            PublisherEventCallbacks(incompatible_qos=self._explain_reader),
             KeypointArray,
             f'{prefix}keypoints',
             10,
-            event_callbacks=PublisherEventCallbacks(incompatible_qos=self._explain_reader),
         )
         self.overlay = node.create_publisher(Image, f'{prefix}overlay', 1)
         self._stats = node.create_publisher(CameraStats, f'{prefix}stats', 10)
@@ -76,7 +77,7 @@ class Camera:
         )
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
         self._subscriptions = [
-            self._node.create_subscription(self._type, self.topic, receive, qos, event_callbacks=events),
+            _with_events(self._node.create_subscription, events, self._type, self.topic, receive, qos),
             self._node.create_subscription(
                 Image,
                 self._mask_topic,
@@ -184,6 +185,14 @@ class Camera:
             f'a subscriber of {self.keypoints.topic_name} cannot hear it: it asks for more than is offered (reliable, '
             f'volatile, no deadline); set its durability to volatile'
         )
+
+
+def _with_events(create, events, *arguments):
+    """Return a publisher or subscription with event callbacks where the middleware has such events, else without."""
+    try:
+        return create(*arguments, event_callbacks=events)
+    except UnsupportedEventTypeError:
+        return create(*arguments)
 
 
 def to_nanoseconds(stamp) -> int:

@@ -1,5 +1,6 @@
 """The lifecycle node ``extractor``: images of one or more cameras in, keypoints out."""
 
+import functools
 import threading
 import time
 from types import SimpleNamespace
@@ -24,6 +25,21 @@ from edgepoint2_ros.node.overlay import draw_overlay
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
 REPORT_PERIOD = 1.0  # seconds between two diagnostics
 OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
+
+
+def explained(transition):
+    """Log what goes wrong in a transition: rclpy would swallow it and call on_error."""
+
+    @functools.wraps(transition)
+    def run(self, state: LifecycleState) -> TransitionCallbackReturn:
+        try:
+            return transition(self, state)
+        except Exception as error:
+            self._failure = f'{transition.__name__}: {_in_words(error)}'
+            self.get_logger().error(self._failure)
+            raise
+
+    return run
 
 
 class ExtractorNode(LifecycleNode):
@@ -65,6 +81,7 @@ class ExtractorNode(LifecycleNode):
                 return False
         return True
 
+    @explained
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._settings = settings = parameters.read(self)
         self._failure, self._waits_for = '', 'not ready: opening the engine'
@@ -81,9 +98,9 @@ class ExtractorNode(LifecycleNode):
                 score_threshold=settings.score_threshold,
                 report=self._hear_engine,
             )
-        except Exception as error:  # rclpy would swallow it
-            self.get_logger().error(_in_words(error))
-            self._extractor, self._failure = None, _in_words(error)
+        except EdgePoint2Error as error:
+            self.get_logger().error(str(error))
+            self._failure = str(error)
             return TransitionCallbackReturn.FAILURE
         finally:
             self._waits_for = ''
@@ -92,6 +109,7 @@ class ExtractorNode(LifecycleNode):
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
 
+    @explained
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         settings = self._settings
         self._mailbox = Mailbox(len(self._cameras), _capacity(settings))
@@ -108,6 +126,7 @@ class ExtractorNode(LifecycleNode):
         self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self._cameras)}')
         return TransitionCallbackReturn.SUCCESS
 
+    @explained
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.stop()
         self.report()
@@ -121,10 +140,12 @@ class ExtractorNode(LifecycleNode):
         self._state = 'inactive'
         return TransitionCallbackReturn.SUCCESS
 
+    @explained
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
+    @explained
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
         return TransitionCallbackReturn.SUCCESS
