@@ -3,15 +3,18 @@
 An example of what uses keypoints; edgepoint2_ros.odometry does the work. docs/slam.md describes topics and parameters.
 """
 
+import signal
 import sys
+import threading
 
 import numpy as np
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
+from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo
 
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -36,6 +39,10 @@ class VisualOdometryNode(Node):
             'min_cosine': self.declare_parameter('min_cosine', MIN_COSINE).value,
             'ratio': self.declare_parameter('ratio', 1.0).value,
         }
+        if not self._settings['start_depth'] > 0:
+            raise EdgePoint2Error(
+                f'parameter start_depth: expected a positive number, got {self._settings["start_depth"]}'
+            )
         self._path_length = self.declare_parameter('path_length', 1000).value
         self._path = Path()
         self._camera_info: CameraInfo | None = None
@@ -120,16 +127,22 @@ def to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
 
 def main(args=None) -> int:
     """Run the node until Ctrl-C and return the exit code."""
-    node = None
+    # rclpy's own handlers leave its executor asleep now and then.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+    executor = SingleThreadedExecutor()
     try:
-        rclpy.init(args=args)
         node = VisualOdometryNode()
-        rclpy.spin(node)
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        executor.add_node(node)
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.2)
+        node.destroy_node()
+    except EdgePoint2Error as error:
+        print(f'visual_odometry: {error}', file=sys.stderr)
+        return 1
     finally:
-        if node is not None:
-            node.destroy_node()
         rclpy.try_shutdown()
     return 0
 
