@@ -19,6 +19,7 @@ from lifecycle_msgs.msg import Transition
 from node_rig import ROOT, TIMEOUT, Usage, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
 
 from edgepoint2_ros.msg import KeypointArray
 
@@ -219,6 +220,23 @@ def test_an_exception_in_one_image_never_stops_the_next(gray, ros):
     assert health.dropped['error'] == 1
     assert 'AttributeError' in health.last_error
     assert node.trigger_deactivate() and node.trigger_cleanup()
+    node.destroy_node()
+
+
+def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    node = ExtractorNode(namespace='building')
+    assert node.start(lambda: False)
+    node._hear_engine('not ready: building a plan for 640x480, 5 s so far')
+    status = node._engine_status()
+    assert status.level == DiagnosticStatus.WARN
+    assert status.message == 'not ready: building a plan for 640x480, 5 s so far'
+    image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
+    node.receive(image)
+    wait_until(lambda: node._cameras[0].health.processed == 1)
+    wait_until(lambda: node._engine_status().message == 'active')
+    node.stop()
     node.destroy_node()
 
 

@@ -208,6 +208,7 @@ class ExtractorNode(LifecycleNode):
             except Exception as error:  # whatever one image does, the next is processed
                 camera.health.drop('bad' if isinstance(error, EdgePoint2Error) else 'error', error=_in_words(error))
                 self._complain(camera, error, 'image')
+            self._waits_for = ''
 
     def _serve(self, camera: Camera, message, arrival: float) -> None:
         settings = self._settings  # one set of them for this image, whatever changes meanwhile
@@ -216,7 +217,6 @@ class ExtractorNode(LifecycleNode):
         mask = self._mask(camera, message.header.stamp, image, settings)
         read = time.monotonic()
         features = self._extractor.extract(image, mask)
-        self._waits_for = ''
         extracted = time.monotonic()
         if self.context.ok():
             camera.keypoints.publish(encode(features, message.header, settings.descriptor_encoding))
@@ -226,7 +226,10 @@ class ExtractorNode(LifecycleNode):
         times = (begun - arrival, read - begun, extracted - read, published - extracted, published - arrival, age)
         camera.health.serve(len(features), times)
         if settings.overlay and camera.is_watched():
-            self._draw(camera, image, features, message.header)
+            try:
+                self._draw(camera, image, features, message.header)
+            except Exception as error:  # this image was answered
+                self._complain(camera, error, 'overlay')
 
     def _mask(self, camera: Camera, stamp, image: np.ndarray, settings) -> np.ndarray | None:
         """Return where keypoints are allowed in an image, or None for everywhere."""
