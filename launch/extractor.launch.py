@@ -57,6 +57,8 @@ def _start(context) -> list:
         if given(parameter.name) != NOT_GIVEN
     }
     cameras = yaml.safe_load(given('cameras')) if given('cameras') != NOT_GIVEN else ['']
+    if not isinstance(cameras, list):
+        raise ValueError(f'cameras:={given("cameras")}: expected a list such as [left, right]')
     remappings = []
     for topic in TOPICS:
         target = given(topic)
