@@ -1,0 +1,67 @@
+"""A bridge to RTAB-Map: keypoints and descriptors as rtabmap_msgs/RGBDImage carries them.
+
+RTAB-Map matches descriptors of one byte a number by Hamming distance, so they travel as float32, whatever encoding they
+came in. It compresses them by zlib and appends rows, columns and OpenCV's type (rtabmap/core/Compression.h).
+"""
+
+import array
+import zlib
+from importlib import import_module
+
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error, MessageError
+from edgepoint2_ros.messages import decode
+
+CV_32FC1 = 5  # OpenCV's number of the type
+SIZE = 8.0  # pixels across what a keypoint describes; EdgePoint2 knows one scale only
+
+
+def to_rtabmap(keypoints, rgb, camera_info, depth=None, depth_camera_info=None, messages=None):
+    """Return the rtabmap_msgs/RGBDImage of one image and its keypoints.
+
+    Args:
+        keypoints: the KeypointArray of the image.
+        rgb: the sensor_msgs/Image.
+        camera_info: its sensor_msgs/CameraInfo.
+        depth: sensor_msgs/Image registered to it, or the right image of a stereo pair; none for one camera alone.
+        depth_camera_info: of ``depth``, by default ``camera_info``.
+        messages: what holds RGBDImage, KeyPoint and Point2f; by default the module rtabmap_msgs.msg.
+
+    Raises:
+        EdgePoint2Error: rtabmap_msgs is not installed.
+        MessageError: keypoints and image do not belong together, or the keypoints contradict themselves.
+    """
+    if messages is None:
+        try:
+            messages = import_module('rtabmap_msgs.msg')
+        except ImportError:
+            raise EdgePoint2Error(
+                'rtabmap_msgs is not installed: sudo apt install ros-$ROS_DISTRO-rtabmap-msgs'
+            ) from None
+    for name, theirs, ours in (
+        ('stamp', rgb.header.stamp, keypoints.header.stamp),
+        ('size', (rgb.width, rgb.height), (keypoints.image_width, keypoints.image_height)),
+    ):
+        if theirs != ours:
+            raise MessageError(f'image and keypoints differ in their {name}: {theirs} and {ours}')
+    features = decode(keypoints)
+    result = messages.RGBDImage()
+    result.header = rgb.header
+    result.rgb, result.rgb_camera_info = rgb, camera_info
+    if depth is not None:
+        result.depth, result.depth_camera_info = depth, depth_camera_info or camera_info
+    result.key_points = [
+        messages.KeyPoint(pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=score, octave=0, class_id=-1)
+        for (x, y), score in zip(features.xy.tolist(), features.scores.tolist())
+    ]
+    result.descriptors = array.array('B', pack_descriptors(features.descriptors))
+    return result
+
+
+def pack_descriptors(descriptors: np.ndarray) -> bytes:
+    """Return descriptors (N, D) float32 as RTAB-Map compresses a matrix; nothing for none."""
+    if len(descriptors) == 0:
+        return b''
+    rows = np.ascontiguousarray(descriptors, '<f4')
+    return zlib.compress(rows.tobytes()) + np.array([*rows.shape, CV_32FC1], '<i4').tobytes()
