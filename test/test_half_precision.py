@@ -11,7 +11,7 @@ pytest.importorskip('torch', reason='torch is not installed: models cannot be ma
 
 from onnx import TensorProto, helper
 
-from edgepoint2_ros.engines.check import MIN_COSINE, MIN_SHARE, compare, photograph
+from edgepoint2_ros.engines.check import compare, photograph
 from edgepoint2_ros.network.export import build_model
 from edgepoint2_ros.network.half_precision import open_model, round_explicitly
 from edgepoint2_ros.network.weights import load_network
@@ -82,16 +82,3 @@ def test_scores_of_the_rounded_model_are_fp16_numbers(images):
     network = official_network(find_variant('T-32'))
     _, scores, _ = open_model(round_explicitly(build_model(network, half=True)))(images[0])
     np.testing.assert_array_equal(scores, scores.astype(np.float16).astype(np.float32))
-
-
-def test_the_comparison_finds_what_is_wrong():
-    generator = np.random.default_rng(0)
-    xy = generator.uniform(0, 600, (500, 2)).astype(np.float32)
-    descriptors = generator.normal(size=(500, 32)).astype(np.float32)
-    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    right = (xy, np.linspace(5, -4, 500, dtype=np.float32), descriptors)
-    assert compare(right, right) == (1.0, pytest.approx(1.0))
-    assert compare((xy + 3, *right[1:]), right)[0] < MIN_SHARE
-    assert compare((*right[:2], descriptors[::-1]), right)[1] < MIN_COSINE
-    assert compare((*right[:2], descriptors * np.nan), right) == (0.0, 0.0)
-    assert compare((xy, right[1] - 100, descriptors), right) == (0.0, 0.0)

@@ -1,5 +1,10 @@
-"""The self-check of an engine: its features of a photograph against those of ONNX Runtime in fp32."""
+"""The self-check of an engine: its features of a photograph against what they must be.
 
+The reference is ONNX Runtime in fp32, at the size of the images that will come; or, where ONNX Runtime itself is to be
+checked, what the model's card holds: the features that it found in fp32 when the model was made.
+"""
+
+import base64
 from pathlib import Path
 
 import cv2
@@ -12,6 +17,9 @@ from edgepoint2_ros.models import Model
 PHOTOGRAPH = Path(__file__).with_name('photograph.jpg')  # Eileen Collins, NASA, in the public domain
 BEST = 1000  # keypoints of the reference that are compared
 SCORE_THRESHOLD = -5.0
+CARD_SHAPE = (480, 640, 3)  # of the photograph that a card's features are of
+CARD_BEST = 200  # keypoints that a card holds
+CARD_STEPS = 64  # of a pixel, in which it holds their places
 MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
 MIN_SHARE = 0.97  # of the keypoints that must be found again
 MIN_COSINE = 0.999  # median over their descriptors
@@ -56,12 +64,50 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     Raises:
         EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
     """
-    image = photograph(*image_shape)
-    mask = np.ones((1, 1), np.uint8)
-    share, cosine = compare(run(image, mask), open_engine(model, 'onnxruntime', 'fp32').run(image, mask))
-    result = f'{share:.1%} of the keypoints within {MAX_DISTANCE:g} px, median descriptor cosine {cosine:.5f}'
+    expected = _run(open_engine(model, 'onnxruntime', 'fp32').run, image_shape)
+    return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU')
+
+
+def check_against_card(run, model: Model) -> str:
+    """Compare an engine with what the model's card holds; return the result in words.
+
+    Raises:
+        EngineError: it finds too few of the keypoints or other descriptors, or the card holds none.
+    """
+    if 'expected' not in model.card:
+        raise EngineError(f'{model.path} was made without expected features: make it again')
+    expected = unpack(model.card['expected'], model.variant.descriptor_size)
+    return _judge(compare(_run(run, CARD_SHAPE), expected), "the model's card")
+
+
+def pack(features: Rows) -> dict[str, str]:
+    """Return the best features of the photograph, CARD_SHAPE in size, as text for a card."""
+    xy, scores, descriptors = (array[:CARD_BEST] for array in features)
+    real = scores > SCORE_THRESHOLD
+    rows = {
+        'xy': np.rint(xy[real] * CARD_STEPS).astype('<u2'),
+        'descriptors': np.rint(descriptors[real] * 127).astype(np.int8),
+    }
+    return {name: base64.b64encode(array.tobytes()).decode() for name, array in rows.items()}
+
+
+def unpack(card: dict[str, str], descriptor_size: int) -> Rows:
+    """Return the features that ``pack`` wrote, without their scores."""
+    xy = np.frombuffer(base64.b64decode(card['xy']), '<u2').reshape(-1, 2).astype(np.float32) / CARD_STEPS
+    descriptors = np.frombuffer(base64.b64decode(card['descriptors']), np.int8).reshape(-1, descriptor_size)
+    descriptors = descriptors / np.linalg.norm(descriptors.astype(np.float32), axis=1, keepdims=True)
+    return xy, np.zeros(len(xy), np.float32), descriptors
+
+
+def _run(run, image_shape: tuple[int, int, int]) -> Rows:
+    return run(photograph(*image_shape), np.ones((1, 1), np.uint8))
+
+
+def _judge(result: tuple[float, float], reference: str) -> str:
+    share, cosine = result
+    words = f'{share:.1%} of the keypoints within {MAX_DISTANCE:g} px, median descriptor cosine {cosine:.5f}'
     if share < MIN_SHARE or cosine < MIN_COSINE:
         raise EngineError(
-            f'failed the self-check against fp32 on the CPU: {result}; expected {MIN_SHARE:.0%} and {MIN_COSINE}'
+            f'failed the self-check against {reference}: {words}; expected {MIN_SHARE:.0%} and {MIN_COSINE}'
         )
-    return result
+    return words

@@ -25,9 +25,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from edgepoint2_ros.engines.check import CARD_SHAPE, pack, photograph
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import (
     BORDER,
@@ -77,6 +79,7 @@ def export_model(
         'subpixel': subpixel,
         'sha256': hashlib.sha256(data).hexdigest(),
         'fp16_sha256': hashlib.sha256(half).hexdigest(),
+        'expected': pack(_run(data, photograph(*CARD_SHAPE))),
         **(card or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +90,12 @@ def export_model(
         temporary.write_bytes(content)
         temporary.replace(target)
     return path
+
+
+def _run(model: bytes, image: np.ndarray) -> list[np.ndarray]:
+    """Return xy, scores and descriptors of an image, in fp32 on the CPU."""
+    session = onnxruntime.InferenceSession(model, providers=['CPUExecutionProvider'])
+    return session.run(['xy', 'scores', 'descriptors'], {'image': image, 'mask': np.ones((1, 1), np.uint8)})
 
 
 def weights_digest(network: EdgePoint2) -> str:
