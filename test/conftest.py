@@ -59,8 +59,8 @@ def start(tmp_path):
 
     processes = []
 
-    def start(namespace: str, **values) -> Process:
-        processes.append(Process(tmp_path, namespace, **values))
+    def start(namespace: str, *args, **values) -> Process:
+        processes.append(Process(tmp_path, namespace, *args, **values))
         return processes[-1]
 
     yield start

@@ -25,9 +25,11 @@ TIMEOUT = 30.0
 class Process:
     """The node as a process; what it prints is kept in a file."""
 
-    def __init__(self, folder: Path, namespace: str, **values):
+    def __init__(self, folder: Path, namespace: str, remap: tuple[str, ...] = (), **values):
         self.log = folder / f'{namespace}.log'
         arguments = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', f'__ns:=/{namespace}']
+        for rule in remap:
+            arguments += ['-r', rule]
         for name, value in values.items():
             arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
         with open(self.log, 'a') as log:

@@ -257,3 +257,16 @@ def test_compressed_images_are_read(official_model, photograph, start, rig):
         assert len(message.x) > 1000
         assert (message.image_width, message.image_height) == (640, 480)
         camera.send_compressed(data[:-50], format)  # cut off: dropped
+
+
+def test_topics_are_remapped_and_the_transport_follows_the_image(official_model, start, rig):
+    official_model('T-32')
+    rules = (
+        f'{name}/{topic}:=/rig/{name}/{topic}_raw' for name in ('left', 'right') for topic in ('image', 'keypoints')
+    )
+    process = start('remapped', tuple(rules), cameras='[left, right]', transport='compressed')
+    process.wait_for('waiting for images on /rig/left/image_raw/compressed, /rig/right/image_raw/compressed')
+    camera = rig('remapped')
+    camera.wait_until(lambda: camera.node.count_subscribers('/rig/right/image_raw/compressed') == 1)
+    camera.wait_until(lambda: camera.node.count_publishers('/rig/left/keypoints_raw') == 1)
+    assert camera.node.count_publishers('/remapped/right/overlay') == 1

@@ -125,11 +125,15 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
         begin = time.monotonic()
         change = begin + 5
         usage, changes, refusals = [], 0, 0
-        for border in (0, 1):  # with and without a mask: whatever is made for each kind of input is made now
+        for camera in cameras:
+            camera.watch(True)
+        for border in (0, 1) * 4:  # with and without a mask: whatever is made for each kind of input is made now
             assert operator.set(border=border)[0].successful
             for camera in cameras:
                 camera.send_each_size()
-            operator.spin(1.5)
+            settled = time.monotonic() + 0.7
+            while time.monotonic() < settled:
+                executor.spin_once(timeout_sec=0.1)
         while (now := time.monotonic()) < begin + SECONDS:
             again = min(camera.step(now) for camera in cameras)
             executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
