@@ -9,6 +9,7 @@ pytest.importorskip('tensorrt_rtx', reason='TensorRT-RTX is not installed')
 
 from simulated_gpu import SimulatedCuda, simulated_tensorrt
 
+from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import open_engine, tensorrt
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.gpu import Gpu
@@ -202,3 +203,14 @@ def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, ph
     assert module.builds == 1
     assert 'TensorRT cannot open the plan: no reason given: building it again' in lines[0]
     assert len(tensorrt.plan_cache.list_plans()) == 1
+
+
+def test_build_engine_builds_ahead_what_the_node_then_finds(start, model, capsys):
+    engine, module = start()
+    assert main(['build-engine', 'T-32', '--size', '640x480', '--size', '320x240', '--gray']) == 0
+    out = capsys.readouterr().out
+    assert 'not ready: building T-32 for 640x480 gray images on Orin' in out
+    assert out.splitlines()[-1] == 'T-32 is ready for 320x240 gray images'
+    assert module.builds == 2
+    engine.prepare(480, 640, 1)
+    assert module.builds == 2
