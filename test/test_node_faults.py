@@ -89,7 +89,9 @@ def test_the_lifecycle_turns_twenty_times_and_leaks_nothing(gray, start, rig):
     print(*usage, sep='\n')
     assert usage[-1].threads <= usage[4].threads
     assert usage[-1].files <= usage[4].files
-    assert usage[-1].memory - usage[4].memory < 5
+    # A new heap of the allocator comes once, and at any turn; a model that stays would come at each.
+    assert np.median(np.diff([turn.memory for turn in usage[4:]])) < 0.2
+    assert usage[-1].memory - usage[4].memory < 40
     assert 'ERROR' not in process.output
 
 
@@ -106,6 +108,18 @@ def test_a_camera_may_stop_restart_and_come_back_with_another_size_and_encoding(
         camera.plug_in()
 
 
+def test_every_camera_is_heard_as_it_offers(photograph, gray, start, rig):
+    """By default, and colour images of 0.9 MB too, which best effort would lose."""
+    start('adapts')
+    camera = rig('adapts')
+    for qos, pixels in ((10, photograph), (qos_profile_sensor_data, gray), (10, photograph)):
+        camera.unplug()
+        camera.received.clear()
+        camera.plug_in(qos)
+        camera.connect_best_effort(pixels)
+        assert camera.received[0].image_width == 640
+
+
 def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
     process = start('deaf', image_reliability='reliable')
     camera = rig('deaf')
@@ -113,7 +127,7 @@ def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
     camera.plug_in(qos_profile_sensor_data)
     process.wait_for(
         'a publisher of /deaf/image cannot be heard: it offers best-effort images, and image_reliability asks for '
-        'reliable ones; set image_reliability to best_effort'
+        'reliable ones; set image_reliability to auto or best_effort'
     )
     qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     camera.node.create_subscription(KeypointArray, 'keypoints', lambda message: None, qos)

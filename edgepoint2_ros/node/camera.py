@@ -49,7 +49,10 @@ class Camera:
         )
         self.overlay = node.create_publisher(Image, f'{prefix}overlay', 1)
         self._stats = node.create_publisher(CameraStats, f'{prefix}stats', 10)
-        self._subscriptions = []
+        self._images = None  # subscription
+        self._masks = None  # subscription
+        self._reliability = None  # that the images are asked with
+        self._adapts = False
         self.frame_id = ''
         self.reset()
 
@@ -69,27 +72,33 @@ class Camera:
 
         Args:
             receive: called with each image message.
-            reliability: ``best_effort`` or ``reliable``.
+            reliability: ``best_effort``, ``reliable``, or ``auto``: as the publishers offer, see `adapt`.
             depth: of the middleware's queue for images.
         """
-        qos = QoSProfile(
-            history=HistoryPolicy.KEEP_LAST, depth=depth, reliability=ReliabilityPolicy[reliability.upper()]
+        self._receive, self._depth = receive, depth
+        self._adapts = reliability == 'auto'
+        self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
+        self._masks = self._node.create_subscription(
+            Image,
+            self._mask_topic,
+            self._receive_mask,
+            QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
         )
-        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
-        self._subscriptions = [
-            _with_events(self._node.create_subscription, events, self._type, self.topic, receive, qos),
-            self._node.create_subscription(
-                Image,
-                self._mask_topic,
-                self._receive_mask,
-                QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
-            ),
-        ]
+
+    def adapt(self) -> None:
+        """With reliability ``auto``, ask for reliable images where every publisher offers them, else for any.
+
+        Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
+        """
+        if self._adapts and self._images is not None and self._offered() != self._reliability:
+            self._node.destroy_subscription(self._images)
+            self._listen(self._offered())
 
     def unsubscribe(self) -> None:
-        for subscription in self._subscriptions:
-            self._node.destroy_subscription(subscription)
-        self._subscriptions = []
+        for subscription in (self._images, self._masks):
+            if subscription is not None:
+                self._node.destroy_subscription(subscription)
+        self._images = self._masks = None
 
     def destroy(self) -> None:
         """Give its topics back."""
@@ -167,6 +176,17 @@ class Camera:
         """Return how many publishers its image topic has."""
         return self._node.count_publishers(self.topic)
 
+    def _offered(self) -> ReliabilityPolicy:
+        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic)]
+        all_reliable = offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
+        return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
+
+    def _listen(self, reliability: ReliabilityPolicy) -> None:
+        self._reliability = reliability
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
+        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
+        self._images = _with_events(self._node.create_subscription, events, self._type, self.topic, self._receive, qos)
+
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
@@ -175,9 +195,11 @@ class Camera:
         self.health.lost += event.total_count_change
 
     def _explain_writer(self, event) -> None:
+        if self._adapts:
+            return  # it is asked for again in a moment, as it offers
         self._node.get_logger().error(
             f'a publisher of {self.topic} cannot be heard: it offers best-effort images, and image_reliability asks '
-            f'for reliable ones; set image_reliability to best_effort'
+            f'for reliable ones; set image_reliability to auto or best_effort'
         )
 
     def _explain_reader(self, event) -> None:

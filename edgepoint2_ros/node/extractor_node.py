@@ -179,6 +179,7 @@ class ExtractorNode(LifecycleNode):
         message.header.stamp = self.get_clock().now().to_msg()
         message.status.append(self._engine_status())
         for camera in self._cameras if self._state == 'active' else ():
+            camera.adapt()
             report = camera.health.report(time.monotonic())
             level, reason = judge(report, camera.health, camera.topic, camera.count_publishers())
             if level != camera.level:

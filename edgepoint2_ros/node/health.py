@@ -13,7 +13,7 @@ REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dr
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
 TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
 
-UNHEARD = 'images above 0.5 MB may need image_reliability `reliable`, or larger buffers of the middleware'
+UNHEARD = 'images above 0.5 MB may need a reliable publisher, or larger buffers of the middleware'
 
 OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 

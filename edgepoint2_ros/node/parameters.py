@@ -146,10 +146,11 @@ PARAMETERS = (
     Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
     Parameter(
         'image_reliability',
-        'best_effort',
-        'Reliability of the image subscriptions: `best_effort` hears every publisher; `reliable` the reliable ones, '
-        'but loses no image that exceeds the buffers of Fast DDS (0.5 MB).',
-        ('best_effort', 'reliable'),
+        'auto',
+        'Reliability of the image subscriptions: `auto` asks for what the publishers offer, and follows them within a '
+        'second; `best_effort` hears every publisher; `reliable` the reliable ones, but loses no image that exceeds '
+        'the buffers of Fast DDS (0.5 MB).',
+        ('auto', 'best_effort', 'reliable'),
     ),
     Parameter('image_depth', 5, 'History depth of the image subscriptions.', minimum=1, maximum=1000),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
