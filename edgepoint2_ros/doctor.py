@@ -1,6 +1,6 @@
 """Say what was found on this machine, what is missing and how to get it, and whether features can be extracted.
 
-Every backend that is there extracts the features of a photograph, which the model's card knows. The exit code is 0
+Every backend that is there extracts the features of a drawn scene, which the model's card knows. The exit code is 0
 where there is a model, a backend works and none gives wrong features, else 1.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.engines import BACKENDS, open_engine, plan_cache
-from edgepoint2_ros.engines.check import CARD_SHAPE, check_against_card, photograph
+from edgepoint2_ros.engines.check import CARD_SHAPE, check_against_card, draw_scene
 from edgepoint2_ros.engines.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.models import Model, data_directory, list_models
@@ -169,7 +169,7 @@ def find_storage() -> Iterator[Finding]:
 
 
 def try_backend(backend: str, model: Model) -> Finding:
-    """Open a backend, hold its features of a photograph against the model's card, and time it."""
+    """Open a backend, hold its features of a drawn scene against the model's card, and time it."""
     try:
         engine = open_engine(model, backend, report=lambda line: print(f'{"":25} {line}', flush=True))
     except EdgePoint2Error as error:
@@ -178,7 +178,7 @@ def try_backend(backend: str, model: Model) -> Finding:
         result = check_against_card(engine.run, model)
     except EdgePoint2Error as error:
         return Finding(backend, BROKEN, str(error))
-    image, mask = photograph(*CARD_SHAPE), np.ones((1, 1), np.uint8)
+    image, mask = draw_scene(*CARD_SHAPE), np.ones((1, 1), np.uint8)
     times = []
     for _ in range(RUNS):
         start = time.perf_counter()

@@ -2,7 +2,7 @@
 
 A model is an ONNX file with a JSON card beside it (``T-32.onnx``, ``T-32.json``), and the same network in fp16 for
 TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the weights and the SHA-256 of both ONNX files,
-each of which is checked whenever it is opened, and holds the features of a photograph that an engine must find again.
+each of which is checked whenever it is opened, and holds the features of a drawn scene that an engine must find again.
 """
 
 import hashlib

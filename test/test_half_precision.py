@@ -11,7 +11,7 @@ pytest.importorskip('torch', reason='torch is not installed: models cannot be ma
 
 from onnx import TensorProto, helper
 
-from edgepoint2_ros.engines.check import compare, photograph
+from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.network.export import build_model
 from edgepoint2_ros.network.half_precision import open_model, round_explicitly
 from edgepoint2_ros.network.weights import load_network
@@ -29,11 +29,11 @@ def official_network(variant):
 
 
 @pytest.fixture(scope='module')
-def images():
+def images(photograph):
     """Real photographs, of the sizes that TensorRT is asked for."""
     if GOLDEN.is_dir():
         return [cv2.imread(str(GOLDEN / name)) for name in ('vga.png', 'odd.png')]
-    return [photograph(480, 640, 3), photograph(389, 517, 3)]
+    return [photograph, np.ascontiguousarray(photograph[:389, :517])]
 
 
 @pytest.mark.parametrize('variant', VARIANTS, ids=str)
@@ -50,7 +50,7 @@ def test_fp16_keeps_keypoints_and_descriptors_of_every_variant(variant, images):
 def test_the_fp16_model_unrounded_is_the_fp32_model(images):
     """Without its rounding only that of the weights is left: the two graphs say the same."""
     network = official_network(find_variant('T-32'))
-    for image in [*images, photograph(70, 100, 1)]:
+    for image in [*images, cv2.resize(images[0], (100, 70), interpolation=cv2.INTER_AREA)[..., :1]]:
         share, cosine = compare(
             open_model(build_model(network, half=True))(image), open_model(build_model(network))(image)
         )

@@ -1,11 +1,10 @@
-"""The self-check of an engine: its features of a photograph against what they must be.
+"""The self-check of an engine: its features of a drawn scene against what they must be.
 
 The reference is ONNX Runtime in fp32, at the size of the images that will come; or, where ONNX Runtime itself is to be
 checked, what the model's card holds: the features that it found in fp32 when the model was made.
 """
 
 import base64
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,10 +13,9 @@ from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model
 
-PHOTOGRAPH = Path(__file__).with_name('photograph.jpg')  # Eileen Collins, NASA, in the public domain
 BEST = 1000  # keypoints of the reference that are compared
 SCORE_THRESHOLD = -5.0
-CARD_SHAPE = (480, 640, 3)  # of the photograph that a card's features are of
+CARD_SHAPE = (480, 640, 3)  # of the scene that a card's features are of
 CARD_BEST = 200  # keypoints that a card holds
 CARD_STEPS = 64  # of a pixel, in which it holds their places
 MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
@@ -27,12 +25,21 @@ MIN_COSINE = 0.999  # median over their descriptors
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def photograph(height: int, width: int, channels: int) -> np.ndarray:
-    """Return the photograph that every check uses, scaled to uint8 (height, width, channels), channels 1 or 3."""
-    image = cv2.imread(str(PHOTOGRAPH), cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR)
-    if image is None:
-        raise EngineError(f'{PHOTOGRAPH} cannot be read: install the package again')
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
+def draw_scene(height: int, width: int, channels: int) -> np.ndarray:
+    """Return the picture of checks, uint8 (height, width, channels), channels 1 or 3: overlapping shapes with grain.
+
+    It is the same on every machine: RandomState promises the same numbers for ever.
+    """
+    random = np.random.RandomState(0)  # noqa: NPY002
+    scene = np.full((480, 640, 3), 128, np.uint8)
+    for size in np.geomspace(250, 12, 250):
+        corners = random.uniform((0, 0), (640, 480)) + size * random.uniform(-0.5, 0.5, (random.randint(3, 7), 2))
+        cv2.fillConvexPoly(scene, cv2.convexHull(corners.astype(np.int32)), random.randint(20, 236, 3).tolist())
+    grain = cv2.GaussianBlur(random.normal(0, 12, (480, 640)).astype(np.float32), (0, 0), 1)
+    scene = np.clip(cv2.GaussianBlur(scene, (0, 0), 0.8) + grain[..., None], 0, 255).astype(np.uint8)
+    if channels == 1:
+        scene = cv2.cvtColor(scene, cv2.COLOR_BGR2GRAY)
+    return cv2.resize(scene, (width, height), interpolation=cv2.INTER_CUBIC).reshape(height, width, channels)
 
 
 def compare(found: Rows, expected: Rows) -> tuple[float, float]:
@@ -54,7 +61,7 @@ def compare(found: Rows, expected: Rows) -> tuple[float, float]:
 
 
 def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
-    """Compare an engine with ONNX Runtime in fp32 on the photograph; return the result in words.
+    """Compare an engine with ONNX Runtime in fp32 on the scene; return the result in words.
 
     Args:
         run: the engine's ``run``.
@@ -81,7 +88,7 @@ def check_against_card(run, model: Model) -> str:
 
 
 def pack(features: Rows) -> dict[str, str]:
-    """Return the best features of the photograph, CARD_SHAPE in size, as text for a card."""
+    """Return the best features of the scene, CARD_SHAPE in size, as text for a card."""
     xy, scores, descriptors = (array[:CARD_BEST] for array in features)
     real = scores > SCORE_THRESHOLD
     rows = {
@@ -100,7 +107,7 @@ def unpack(card: dict[str, str], descriptor_size: int) -> Rows:
 
 
 def _run(run, image_shape: tuple[int, int, int]) -> Rows:
-    return run(photograph(*image_shape), np.ones((1, 1), np.uint8))
+    return run(draw_scene(*image_shape), np.ones((1, 1), np.uint8))
 
 
 def _judge(result: tuple[float, float], reference: str) -> str:

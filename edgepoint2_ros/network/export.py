@@ -29,7 +29,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from edgepoint2_ros.engines.check import CARD_SHAPE, pack, photograph
+from edgepoint2_ros.engines.check import CARD_SHAPE, draw_scene, pack
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import (
     BORDER,
@@ -79,7 +79,7 @@ def export_model(
         'subpixel': subpixel,
         'sha256': hashlib.sha256(data).hexdigest(),
         'fp16_sha256': hashlib.sha256(half).hexdigest(),
-        'expected': pack(_run(data, photograph(*CARD_SHAPE))),
+        'expected': pack(_run(data, draw_scene(*CARD_SHAPE))),
         **(card or {}),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
