@@ -1,5 +1,6 @@
 """The process of the node extractor: the executable of ``ros2 run edgepoint2_ros extractor``."""
 
+import gc
 import os
 import signal
 import sys
@@ -22,6 +23,7 @@ def main(args=None) -> int:
     interrupted import or start-up leaves a traceback.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+    sys.setswitchinterval(1e-4)  # seconds; by the default of 5 ms an image waits for whatever the executor does
 
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
@@ -67,6 +69,7 @@ def _serve(executor, stop) -> int:
         get_logger('extractor').error(str(error))
         return 1
     executor.add_node(node)
+    gc.freeze()  # what is loaded by now stays; a search through it all for garbage would hold up an image by 20 ms
     try:
         ready = node.start(stop.is_set)
         while ready and not stop.is_set():
