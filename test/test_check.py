@@ -22,8 +22,8 @@ def test_the_comparison_finds_what_is_wrong():
 
 
 @pytest.mark.parametrize('shape', [(480, 640, 3), (240, 320, 1), (64, 1000, 3)])
-def test_the_photograph_has_the_size_that_is_asked_for(shape):
-    image = check.photograph(*shape)
+def test_the_scene_has_the_size_that_is_asked_for(shape):
+    image = check.draw_scene(*shape)
     assert image.shape == shape
     assert image.dtype == np.uint8
     assert image.std() > 30
