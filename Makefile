@@ -49,12 +49,12 @@ clean:
 	$(PYTHON) -m venv .venv
 	@touch $@
 
-.venv/demo.stamp: .venv/python.stamp requirements/demo.txt requirements/runtime.txt requirements/ros.txt requirements/models.txt
+.venv/demo.stamp: .venv/python.stamp requirements/demo.txt requirements/runtime.txt requirements/ros.txt
 	@echo '== [2/3] packages, ROS 2 among them: a minute or two'
 	@$(call PIP_INSTALL,requirements/demo.txt)
 	@touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/tools.txt
+.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/models.txt requirements/tools.txt
 	@echo '== packages for the tests'
 	@$(call PIP_INSTALL,requirements/test.txt)
 	@touch $@

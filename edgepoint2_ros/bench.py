@@ -119,7 +119,7 @@ def _contender(words: list[str], keypoints: int, threads: int):
     from edgepoint2_ros.extractor import Extractor
 
     model, precision = rest
-    extractor = Extractor(model, 'official', kind, precision, threads, keypoints)
+    extractor = Extractor(model, 'auto', kind, precision, threads, keypoints)
     return lambda image: len(extractor.extract(image))
 
 

@@ -25,7 +25,7 @@ class Extractor:
     def __init__(
         self,
         model: str = 'T-32',
-        weights: str = 'official',
+        weights: str = 'auto',
         backend: str = 'auto',
         precision: str = 'auto',
         threads: int = 0,
@@ -37,7 +37,7 @@ class Extractor:
 
         Args:
             model: name of the variant, for example ``T-32``.
-            weights: ``official``, or a path to an ONNX model or a folder of them.
+            weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
             backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
             precision: ``auto`` (fp16 on TensorRT, fp32 on CPUs), ``fp32``, ``fp16`` or ``bf16``.
             threads: threads of the runtime; 0 takes every core.

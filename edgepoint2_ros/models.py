@@ -22,7 +22,8 @@ BORDER = 4  # pixels along the image's edge that hold no keypoints
 MOST_KEYPOINTS = 3840  # that one model can return: TensorRT's TopK picks no more
 CARD_FORMAT = 1
 
-WEIGHTS = ('official',)  # the names of weights that need no path
+SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
+WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,14 @@ def data_directory() -> Path:
     return (Path(base) if os.path.isabs(base) else Path.home() / '.local' / 'share') / 'edgepoint2'
 
 
-def models_directory(weights: str = 'official') -> Path:
-    """Return the folder that holds the models made from ``weights``."""
-    return data_directory() / 'models' / weights
+def models_directory(weights: str) -> Path:
+    """Return the folder that holds the models made from ``weights``: ``shipped``, ``official`` or ``custom``."""
+    return SHIPPED if weights == 'shipped' else data_directory() / 'models' / weights
+
+
+def is_shipped(variant: Variant) -> bool:
+    """Tell whether the package brings a model of a variant with it."""
+    return (models_directory('shipped') / f'{variant}.onnx').is_file()
 
 
 def card_path(model: Path) -> Path:
@@ -77,17 +83,25 @@ def read_half(model: Model) -> bytes:
     return data
 
 
-def find_model(name: str, weights: str = 'official') -> Model:
+def find_model(name: str, weights: str = 'auto') -> Model:
     """Return the model that serves a variant.
 
     Args:
         name: the variant, for example ``T-32``.
-        weights: ``official``, or a path: an ONNX model with its card beside it, or a folder of such models.
+        weights: ``shipped`` with the package, ``official``, ``auto`` (shipped where the package has the variant, else
+            official), or a path: an ONNX model with its card beside it, or a folder of such models.
 
     Raises:
         ModelError: no such variant, no such model, or one that is corrupt or of another variant.
     """
     variant = find_variant(name)
+    if weights == 'auto':
+        weights = 'shipped' if is_shipped(variant) else 'official'
+    if weights == 'shipped' and not is_shipped(variant):
+        shipped = ', '.join(variant.name for variant in VARIANTS if is_shipped(variant))
+        raise ModelError(
+            f'{variant} does not ship with the package, {shipped} do: choose one of these, or other weights'
+        )
     if weights in WEIGHTS:
         path = models_directory(weights) / f'{variant}.onnx'
         if not path.is_file():
@@ -135,11 +149,12 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
 
 
 def list_models() -> list[Model | ModelError]:
-    """Return the models in the user's data directory, in the order of the variants; a broken one as its error."""
+    """Return the models of the package, then those of the user's data directory; a broken one as its error."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     found = []
-    paths = [path for path in (data_directory() / 'models').glob('*/*.onnx') if not path.name.endswith('.fp16.onnx')]
-    for path in sorted(paths, key=lambda p: (p.parent, order.get(p.stem, len(order)), p.stem)):
+    paths = [*models_directory('shipped').glob('*.onnx'), *(data_directory() / 'models').glob('*/*.onnx')]
+    paths = [path for path in paths if not path.name.endswith('.fp16.onnx')]
+    for path in sorted(paths, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
         try:
             found.append(open_model(path))
         except ModelError as error:

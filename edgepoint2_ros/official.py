@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import Model, data_directory, find_model, models_directory, open_model
+from edgepoint2_ros.models import Model, data_directory, find_model, is_shipped, models_directory, open_model
 from edgepoint2_ros.variants import Variant, find_variant
 
 UPSTREAM = 'https://raw.githubusercontent.com/HITCSC/EdgePoint2/c589a5784b3f3fe712e77fad046cc6adf61c1aa7/weights/'
@@ -124,8 +124,10 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
 
 
 def provide_model(variant: Variant) -> Model:
-    """Return the official model of a variant, made first from weights on this machine, or downloaded, where need be."""
+    """Return the shipped model of a variant, else the official one, made or downloaded first where need be."""
     try:
         return find_model(variant.name)
     except ModelError:
+        if is_shipped(variant):
+            raise
         return import_weights(find_weights(variant) or download_weights(variant))

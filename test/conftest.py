@@ -23,17 +23,26 @@ os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(
 
 @pytest.fixture(scope='session')
 def official_model():
-    """Return a function that makes a variant's model from the official weights, or skips without them."""
+    """Return a function that gives the default model of a variant: shipped, or official; or skips without weights."""
+    from edgepoint2_ros.models import is_shipped
     from edgepoint2_ros.official import DIRECTORY_VARIABLE, find_weights, provide_model
     from edgepoint2_ros.variants import find_variant
 
     def provide(name: str):
         variant = find_variant(name)
-        if find_weights(variant) is None:
+        if not is_shipped(variant) and find_weights(variant) is None:
             pytest.skip(f'no official weights of {variant}: name their folder in ${DIRECTORY_VARIABLE}')
         return provide_model(variant)
 
     return provide
+
+
+@pytest.fixture
+def nothing_shipped(monkeypatch, tmp_path):
+    """The package as if it had come without models."""
+    from edgepoint2_ros import models
+
+    monkeypatch.setattr(models, 'SHIPPED', tmp_path / 'nothing')
 
 
 @pytest.fixture(scope='session')

@@ -7,6 +7,8 @@ import pytest
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.cli import main
+from edgepoint2_ros.official import find_weights
+from edgepoint2_ros.variants import find_variant
 
 
 @pytest.fixture
@@ -78,15 +80,14 @@ def test_errors_are_one_line(official_model, image_file, capsys, arguments, mess
     assert err.count('\n') == 1
 
 
-def test_models_are_imported_and_listed(official_model, monkeypatch, tmp_path, capsys):
-    official_model('T-32')
-    from edgepoint2_ros.official import find_weights
-    from edgepoint2_ros.variants import find_variant
-
+def test_models_are_imported_and_listed(nothing_shipped, monkeypatch, tmp_path, capsys):
+    pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     assert main(['models', 'list']) == 0
     assert 'no models in' in capsys.readouterr().out
     weights = find_weights(find_variant('T-32'))
+    if weights is None:
+        pytest.skip('no official weights of T-32')
     (tmp_path / 'other.pth').write_bytes(b'something')
     assert main(['models', 'import', str(weights), str(tmp_path / 'other.pth'), '--max-keypoints', '300']) == 1
     assert 'other.pth is not one of the 14 official files' in capsys.readouterr().err

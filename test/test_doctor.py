@@ -43,7 +43,7 @@ def test_a_machine_that_works_is_ready(official_model, capsys):
     assert out.splitlines()[-1].startswith('ready: T-32')
 
 
-def test_without_a_model_it_is_not_ready_and_says_how_to_get_one(monkeypatch, tmp_path, capsys):
+def test_without_a_model_it_is_not_ready_and_says_how_to_get_one(nothing_shipped, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     assert main(['doctor']) == 1
     out = capsys.readouterr().out
@@ -51,7 +51,7 @@ def test_without_a_model_it_is_not_ready_and_says_how_to_get_one(monkeypatch, tm
     assert out.splitlines()[-1].startswith('not ready: there is no model')
 
 
-def test_a_broken_model_is_named(official_model, monkeypatch, tmp_path, capsys):
+def test_a_broken_model_is_named(official_model, nothing_shipped, monkeypatch, tmp_path, capsys):
     model = official_model('T-32')
     folder = tmp_path / 'edgepoint2' / 'models' / 'official'
     folder.mkdir(parents=True)

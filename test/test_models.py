@@ -34,6 +34,15 @@ def test_a_model_is_found_by_the_name_of_its_weights_by_its_path_and_by_its_fold
         assert find_model('T-32', weights).path == copy
 
 
+def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp_path):
+    assert find_model('T-32').digest == find_model('T-32', 'shipped').digest
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    with pytest.raises(ModelError, match='no official model of E-64'):
+        find_model('E-64')
+    with pytest.raises(ModelError, match='E-64 does not ship with the package, T-32, T-48 do'):
+        find_model('E-64', 'shipped')
+
+
 def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='edgepoint2 models download E-64'):
@@ -78,7 +87,7 @@ def test_a_missing_or_damaged_card_is_refused(copy):
         open_model(copy)
 
 
-def test_the_list_names_models_and_broken_ones(official_model, monkeypatch, tmp_path):
+def test_the_list_names_models_and_broken_ones(official_model, nothing_shipped, monkeypatch, tmp_path):
     model = official_model('T-32')
     folder = tmp_path / 'edgepoint2' / 'models' / 'official'
     folder.mkdir(parents=True)

@@ -230,7 +230,10 @@ def test_a_lifecycle_manager_can_drive_the_node_and_change_its_model(official_mo
     ('values', 'complaint'),
     [
         ({'model': 'T-64'}, f"unknown model 'T-64': expected one of {', '.join(NAMES)}"),
-        ({'weights': '/no/such/model.onnx'}, "weights '/no/such/model.onnx': expected official or a path"),
+        (
+            {'weights': '/no/such/model.onnx'},
+            "weights '/no/such/model.onnx': expected auto or shipped or official or a path",
+        ),
         (
             {'backend': 'abacus'},
             "parameter backend: expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'",

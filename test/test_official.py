@@ -38,7 +38,7 @@ def test_the_official_files_of_all_14_variants_are_known():
 
 def test_an_official_file_becomes_a_model_with_its_source_and_licence(weights):
     model = import_weights(weights)
-    assert model == find_model('T-32')
+    assert model == find_model('T-32', 'official')
     assert model.card['weights'] == 'official'
     assert 'MIT' in model.card['licence']
 

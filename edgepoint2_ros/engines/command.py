@@ -12,7 +12,7 @@ from edgepoint2_ros.models import find_model
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 build-engine`."""
     parser.add_argument('models', nargs='+', metavar='MODEL', help='of the 14 variants, for example T-32')
-    parser.add_argument('--weights', default='official', help='official, or a path to a model (default: %(default)s)')
+    parser.add_argument('--weights', default='auto', help='auto, shipped, official or a path (default: %(default)s)')
     parser.add_argument(
         '--size', action='append', metavar='WIDTHxHEIGHT', help='of the images; may be repeated (default: 640x480)'
     )

@@ -81,7 +81,12 @@ def _are_cameras(names: list) -> bool:
 
 PARAMETERS = (
     Parameter('model', 'T-32', f'The variant, one of {", ".join(NAMES)}.'),
-    Parameter('weights', 'official', '`official`, or the path of a model (.onnx) or of a folder of models.'),
+    Parameter(
+        'weights',
+        'auto',
+        '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or the '
+        'path of a model (.onnx) or of a folder of models.',
+    ),
     Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
     Parameter(
         'precision',
