@@ -84,8 +84,8 @@ PARAMETERS = (
     Parameter(
         'weights',
         'auto',
-        '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or the '
-        'path of a model (.onnx) or of a folder of models.',
+        '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or '
+        'the path of a model (.onnx) or of a folder of models.',
     ),
     Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
     Parameter(
