@@ -110,7 +110,7 @@ class VisualOdometry:
 
     @property
     def points(self) -> np.ndarray:
-        """The map: (M, 3) points in the frame of the first image."""
+        """The map around the camera: (M, 3) points in the frame of the first image."""
         return self._points
 
     def track(self, features: Features) -> np.ndarray | None:
@@ -167,7 +167,7 @@ class VisualOdometry:
 
     def _place(self, features: Features) -> np.ndarray | None:
         """Place an image by the points of the latest keyframes."""
-        local = np.unique(np.concatenate([frame.points for frame in self._keyframes[-WINDOW:]]))
+        local = np.unique(np.concatenate([frame.points for frame in self._keyframes]))
         local = local[local >= 0]
         known = replace(features, xy=self._points[local], scores=np.zeros(len(local)), descriptors=self._rows[local])
         pose, pairs = None, np.zeros((0, 2), int)
@@ -256,7 +256,18 @@ class VisualOdometry:
         self._keyframes.append(frame)
         self._since_keyframe = 0
         self._adjust()
+        self._forget()
         self._last = frame.pose
+
+    def _forget(self) -> None:
+        """Drop keyframes behind the window and the points that only they saw, so that a long way takes no memory."""
+        self._keyframes = self._keyframes[-WINDOW:]
+        seen = np.concatenate([frame.points for frame in self._keyframes])
+        kept = np.unique(seen[seen >= 0])
+        self._points, self._rows = self._points[kept], self._rows[kept]
+        for frame in self._keyframes:
+            known = frame.points >= 0
+            frame.points[known] = np.searchsorted(kept, frame.points[known])
 
     def _add_points(self, points: np.ndarray, first: _Frame, second: _Frame, pairs: np.ndarray) -> None:
         numbers = len(self._points) + np.arange(len(points))

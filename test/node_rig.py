@@ -107,18 +107,27 @@ class Rig:
         self.node.destroy_publisher(self.camera)
 
     def connect(self) -> None:
-        """Wait until the node is there and active."""
+        """Wait until the node is there and active, and subscribed with the reliability that the camera offers."""
         images = self.camera, self.compressed
-        self.wait_until(
-            lambda: (
-                sum(publisher.get_subscription_count() for publisher in images) == 1
+
+        def is_connected() -> bool:
+            readers = [
+                (reader.qos_profile.reliability, publisher.qos_profile.reliability)
+                for publisher in images
+                for reader in self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+            ]
+            return (
+                len(readers) == 1
+                and len(set(readers[0])) == 1
+                and sum(publisher.get_subscription_count() for publisher in images) == 1
                 and self.mask.get_subscription_count() == 1
                 and self.node.count_publishers(self.topic('keypoints')) == 1
             )
-        )
 
-    def connect_best_effort(self, pixels: np.ndarray) -> None:
-        """Wait until an image was answered: a best-effort reader loses what comes before it knows the writer."""
+        self.wait_until(is_connected)
+
+    def connect_and_settle(self, pixels: np.ndarray) -> None:
+        """Wait until an image was answered."""
         self.connect()
         while not self.received:
             self.send(pixels)

@@ -114,7 +114,7 @@ def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
     health = Health(0.0)
     feed(health, 10)
     health.lost += 3
-    assert '3 images lost on the way here: set image_reliability to reliable' in verdict(health, 1.0)[1]
+    assert '3 images lost on the way here: images above 0.5 MB need more shared memory' in verdict(health, 1.0)[1]
     feed(health, 10, begin=1.0)
     health.masks_bad += 2
     health.last_error = 'mask: it is empty'

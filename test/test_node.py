@@ -51,7 +51,7 @@ def test_the_keypoints_are_those_of_the_extractor_and_the_header_is_the_images(
     process = start(namespace, model=model, descriptor_encoding=encoding, max_keypoints=500)
     camera = rig(namespace)
     gray = np.ascontiguousarray(photograph[:, :, 1])
-    camera.connect_best_effort(gray)
+    camera.connect_and_settle(gray)
     assert f'{model} ' in process.output  # the log names the model
     expected = Extractor(model, max_keypoints=500).extract(gray)
     for _ in range(3):
@@ -143,6 +143,7 @@ def test_bad_images_are_reported_in_one_line_and_counted(official_model, photogr
     camera.connect()
     for _ in range(5):
         camera.send(photograph, encoding='32FC1')
+        camera.spin(0.03)  # a burst could exceed the history of the subscription
     camera.answer(photograph)
     assert process.output.count('image dropped') == 1  # throttled
     assert "image dropped: image encoding '32FC1' is unknown: expected one of mono8" in process.output

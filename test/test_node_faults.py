@@ -116,7 +116,7 @@ def test_every_camera_is_heard_as_it_offers(photograph, gray, start, rig):
         camera.unplug()
         camera.received.clear()
         camera.plug_in(qos)
-        camera.connect_best_effort(pixels)
+        camera.connect_and_settle(pixels)
         assert camera.received[0].image_width == 640
 
 
@@ -132,6 +132,32 @@ def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
     qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     camera.node.create_subscription(KeypointArray, 'keypoints', lambda message: None, qos)
     process.wait_for('a subscriber of /deaf/keypoints cannot hear it: it asks for more than is offered')
+
+
+def test_images_of_any_size_arrive_with_the_shared_memory_of_our_profile(start, rig, monkeypatch):
+    old = os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
+    variable = f'{"FASTRTPS" if old else "FASTDDS"}_DEFAULT_PROFILES_FILE'
+    monkeypatch.setenv(variable, str(ROOT / 'config' / 'fastdds.xml'))
+    start('large', max_keypoints=1)
+    code = (
+        'import rclpy, time; from array import array; from sensor_msgs.msg import Image; rclpy.init(); '
+        'from rclpy.qos import qos_profile_sensor_data as best_effort; n = rclpy.create_node("camera"); '
+        'p = n.create_publisher(Image, "/large/image", best_effort)\n'
+        'while p.get_subscription_count() == 0: time.sleep(0.1)\n'
+        'time.sleep(1); image = Image(height=720, width=1280, step=3840, encoding="bgr8"); '
+        'image.data = array("B", bytes(720 * 3840))\n'
+        'for _ in range(30): p.publish(image); time.sleep(0.05)\n'
+        'time.sleep(60)'
+    )
+    camera_process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
+    try:
+        camera = rig('large')
+        camera.unplug()
+        camera.wait_until(lambda: camera.stats and camera.stats[-1].received >= 29)
+        assert camera.stats[-1].lost <= 1
+    finally:
+        camera_process.kill()
+        camera_process.wait()
 
 
 def test_a_node_that_was_killed_is_replaced(gray, start, rig):

@@ -22,6 +22,7 @@ from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.masks import combine, read_mask_file
 from edgepoint2_ros.node.overlay import draw_overlay
 
+YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
 REPORT_PERIOD = 1.0  # seconds between two diagnostics
 OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
@@ -160,8 +161,13 @@ class ExtractorNode(LifecycleNode):
         now = time.monotonic()
         health = self._cameras[camera].health
         health.arrive(now)
+        idle = self._mailbox.is_idle
         if self._mailbox.put((message, now), camera):
             health.drop(_reason(self._settings))
+        if idle:
+            # Otherwise the executor, which prepares its next turn for half a millisecond, and the worker would share
+            # the interpreter at the moment that counts.
+            time.sleep(YIELD)
 
     def stop(self) -> None:
         """End the subscriptions and the worker, if there are any; an image in work is finished first."""

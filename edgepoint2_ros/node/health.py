@@ -13,7 +13,7 @@ REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dr
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
 TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
 
-UNHEARD = 'images above 0.5 MB may need a reliable publisher, or larger buffers of the middleware'
+LARGE = 'images above 0.5 MB need more shared memory in the process of the camera (config/fastdds.xml)'
 
 OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 
@@ -134,7 +134,7 @@ def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[
     """
     if report.silent > SILENCE:
         since = 'no image yet' if health.last_arrival is None else f'no image for {report.silent:.0f} s'
-        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it; {UNHEARD}'
+        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it; {LARGE}'
         return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {who}'
     if report.dropped['error']:
         return ERROR, f'{report.dropped["error"]} of {report.received} images failed: {health.last_error}'
@@ -148,10 +148,7 @@ def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[
             f'model, image or rate takes less'
         )
     if report.lost:
-        return WARN, (
-            f'{report.lost} images lost on the way here: set image_reliability to reliable, or enlarge the buffers of '
-            f'the middleware'
-        )
+        return WARN, f'{report.lost} images lost on the way here: {LARGE}'
     if report.masks_bad:
         return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
     if report.processed and report.keypoints == 0:

@@ -9,6 +9,9 @@ class Mailbox:
 
     With ``capacity`` 1 the newest item of a camera wins, and nothing ever waits behind an older one. However fast one
     camera is, another waits for one item of each at most.
+
+    Attributes:
+        is_idle: whether somebody waits for an item.
     """
 
     def __init__(self, cameras: int = 1, capacity: int = 1):
@@ -17,6 +20,7 @@ class Mailbox:
         self._turns = deque()  # the cameras that have something waiting, the next one first
         self._changed = threading.Condition()
         self._open = True
+        self.is_idle = False
 
     def put(self, item, camera: int = 0) -> int:
         """Add an item and return at once: how many older ones made room for it, 0 or 1."""
@@ -34,7 +38,9 @@ class Mailbox:
     def get(self) -> tuple[int, object] | None:
         """Wait for an item and take it out; return its camera and it, or None once the mailbox is closed."""
         with self._changed:
+            self.is_idle = True
             self._changed.wait_for(lambda: self._turns or not self._open)
+            self.is_idle = False
             if not self._open:
                 return None
             camera = self._turns.popleft()

@@ -2,12 +2,13 @@
 //
 //   reader decode FILE                        one line a keypoint: x y score and the descriptor
 //   reader match FILE FILE [COSINE [RATIO]]   one line a match: first second cosine
-//   reader time FILE FILE                     milliseconds of one match, the median of 21
+//   reader time FILE FILE                     milliseconds of CPU for one match, the median of 21
 //
 // An error of the header is printed on stderr, with exit code 1.
 
-#include <chrono>
+#include <algorithm>
 #include <cstdio>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -64,9 +65,9 @@ int main(int count, char ** arguments)
     std::vector<double> times;
     std::size_t matches = 0;
     for (int i = 0; i < 21; ++i) {
-      const auto begin = std::chrono::steady_clock::now();
+      const std::clock_t begin = std::clock();
       matches = edgepoint2_ros::match(first, second).size();
-      times.push_back(std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count());
+      times.push_back(1e3 * static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC);
     }
     std::sort(times.begin(), times.end());
     std::printf("%zu x %zu: %zu matches, %.2f ms\n", first.size(), second.size(), matches, times[10]);
