@@ -97,7 +97,7 @@ class Rig:
             if status.name.startswith(node):
                 self.diagnostics[status.name.removeprefix(node)] = status
 
-    def plug_in(self, qos=10) -> None:
+    def plug_in(self, qos=100) -> None:
         """Start the camera."""
         self.camera = self.node.create_publisher(Image, f'{self.prefix}image', qos)
 

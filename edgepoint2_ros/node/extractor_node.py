@@ -121,7 +121,7 @@ class ExtractorNode(LifecycleNode):
             camera.subscribe(
                 lambda message, number=number: self.receive(message, number),
                 settings.image_reliability,
-                settings.image_depth,
+                max(settings.image_depth, _capacity(settings)),  # a burst waits in the middleware first
             )
         self._state = 'active'
         self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self._cameras)}')

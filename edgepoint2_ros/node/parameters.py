@@ -157,7 +157,13 @@ PARAMETERS = (
         'the buffers of Fast DDS (0.5 MB).',
         ('auto', 'best_effort', 'reliable'),
     ),
-    Parameter('image_depth', 5, 'History depth of the image subscriptions.', minimum=1, maximum=1000),
+    Parameter(
+        'image_depth',
+        5,
+        'History depth of the image subscriptions, at least; under queue_policy `all` it is queue_size.',
+        minimum=1,
+        maximum=1000,
+    ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
 )
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
