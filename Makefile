@@ -27,7 +27,7 @@ demo: .venv/package.stamp
 test: .venv/test.stamp .venv/package.stamp lint
 	$(BIN)/python -m pytest
 
-bench: .venv/package.stamp
+bench: .venv/test.stamp .venv/package.stamp
 	$(BIN)/python -m edgepoint2_ros.cli bench
 
 soak: .venv/test.stamp .venv/package.stamp

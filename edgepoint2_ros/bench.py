@@ -12,7 +12,7 @@ import time
 
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, ModelError
 
 CADENCE = 0.030  # seconds from frame to frame
 WARM_UP = 10  # frames
@@ -37,9 +37,12 @@ def run(options: argparse.Namespace) -> int:
     from edgepoint2_ros.official import provide_model
     from edgepoint2_ros.variants import find_variant
 
-    models = [find_variant(name).name for name in options.models]
-    for name in models:
-        provide_model(find_variant(name))
+    models = []
+    for variant in map(find_variant, options.models):
+        try:
+            models.append(provide_model(variant).variant.name)
+        except ModelError as error:
+            print(f'edgepoint2: {variant} is left out: {error}', file=sys.stderr)
     contenders = ['orb', 'sift']
     for name in models:
         contenders += [f'dense {name}', f'onnxruntime {name} fp32', f'openvino {name} fp32', f'openvino {name} bf16']

@@ -18,6 +18,17 @@ def test_the_table_gives_ratios_to_orb_and_to_the_dense_reference():
 
 
 @pytest.mark.slow
+def test_a_model_that_is_not_to_be_had_is_left_out(nothing_shipped, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    monkeypatch.setattr('edgepoint2_ros.official.find_weights', lambda variant: None)
+    monkeypatch.setattr('edgepoint2_ros.official.UPSTREAM', 'http://127.0.0.1:9/')
+    assert main(['bench', '--models', 'T-32', '--frames', '2', '--rounds', '1']) == 0
+    out, err = capsys.readouterr()
+    assert 'T-32 is left out' in err
+    assert 'ORB' in out
+
+
+@pytest.mark.slow
 def test_every_contender_runs_in_a_process_of_its_own(official_model, capsys):
     official_model('T-32')
     assert main(['bench', '--models', 'T-32', '--frames', '3', '--rounds', '2', '--keypoints', '500']) == 0
