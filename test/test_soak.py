@@ -49,22 +49,24 @@ class Camera(Rig):
         """Do what is due and return when to come again."""
         if now >= self._stop:
             if self.camera is not None and now >= self._stop + SETTLE:
-                self.node.destroy_publisher(self.camera)
+                self.unplug()
                 self.camera = None
                 self.restarts += 1
                 self._resume = now + self._chance.uniform(0, 2)
             if self.camera is None and now >= self._resume:
                 self.plug_in(100)
                 self._image = self._chance.choice(self._images)
-                self._next = now + 2 * SETTLE
+                self._next = now + SETTLE
                 self._stop = now + self._chance.uniform(4, 12)
             return now + 0.05
+        if self.camera.get_subscription_count() == 0:
+            self._next = now + SETTLE  # the node does not know of it yet
         if now >= self._next:
             self._send()
             self._next = max(self._next + 1 / RATE, now)
         self.answered += len(self.received)
         self.received.clear()
-        return self._next
+        return min(self._next, now + 0.05)
 
     def _send(self) -> None:
         self._image.header.stamp.nanosec = self.sent

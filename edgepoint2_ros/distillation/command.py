@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, train
+from edgepoint2_ros.engines.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model, weights_digest
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
     teacher = _load(options.teacher)
     paths = find_images(options.images)
     photos = load_photos(
-        paths, options.cache or _cache_directory(), lambda items: show_progress(items, 'image', len(paths))
+        paths, options.cache or cache_directory() / 'training', lambda items: show_progress(items, 'image', len(paths))
     )
     print(
         f'{" ".join(map(str, variants))} learn from {teacher.variant} on {len(photos)} of {len(paths)} images, '
@@ -153,8 +153,3 @@ def _card(options: argparse.Namespace, schedule: Schedule, teacher: EdgePoint2, 
             'date': datetime.date.today().isoformat(),
         },
     }
-
-
-def _cache_directory() -> Path:
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(base) if os.path.isabs(base) else Path.home() / '.cache') / 'edgepoint2' / 'training'
