@@ -26,7 +26,7 @@ from edgepoint2_ros.errors import BagError, EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
-from edgepoint2_ros.messages import decode, to_fields
+from edgepoint2_ros.messages import decode, to_fields, to_nanoseconds
 
 KEYPOINTS = 'edgepoint2_ros/msg/KeypointArray'
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
@@ -56,7 +56,7 @@ class Job:
     keypoints_topic: str = ''
     keep: tuple[str, ...] = ()
     model: str = 'T-32'
-    weights: str | None = None
+    weights: str = 'auto'
     backend: str = 'auto'
     precision: str = 'fp32'
     threads: int = 0
@@ -98,12 +98,12 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
         kept = _kept_topics(reader, job)
         extractor = Extractor(
             job.model,
+            job.weights,
             backend=job.backend,
             precision=job.precision,
             threads=job.threads,
             max_keypoints=job.max_keypoints,
             score_threshold=job.score_threshold,
-            **({'weights': job.weights} if job.weights else {}),
         )
         keypoints_topic = job.keypoints_topic or f'{topic.rsplit("/", 1)[0]}/keypoints'
         if keypoints_topic in kept:
@@ -181,8 +181,7 @@ def read_features(path: Path, topic: str = '') -> Iterator[tuple[int, Features]]
         connections = [c for c in reader.connections if c.topic == topic]
         for connection, _, raw in _messages(reader, connections, path):
             message = reader.deserialize(raw, connection.msgtype)
-            stamp = message.header.stamp
-            yield stamp.sec * 1_000_000_000 + stamp.nanosec, decode(message)
+            yield to_nanoseconds(message.header.stamp), decode(message)
 
 
 def describe(path: Path) -> Iterator[str]:

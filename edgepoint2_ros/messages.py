@@ -90,6 +90,11 @@ def decode(message) -> Features:
     )
 
 
+def to_nanoseconds(stamp) -> int:
+    """Return a builtin_interfaces/Time as nanoseconds."""
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
 def quantise(descriptors: np.ndarray, encoding: str) -> np.ndarray:
     """Return descriptors (N, D) float32 as the numbers that travel.
 

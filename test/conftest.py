@@ -38,6 +38,19 @@ def official_model():
 
 
 @pytest.fixture
+def no_gpu():
+    """Skips where there is a GPU."""
+    from edgepoint2_ros.engines.gpu import find_gpu
+    from edgepoint2_ros.errors import EngineError
+
+    try:
+        find_gpu()
+    except EngineError:
+        return
+    pytest.skip('this machine has a GPU')
+
+
+@pytest.fixture
 def nothing_shipped(monkeypatch, tmp_path):
     """The package as if it had come without models."""
     from edgepoint2_ros import models

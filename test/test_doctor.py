@@ -8,22 +8,11 @@ import pytest
 from edgepoint2_ros import doctor
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import check, plan_cache
-from edgepoint2_ros.engines.gpu import find_gpu
-from edgepoint2_ros.errors import EngineError
 
 
 @pytest.fixture(autouse=True)
 def empty_cache(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-
-
-@pytest.fixture
-def no_gpu():
-    try:
-        find_gpu()
-    except EngineError:
-        return
-    pytest.skip('this machine has a GPU')
 
 
 def row(out: str, what: str) -> str:

@@ -13,7 +13,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from rclpy.executors import SingleThreadedExecutor
 
-from edgepoint2_ros.node.camera import to_nanoseconds
+from edgepoint2_ros.messages import to_nanoseconds
 
 SECONDS = 6
 RATE = 30.0

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
-from edgepoint2_ros.engines.gpu import Gpu, find_gpu
+from edgepoint2_ros.engines.gpu import Gpu
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.models import half_path, read_half
 from edgepoint2_ros.variants import VARIANTS
@@ -29,15 +29,6 @@ SIZES = [(240, 320, 3), (480, 640, 3), (720, 1280, 1)]
 @pytest.fixture(scope='module')
 def rtx():
     return pytest.importorskip('tensorrt_rtx', reason='TensorRT-RTX is not installed')
-
-
-@pytest.fixture
-def no_gpu():
-    try:
-        find_gpu()
-    except EngineError:
-        return
-    pytest.skip('this machine has a GPU')
 
 
 def input_shapes(model, image_shape):

@@ -18,7 +18,7 @@ from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, transfer_error
-from edgepoint2_ros.messages import decode
+from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 
 TOLERANCE = 3.0  # pixels
@@ -51,7 +51,7 @@ class Consumer:
 
     def take(self, message: KeypointArray) -> None:
         now = time.time_ns()
-        stamp = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+        stamp = to_nanoseconds(message.header.stamp)
         number = round((stamp - self._start) * FRAME_RATE * 1e-9)
         frame = Frame(number, decode(message), (now - stamp) * 1e-9)
         self.arrivals.append(now * 1e-9)

@@ -32,8 +32,7 @@ class EdgePoint2Method:
 
     def __init__(self, spec: str, max_keypoints: int):
         name, _, weights = spec.partition('@')
-        chosen = {'weights': weights} if weights else {}
-        self.extractor = Extractor(name, max_keypoints=max_keypoints, **chosen)
+        self.extractor = Extractor(name, weights or 'auto', max_keypoints=max_keypoints)
         self.name = f'{self.extractor.variant} {weights}'.strip()
 
     def extract(self, image: np.ndarray) -> Features:

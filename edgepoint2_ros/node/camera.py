@@ -11,6 +11,7 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
+from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import OK, STAGES, Health, Report
 from edgepoint2_ros.node.masks import Masks
@@ -49,8 +50,8 @@ class Camera:
         )
         self.overlay = node.create_publisher(Image, f'{prefix}overlay', 1)
         self._stats = node.create_publisher(CameraStats, f'{prefix}stats', 10)
-        self._images = None  # subscription
-        self._masks = None  # subscription
+        self._image_subscription = None
+        self._mask_subscription = None
         self._reliability = None  # that the images are asked with
         self._adapts = False
         self.frame_id = ''
@@ -78,7 +79,7 @@ class Camera:
         self._receive, self._depth = receive, depth
         self._adapts = reliability == 'auto'
         self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
-        self._masks = self._node.create_subscription(
+        self._mask_subscription = self._node.create_subscription(
             Image,
             self._mask_topic,
             self._receive_mask,
@@ -90,15 +91,18 @@ class Camera:
 
         Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
         """
-        if self._adapts and self._images is not None and self._offered() != self._reliability:
-            self._node.destroy_subscription(self._images)
-            self._listen(self._offered())
+        if not self._adapts or self._image_subscription is None:
+            return
+        offered = self._offered()
+        if offered != self._reliability:
+            self._node.destroy_subscription(self._image_subscription)
+            self._listen(offered)
 
     def unsubscribe(self) -> None:
-        for subscription in (self._images, self._masks):
+        for subscription in (self._image_subscription, self._mask_subscription):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        self._images = self._masks = None
+        self._image_subscription = self._mask_subscription = None
 
     def destroy(self) -> None:
         """Give its topics back."""
@@ -185,7 +189,9 @@ class Camera:
         self._reliability = reliability
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
-        self._images = _with_events(self._node.create_subscription, events, self._type, self.topic, self._receive, qos)
+        self._image_subscription = _with_events(
+            self._node.create_subscription, events, self._type, self.topic, self._receive, qos
+        )
 
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
@@ -215,8 +221,3 @@ def _with_events(create, events, *arguments):
         return create(*arguments, event_callbacks=events)
     except UnsupportedEventTypeError:
         return create(*arguments)
-
-
-def to_nanoseconds(stamp) -> int:
-    """Return a builtin_interfaces/Time as nanoseconds."""
-    return stamp.sec * 1_000_000_000 + stamp.nanosec

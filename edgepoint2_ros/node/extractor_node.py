@@ -14,9 +14,9 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.images import to_array
-from edgepoint2_ros.messages import encode
+from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.node import parameters
-from edgepoint2_ros.node.camera import Camera, to_nanoseconds
+from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.health import ERROR, OK, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.masks import combine, read_mask_file
