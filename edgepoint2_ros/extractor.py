@@ -39,7 +39,8 @@ class Extractor:
             model: name of the variant, for example ``T-32``.
             weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
             backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
-            precision: ``auto`` (fp16 on TensorRT, fp32 on CPUs), ``fp32``, ``fp16`` or ``bf16``.
+            precision: ``auto`` (fp16 on TensorRT, bf16 on OpenVINO where the CPU has it, else fp32), ``fp32``, ``fp16``
+                or ``bf16``.
             threads: threads of the runtime; 0 takes every core.
             max_keypoints: most keypoints of an image; by default and at most what the model was exported with (2048).
             score_threshold: keypoints score above it (raw logits).
@@ -119,7 +120,10 @@ class Extractor:
         _check(image, mask)
         height, width = image.shape[:2]
         xy, scores, descriptors = self._engine.run(
-            np.ascontiguousarray(image).reshape(height, width, -1), _on_grid(mask, width, height)
+            np.ascontiguousarray(image).reshape(height, width, -1),
+            _on_grid(mask, width, height),
+            self._max_keypoints,
+            self._score_threshold,
         )
         count = min(int(np.count_nonzero(scores > self._score_threshold)), self._max_keypoints)
         return Features(

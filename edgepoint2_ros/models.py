@@ -1,8 +1,9 @@
 """Where models live, and what their cards say.
 
-A model is an ONNX file with a JSON card beside it (``T-32.onnx``, ``T-32.json``), and the same network in fp16 for
-TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the weights and the SHA-256 of both ONNX files,
-each of which is checked whenever it is opened, and holds the features of a drawn scene that an engine must find again.
+A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), and the same network in fp16
+for TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the weights and the SHA-256 of both ONNX
+files, each of which is checked whenever it is opened, and holds the features of a drawn scene that an engine must find
+again.
 """
 
 import hashlib
@@ -19,8 +20,9 @@ MIN_SIZE = 64  # smallest image side in pixels
 PAD_SCORE = -65504.0  # score of rows past the last keypoint: the lowest number of float16, far below any logit
 NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
+MIN_CURVATURE = 1e-6  # of a parabola through three scores; keeps plateaus from dividing by zero
 MOST_KEYPOINTS = 3840  # that one model can return: TensorRT's TopK picks no more
-CARD_FORMAT = 1
+CARD_FORMAT = 2  # 1: T-32.onnx held the whole way to the keypoints
 
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
 WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
@@ -34,6 +36,7 @@ class Model:
     variant: Variant
     digest: str
     max_keypoints: int
+    subpixel: bool
     card: dict = field(repr=False)
 
 
@@ -125,10 +128,20 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
     card_file = card_path(path)
     try:
         card = json.loads(card_file.read_text(encoding='utf-8'))
-        model = Model(Path(path), find_variant(card['model']), card['digest'], int(card['max_keypoints']), card)
-        expected = card['sha256']
         if card['format'] != CARD_FORMAT:
-            raise ModelError(f'{card_file}: expected card format {CARD_FORMAT}, got {card["format"]}: export it again')
+            raise ModelError(
+                f'{card_file}: expected card format {CARD_FORMAT}, got {card["format"]}: the model was made by another '
+                f'version of edgepoint2_ros; make it again'
+            )
+        model = Model(
+            Path(path),
+            find_variant(card['model']),
+            card['digest'],
+            int(card['max_keypoints']),
+            bool(card['subpixel']),
+            card,
+        )
+        expected = card['sha256']
     except FileNotFoundError:
         raise ModelError(f'{path} has no card: expected {card_file.name} beside it, as the export writes it') from None
     except OSError as error:

@@ -49,9 +49,13 @@ def test_a_setting_that_cannot_be_is_refused(official_model, settings, message):
         open_engine(official_model('T-32'), **settings)
 
 
-@pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
-def test_by_default_cpus_compute_in_fp32(official_model, backend):
-    assert ', fp32, ' in open_engine(official_model('T-32'), backend).description
+def test_by_default_onnx_runtime_computes_in_fp32(official_model):
+    assert ', fp32, ' in open_engine(official_model('T-32'), 'onnxruntime').description
+
+
+def test_by_default_openvino_computes_in_the_fastest_precision_that_the_cpu_has_and_says_so(official_model):
+    expected = ', bf16 (auto: this CPU has bf16), ' if has_bf16() else ', fp32 (auto: this CPU has no bf16), '
+    assert expected in open_engine(official_model('T-32'), 'openvino').description
 
 
 @pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
@@ -61,7 +65,7 @@ def test_an_engine_can_be_prepared_for_a_size_and_serves_every_other_too(officia
     engine = open_engine(official_model('T-32'), backend)
     engine.prepare(480, 640, 3)
     for image in (photograph, np.ascontiguousarray(photograph[:200, :300])):
-        assert engine.run(image, np.ones((1, 1), np.uint8))[0].shape == (2048, 2)
+        assert len(engine.run(image, np.ones((1, 1), np.uint8))[0]) > 500
 
 
 @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])

@@ -1,4 +1,4 @@
-"""The sparse ONNX model against the dense reference and against what the official code returned."""
+"""The exported models, with the keypoints picked, against the dense reference and what the official code returned."""
 
 from pathlib import Path
 
@@ -11,8 +11,11 @@ pytest.importorskip('onnx', reason='onnx is not installed: models cannot be made
 
 from edgepoint2_ros.engines import open_engine  # noqa: E402
 from edgepoint2_ros.models import PAD_SCORE, open_model  # noqa: E402
-from edgepoint2_ros.network.export import build_model, export_model, weights_digest  # noqa: E402
+from edgepoint2_ros.network.export import export_model, weights_digest  # noqa: E402
+from edgepoint2_ros.network.half_precision import open_model as open_sparse  # noqa: E402
+from edgepoint2_ros.network.maps import build_maps  # noqa: E402
 from edgepoint2_ros.network.reference import extract_dense  # noqa: E402
+from edgepoint2_ros.network.sparse import build_sparse  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
 from edgepoint2_ros.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
 from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
@@ -30,10 +33,8 @@ def official_network(variant):
 
 
 def run(engine, image, mask=NO_MASK, top_k=None):
-    """Return xy, scores and descriptors without the padding."""
-    xy, scores, descriptors = engine.run(np.ascontiguousarray(image.reshape(*image.shape[:2], -1)), mask)
-    count = np.count_nonzero(scores > THRESHOLD)
-    return xy[:count][:top_k], scores[:count][:top_k], descriptors[:count][:top_k]
+    """Return xy, scores and descriptors of the keypoints above the threshold."""
+    return engine.run(np.ascontiguousarray(image.reshape(*image.shape[:2], -1)), mask, top_k, THRESHOLD)
 
 
 def agreement(first, second):
@@ -97,9 +98,21 @@ def engine(network, tmp_path_factory):
     return open_engine(open_model(path), 'onnxruntime')
 
 
-def test_rows_past_the_last_keypoint_can_be_cut_off_exactly(engine, views):
-    image = np.ascontiguousarray(views['colour 100x70'])
-    xy, scores, descriptors = engine.run(image, NO_MASK)
+@pytest.mark.parametrize('name', ['T-32', 'M-48', 'E-64'])
+def test_the_model_for_tensorrt_finds_what_the_model_for_cpus_finds(name, views, tmp_path):
+    network = official_network(find_variant(name))
+    engine = open_engine(open_model(export_model(network, tmp_path / 'model.onnx')), 'onnxruntime')
+    sparse = open_sparse(build_sparse(network))
+    for image in views.values():
+        image = np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
+        rows, expected = sparse(image), engine.run(image, NO_MASK, None, THRESHOLD)
+        share, cosine = agreement([array[rows[1] > THRESHOLD] for array in rows], expected)
+        assert share >= 0.999
+        assert cosine >= 0.9999
+
+
+def test_rows_of_the_model_for_tensorrt_past_the_last_keypoint_can_be_cut_off_exactly(network, views):
+    xy, scores, descriptors = open_sparse(build_sparse(network))(np.ascontiguousarray(views['colour 100x70']))
     assert xy.shape == (2048, 2)
     assert scores.shape == (2048,)
     assert descriptors.shape == (2048, 32)
@@ -171,8 +184,8 @@ def test_the_digest_is_that_of_the_weights_not_of_the_export(network, tmp_path):
     assert weights_digest(other) != few.digest
 
 
-def test_the_model_is_readable_by_tensorrt_8_6(network):
-    model = build_model(network)
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', 17)]
+def test_the_models_are_of_an_opset_that_every_runtime_reads(network):
+    for model in (build_maps(network), build_sparse(network)):
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [('', 17)]
     assert {value.name for value in model.graph.input} == {'image', 'mask'}
     assert [value.name for value in model.graph.output] == ['xy', 'scores', 'descriptors']

@@ -12,8 +12,8 @@ pytest.importorskip('torch', reason='torch is not installed: models cannot be ma
 from onnx import TensorProto, helper
 
 from edgepoint2_ros.engines.check import compare
-from edgepoint2_ros.network.export import build_model
 from edgepoint2_ros.network.half_precision import open_model, round_explicitly
+from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network
 from edgepoint2_ros.official import DIRECTORY_VARIABLE, find_weights
 from edgepoint2_ros.variants import VARIANTS, find_variant
@@ -39,8 +39,8 @@ def images(photograph):
 @pytest.mark.parametrize('variant', VARIANTS, ids=str)
 def test_fp16_keeps_keypoints_and_descriptors_of_every_variant(variant, images):
     network = official_network(variant)
-    half = open_model(round_explicitly(build_model(network, half=True)))
-    single = open_model(build_model(network))
+    half = open_model(round_explicitly(build_sparse(network, half=True)))
+    single = open_model(build_sparse(network))
     for image in images:
         share, cosine = compare(half(image), single(image))
         assert share > 0.99
@@ -52,7 +52,7 @@ def test_the_fp16_model_unrounded_is_the_fp32_model(images):
     network = official_network(find_variant('T-32'))
     for image in [*images, cv2.resize(images[0], (100, 70), interpolation=cv2.INTER_AREA)[..., :1]]:
         share, cosine = compare(
-            open_model(build_model(network, half=True))(image), open_model(build_model(network))(image)
+            open_model(build_sparse(network, half=True))(image), open_model(build_sparse(network))(image)
         )
         assert share > 0.995
         assert cosine > 0.99999
@@ -80,5 +80,5 @@ def test_rounding_is_that_of_fp16():
 def test_scores_of_the_rounded_model_are_fp16_numbers(images):
     """The runtime has not optimised the rounding away."""
     network = official_network(find_variant('T-32'))
-    _, scores, _ = open_model(round_explicitly(build_model(network, half=True)))(images[0])
+    _, scores, _ = open_model(round_explicitly(build_sparse(network, half=True)))(images[0])
     np.testing.assert_array_equal(scores, scores.astype(np.float16).astype(np.float32))

@@ -75,7 +75,7 @@ def test_a_missing_or_damaged_card_is_refused(copy):
     for text, message in (
         ('{', 'is not a model card'),
         ('[]', 'is not a model card'),
-        (json.dumps({**entries, 'format': 99}), 'expected card format 1, got 99'),
+        (json.dumps({**entries, 'format': 99}), 'expected card format 2, got 99'),
         (json.dumps({key: value for key, value in entries.items() if key != 'digest'}), "KeyError: 'digest'"),
         (json.dumps({**entries, 'model': 'X-1'}), 'unknown model'),
     ):

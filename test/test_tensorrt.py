@@ -143,9 +143,9 @@ def test_more_keypoints_than_tensorrt_can_pick_are_refused_when_the_model_is_mad
 def test_3840_keypoints_are_built(rtx):
     pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
     from edgepoint2_ros.network.edgepoint2 import EdgePoint2
-    from edgepoint2_ros.network.export import build_model
+    from edgepoint2_ros.network.sparse import build_sparse
 
-    model = build_model(EdgePoint2(VARIANTS[0]).eval(), 3840, half=True)
+    model = build_sparse(EdgePoint2(VARIANTS[0]).eval(), 3840, half=True)
     tensorrt.build_plan(rtx, model.SerializeToString(), {'image': (480, 640, 3), 'mask': (480, 640)})
 
 
@@ -282,7 +282,7 @@ class Failing:
     def prepare(self, height, width, channels):
         raise EngineError('failed the self-check')
 
-    def run(self, image, mask):
+    def run(self, *_):
         raise EngineError('failed the self-check')
 
 

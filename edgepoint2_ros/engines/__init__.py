@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import Model
 
 # In the order in which `auto` tries them, with the reason for the place.
@@ -47,12 +48,15 @@ class Engine(Protocol):
         """
         ...
 
-    def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return xy (K, 2), scores (K,) and descriptors (K, D), float32, as the model's outputs say.
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+        """Return xy (N, 2), scores (N,) and descriptors (N, D), float32, best score first.
 
         Args:
             image: uint8 (H, W, C), C = 1 or 3, contiguous.
-            mask: uint8 (h, w) on the network's grid, or (1, 1).
+            mask: uint8 (h, w) on the network's grid, which is the image floored to multiples of 32; nonzero where
+                keypoints are allowed. Or (1, 1) for no mask.
+            count, threshold: rows past the best ``count``, and rows that score ``threshold`` or less, are not wanted.
+                An engine may leave them out, which saves CPUs the work; TensorRT returns K rows all the same.
 
         The arrays belong to the caller: a later run does not change them.
 
@@ -75,7 +79,7 @@ def open_engine(
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
         precision: ``fp32``, ``fp16`` (TensorRT) or ``bf16`` (OpenVINO, where the CPU has it); ``auto`` is fp16 on
-            TensorRT, and fp32 on CPUs.
+            TensorRT, bf16 on OpenVINO where the CPU has it, else fp32.
         threads: threads of the runtime; 0 takes every core that this process may use.
         report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with
             ``not ready: `` says what the engine waits for.
@@ -121,8 +125,8 @@ class AutoEngine:
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._try(lambda engine: engine.prepare(height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return self._try(lambda engine: engine.run(image, mask))
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+        return self._try(lambda engine: engine.run(image, mask, count, threshold))
 
     def _try(self, use: Callable[[Engine], object]):
         while True:

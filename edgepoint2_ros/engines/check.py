@@ -11,6 +11,7 @@ import numpy as np
 
 from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import Model
 
 BEST = 1000  # keypoints of the reference that are compared
@@ -21,8 +22,6 @@ CARD_STEPS = 64  # of a pixel, in which it holds their places
 MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
 MIN_SHARE = 0.97  # of the keypoints that must be found again
 MIN_COSINE = 0.999  # median over their descriptors
-
-Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def draw_scene(height: int, width: int, channels: int) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.keypoints import Rows, best_keypoints
 from edgepoint2_ros.models import Model
 
 _PRECISIONS = {'fp32': 'f32', 'bf16': 'bf16'}
@@ -17,31 +18,35 @@ class OpenVinoEngine:
 
     backend = 'openvino'
 
-    def __init__(self, core, network, settings: dict, description: str):
+    def __init__(self, core, network, settings: dict, model: Model, description: str):
         self._core = core
         self._network = network
         self._settings = settings
-        self._requests: OrderedDict[tuple, object] = OrderedDict()  # by shapes, the latest used last
+        self._model = model
+        self._requests: OrderedDict[tuple, object] = OrderedDict()  # by the image's shape, the latest used last
         self.description = description
 
     def prepare(self, height: int, width: int, channels: int) -> None:
-        self._request((height, width, channels), (1, 1))
+        self._request((height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        request = self._request(image.shape, mask.shape)
-        request.infer({'image': image, 'mask': mask}, share_inputs=True)
-        return tuple(request.get_tensor(name).data.copy() for name in ('xy', 'scores', 'descriptors'))
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+        request = self._request(image.shape)
+        request.infer({'image': image}, share_inputs=True)
+        cells, descriptors = (request.get_tensor(name).data[0] for name in ('cells', 'descriptors'))
+        count = self._model.max_keypoints if count is None else count
+        return best_keypoints(cells, descriptors, image.shape[:2], mask, count, threshold, self._model.subpixel)
 
-    def _request(self, image_shape: tuple, mask_shape: tuple):
-        shapes = (image_shape, mask_shape)
-        if shapes not in self._requests:
+    def _request(self, image_shape: tuple):
+        if image_shape not in self._requests:
             network = self._network.clone()
-            network.reshape({'image': list(image_shape), 'mask': list(mask_shape)})
-            self._requests[shapes] = self._core.compile_model(network, 'CPU', self._settings).create_infer_request()
+            network.reshape({'image': list(image_shape)})
+            self._requests[image_shape] = self._core.compile_model(
+                network, 'CPU', self._settings
+            ).create_infer_request()
             if len(self._requests) > _SIZES_KEPT:
                 self._requests.popitem(last=False)
-        self._requests.move_to_end(shapes)
-        return self._requests[shapes]
+        self._requests.move_to_end(image_shape)
+        return self._requests[image_shape]
 
 
 def open_engine(model: Model, precision: str, threads: int, report: Callable[[str], None]) -> OpenVinoEngine:
@@ -50,11 +55,15 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
         import openvino
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
-    precision = 'fp32' if precision == 'auto' else precision
+    core = openvino.Core()
+    has_bf16 = 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    choice = ''
+    if precision == 'auto':
+        precision = 'bf16' if has_bf16 else 'fp32'
+        choice = f' (auto: this CPU has {"bf16" if has_bf16 else "no bf16"})'
     if precision not in _PRECISIONS:
         raise EngineError(f'OpenVINO runs {" or ".join(_PRECISIONS)} on the CPU, not {precision}')
-    core = openvino.Core()
-    if precision == 'bf16' and 'BF16' not in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+    if precision == 'bf16' and not has_bf16:
         raise EngineError('this CPU has no bf16 (it takes AVX-512 BF16 or AMX): use fp32')
     settings = {
         'INFERENCE_PRECISION_HINT': _PRECISIONS[precision],
@@ -66,4 +75,4 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     except RuntimeError as error:
         raise EngineError(f'OpenVINO cannot open {model.path}: {error}') from None
     version = openvino.__version__.split('-')[0]
-    return OpenVinoEngine(core, network, settings, f'OpenVINO {version}, {precision}, threads {threads}')
+    return OpenVinoEngine(core, network, settings, model, f'OpenVINO {version}, {precision}{choice}, threads {threads}')

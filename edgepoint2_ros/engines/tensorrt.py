@@ -22,6 +22,7 @@ from edgepoint2_ros.engines import plan_cache
 from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.gpu import Gpu, find_gpu
 from edgepoint2_ros.errors import EngineError, ModelError
+from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, Model, read_half
 
 Report = plan_cache.Report
@@ -54,7 +55,7 @@ class TensorRtEngine:
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._plan((height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
         return self._plan(image.shape).run(image, mask)
 
     def _plan(self, image_shape: Shape) -> '_Plan':

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.models import STRIDE
-from edgepoint2_ros.network.export import build_model
+from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network
 from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.variants import VARIANTS
@@ -80,8 +80,8 @@ def main(paths: list[str]) -> None:
     print('|---|---|---|---|---|')
     for variant in VARIANTS:
         network = load_network(find_weights(variant), variant)
-        single = open_model(build_model(network))
-        half = open_model(round_explicitly(build_model(network, half=True)))
+        single = open_model(build_sparse(network))
+        half = open_model(round_explicitly(build_sparse(network, half=True)))
         results = np.array([compare(half(image), single(image)) for image in images])
         (share, cosine), (worst, low) = results.mean(axis=0), results.min(axis=0)
         print(f'| {variant} | {share:.2%} | {worst:.2%} | {cosine:.6f} | {low:.6f} |', flush=True)

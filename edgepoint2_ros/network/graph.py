@@ -1,0 +1,166 @@
+"""An ONNX graph in the making, and the part that all models begin with: from the image to the network's input."""
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from edgepoint2_ros.models import STRIDE
+from edgepoint2_ros.network.edgepoint2 import EdgePoint2
+
+OPSET = 17  # the newest that TensorRT 8.6 reads
+IR_VERSION = 8
+
+
+class Graph:
+    """Nodes and constants of an ONNX graph in the making; values are named by strings."""
+
+    def __init__(self, prefix: str = '', half: bool = False):
+        self.prefix = prefix  # keeps names apart in the branches of an If
+        self.half = half  # convolutions in fp16
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: list[onnx.TensorProto] = []
+
+    def op(self, kind: str, *inputs, outputs: int = 1, name: str = '', **attributes):
+        """Append an operator and return its output's name; arrays and numbers among the inputs become constants."""
+        names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
+        base = name or f'{self.prefix}{kind.lower()}_{len(self.nodes)}'
+        results = [base] if outputs == 1 else [f'{base}.{i}' for i in range(outputs)]
+        self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
+        return base if outputs == 1 else results
+
+    def constant(self, value, kind: type = np.float32) -> str:
+        """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
+        array = np.asarray(value)
+        array = array.astype(np.int64 if array.dtype.kind == 'i' else kind)
+        name = f'{self.prefix}constant_{len(self.initializers)}'
+        self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def choose(self, condition: str, then, otherwise) -> str:
+        """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
+        branches = []
+        for place, build in enumerate((then, otherwise)):
+            branch = Graph(f'{self.prefix}branch_{len(self.nodes)}_{place}_')
+            result = helper.make_empty_tensor_value_info(build(branch))
+            branches.append(helper.make_graph(branch.nodes, branch.prefix, [], [result], branch.initializers))
+        condition = self.op('Cast', condition, to=TensorProto.BOOL)
+        return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
+
+    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> str:
+        """Append a convolution with its batch normalisation folded in."""
+        weight, offset = fold(conv, norm)
+        x = self.convolve(x, weight, offset, conv.stride, conv.padding, conv.groups)
+        return self.op('Relu', x) if relu else x
+
+    def convolve(
+        self,
+        x: str,
+        weight: np.ndarray,
+        offset: np.ndarray,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        groups: int = 1,
+    ) -> str:
+        """Append a convolution with weights (outputs, inputs / groups, height, width) and offsets (outputs,)."""
+        kind = np.float16 if self.half else np.float32
+        return self.op(
+            'Conv',
+            x,
+            self.constant(weight, kind),
+            self.constant(offset, kind),
+            kernel_shape=weight.shape[2:],
+            strides=stride,
+            pads=[*padding, *padding],
+            group=groups,
+        )
+
+    def average_pool(self, x: str, size: int) -> str:
+        return self.op('AveragePool', x, kernel_shape=[size, size], strides=[size, size])
+
+    def model(self, network: EdgePoint2, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
+        """Return the graph as a checked model; ``inputs`` (uint8) and ``outputs`` (float32) by name, with shapes."""
+        graph = helper.make_graph(
+            self.nodes,
+            f'EdgePoint2 {network.variant}',
+            [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in inputs.items()],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
+            self.initializers,
+        )
+        model = helper.make_model(
+            graph,
+            opset_imports=[helper.make_opsetid('', OPSET)],
+            ir_version=IR_VERSION,
+            producer_name='edgepoint2_ros',
+        )
+        onnx.checker.check_model(model, full_check=True)
+        return model
+
+
+def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Return weights and offsets, float64, of a convolution with its batch normalisation folded in."""
+    weight = conv.weight.detach().double().numpy()
+    offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
+    if norm is not None:
+        gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
+        weight = weight * gain[:, None, None, None]
+        offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
+    return weight, offset
+
+
+def gray_image(graph: Graph) -> tuple[str, str, str]:
+    """Return width and height of the image and of the network's grid, float (2,) each, and the network's input.
+
+    That is the gray image on the grid with mean 0 and variance 1, (1, 1, H, W).
+
+    The two Ifs spare CPUs a pass over all pixels in the common cases: gray images, sizes that are multiples of 32.
+    TensorRT wants branches of equal shapes and knows the size when it builds, so its graph is written without.
+    """
+    height_width = graph.op('Slice', graph.op('Shape', 'image'), [0], [2], [0])
+    grid = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
+
+    def average_channels(graph):
+        return graph.op('ReduceMean', graph.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0)
+
+    def resample(graph):
+        size = graph.op('Concat', [1, 1], grid, axis=0)
+        pixels = graph.op('Unsqueeze', gray, [0, 1])
+        pixels = graph.op('Resize', pixels, '', '', size, mode='linear', coordinate_transformation_mode='align_corners')
+        return graph.op('Squeeze', pixels, [0, 1])
+
+    if graph.half:
+        gray = average_channels(graph)
+    else:
+        gray = graph.choose(
+            graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
+            lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
+            average_channels,
+        )
+    gray = graph.op('Mul', gray, 1 / 255)
+    if graph.half:
+        gray = resample(graph)
+    else:
+        gray = graph.choose(
+            graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
+            lambda branch: branch.op('Identity', gray),
+            resample,
+        )
+    width_height = [
+        graph.op('Cast', graph.op('Gather', size, [1, 0]), to=TensorProto.FLOAT) for size in (height_width, grid)
+    ]
+    return *width_height, graph.op('Unsqueeze', _normalise(graph, gray), [0, 1])
+
+
+def _normalise(graph: Graph, gray: str) -> str:
+    """Return ``gray`` (H, W) with mean 0 and variance 1: InstanceNorm2d(1).
+
+    Means are taken along rows first, which runtimes share among their threads; over all pixels at once they do not.
+    """
+
+    def mean(x):
+        return graph.op('ReduceMean', graph.op('ReduceMean', x, axes=[1]), axes=[0])
+
+    centred = graph.op('Sub', gray, mean(gray))
+    variance = mean(graph.op('Mul', centred, centred))
+    gain = graph.op('Reciprocal', graph.op('Sqrt', graph.op('Add', variance, 1e-5)))
+    return graph.op('Mul', centred, gain)
