@@ -59,8 +59,14 @@ clean:
 	@$(call PIP_INSTALL,requirements/test.txt)
 	@touch $@
 
-# Linked, not copied: an edited Python file needs no rebuild.
-.venv/package.stamp: .venv/demo.stamp CMakeLists.txt package.xml $(wildcard msg/*.msg include/*/*.hpp) resource/executable.py.in
+# Files are linked, not copied: one that is new or gone needs a rebuild, an edited one does not.
+.venv/files.txt: .venv/demo.stamp FORCE
+	@find edgepoint2_ros launch config -type f -not -name '*.pyc' | sort > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+FORCE:
+
+.venv/package.stamp: .venv/demo.stamp .venv/files.txt CMakeLists.txt package.xml $(wildcard msg/*.msg include/*/*.hpp) resource/executable.py.in
 	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
 	@mkdir -p .venv/build && cd .venv/build && { \
 	cmake '$(CURDIR)' -DCMAKE_PREFIX_PATH='$(CURDIR)/.venv' -DCMAKE_INSTALL_PREFIX='$(CURDIR)/.venv' \
