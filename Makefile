@@ -1,7 +1,7 @@
 # Everything goes into .venv; what is there already is not done again.
 #   make demo    camera, extractor and consumer as three processes over DDS
 #   make test    lint and every test
-#   make bench   time the models beside ORB and SIFT
+#   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras for ten minutes; make soak SOAK=3600 for an hour
 #   make lint    ruff alone
 #   make clean   remove .venv and every build folder
@@ -28,7 +28,7 @@ test: .venv/test.stamp .venv/package.stamp lint
 	$(BIN)/python -m pytest
 
 bench: .venv/test.stamp .venv/package.stamp
-	$(BIN)/python -m edgepoint2_ros.cli bench
+	$(BIN)/python -m edgepoint2_ros.cli bench --plot build/bench.svg --plot build/bench.png $(BENCH)
 
 soak: .venv/test.stamp .venv/package.stamp
 	SOAK_SECONDS=$(SOAK) $(BIN)/python -m pytest -rP test/test_soak.py

@@ -1,153 +1,258 @@
-"""Time the models at 640x480 beside ORB, SIFT and the dense torch reference, as a camera would drive them.
+"""Time the models on every runtime beside ORB, SIFT and the dense torch reference: what they cost, what they are worth.
 
-Each contender runs in a process of its own, one after the other, over the same real photographs, a frame every 30 ms:
-between frames caches and threads go cold, as they do on a robot.
+Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
+so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
+do on a robot; back to back they stay warm.
 """
 
 import argparse
+import importlib.metadata
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
 
+import cv2
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error, ModelError
+from edgepoint2_ros import __version__
+from edgepoint2_ros.bench_plot import SUFFIXES, write_plot
+from edgepoint2_ros.bench_report import FORMAT, format_report, read_report
+from edgepoint2_ros.bench_worker import PERIODS, READY, Contender
+from edgepoint2_ros.engines import BACKENDS, PRECISIONS
+from edgepoint2_ros.engines.gpu import find_gpu
+from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
+from edgepoint2_ros.extractor import check_size
+from edgepoint2_ros.progress import show_progress
+from edgepoint2_ros.variants import NAMES, find_variant
 
-CADENCE = 0.030  # seconds from frame to frame
-WARM_UP = 10  # frames
-IMAGES = 20  # different frames of the demo's flight, 640x480 gray
+IMAGES = 20  # different frames of the demo's flight, gray
+DEFAULT_PRECISIONS = {'tensorrt': ['fp16'], 'openvino': ['fp32', 'bf16'], 'onnxruntime': ['fp32']}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 bench`."""
-    parser.add_argument('--models', nargs='+', default=['T-32', 'E-64'], help='variants (default: T-32 E-64)')
-    parser.add_argument('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
-    parser.add_argument('--threads', type=int, default=0, help='for every contender; 0 takes every core')
-    parser.add_argument('--frames', type=int, default=100, help='frames a round (default: %(default)s)')
-    parser.add_argument('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
-    parser.add_argument('--worker', help=argparse.SUPPRESS)
+    add = parser.add_argument
+    add('--models', nargs='+', default=['T-32', 'E-64'], metavar='MODEL', help='variants, or all (default: T-32 E-64)')
+    add('--backends', nargs='+', metavar='NAME', help=f'of {", ".join(BACKENDS)} (default: tensorrt only with a GPU)')
+    add(
+        '--precisions',
+        nargs='+',
+        metavar='NAME',
+        help=f'of {", ".join(PRECISIONS[1:])} (default: what suits the backend)',
+    )
+    add('--threads', nargs='+', type=int, default=[1, 0], metavar='N', help='0 takes every core (default: 1 0)')
+    add('--sizes', nargs='+', default=['640x480'], metavar='WIDTHxHEIGHT', help='of the images (default: 640x480)')
+    add('--pace', choices=(*PERIODS, 'both'), default='both', help='30 frames a second, or one by one (%(default)s)')
+    add('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
+    add('--frames', type=int, default=30, help='frames a round and pace (default: %(default)s)')
+    add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
+    add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
+    add('--cameras', nargs='+', type=int, default=[], metavar='N', help='let N cameras at 30 Hz share the first model')
+    add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
+    add('--json', type=Path, metavar='FILE', help='write all that was measured')
+    add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the benchmark and print its table."""
-    if options.worker:
-        print(json.dumps(_time(options.worker.split(), options)))
-        return 0
+    """Measure, or read what was measured; print the tables and write the files.
+
+    Raises:
+        EdgePoint2Error: an impossible option, no photographs, or a file that cannot be read or written.
+    """
+    _check(options)
+    report = read_report(options.source) if options.source else measure(options)
+    print(format_report(report))
+    if options.json:
+        options.json.write_text(json.dumps(report) + '\n', encoding='utf-8')
+    for path in options.plot:
+        write_plot(path, report)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse at once what would be in vain after minutes of measuring."""
+    for name, least in (('keypoints', 1), ('frames', 1), ('rounds', 1), ('threads', 0), ('cameras', 1)):
+        for value in np.atleast_1d(getattr(options, name)):
+            if value < least:
+                raise EdgePoint2Error(f'--{name}: expected {least} or more, got {value}')
+    for name, known in (('backends', BACKENDS), ('precisions', PRECISIONS[1:])):
+        for value in getattr(options, name) or []:
+            if value not in known:
+                raise EdgePoint2Error(f'--{name}: expected {", ".join(known)}, got {value!r}')
+    for size in options.sizes:
+        check_size(*_parse_size(size))
+    for path in options.plot:
+        if path.suffix not in SUFFIXES:
+            raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
+    for path in filter(None, (*options.plot, options.json)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open('a').close()
+        except OSError as error:
+            raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise EdgePoint2Error(f'--sizes: expected WIDTHxHEIGHT, for example 640x480, got {text!r}')
+    return int(match[1]), int(match[2])
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Run the benchmark.
+
+    Returns:
+        What --json writes: ``machine``, ``settings``, in ``results`` each contender with its ``runs``, one a round,
+        the ``error`` that ended it and its ``accuracy`` where asked for, and in ``cameras`` a row for each number.
+
+    Raises:
+        EdgePoint2Error: no such variant, or no photographs.
+    """
+    if options.accuracy:
+        from edgepoint2_ros.evaluation.pairs import find_photographs
+
+        find_photographs([options.accuracy])  # raises where there are none
+    models = _provide_models(NAMES if options.models == ['all'] else options.models)
+    results = [{'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)]
+    settings = {'keypoints': options.keypoints, 'frames': options.frames, 'rounds': options.rounds}
+    with tempfile.TemporaryDirectory() as folder:
+        _write_frames(Path(folder), options.sizes)
+        job = {'keypoints': options.keypoints, 'folder': folder, 'frames': options.frames}
+        _time_all(results, options, job)
+        cameras = _share_first(models, options, job)
+    if options.accuracy:
+        _score_all([result for result in results if result['runs']], options)
+    return {'format': FORMAT, 'machine': find_machine(), 'settings': settings, 'results': results, 'cameras': cameras}
+
+
+def _provide_models(names: list[str]) -> list[str]:
     from edgepoint2_ros.official import provide_model
-    from edgepoint2_ros.variants import find_variant
 
     models = []
-    for variant in map(find_variant, options.models):
+    for variant in dict.fromkeys(map(find_variant, names)):
         try:
             models.append(provide_model(variant).variant.name)
         except ModelError as error:
             print(f'edgepoint2: {variant} is left out: {error}', file=sys.stderr)
-    contenders = ['orb', 'sift']
-    for name in models:
-        contenders += [f'dense {name}', f'onnxruntime {name} fp32', f'openvino {name} fp32', f'openvino {name} bf16']
-    results: dict[str, dict] = {}
-    for turn in range(options.rounds):
-        for contender in contenders:
-            _progress(f'round {turn + 1} of {options.rounds}: {contender}')
-            result = _run_worker(contender, options)
-            if contender in results and 'times' in result:
-                result['times'] += results[contender]['times']
-            results[contender] = result
-    _progress('')
-    print(_table(results))
-    return 0
+    return models
 
 
-def _progress(text: str) -> None:
-    if sys.stderr.isatty():
-        print(f'\r{text:<60}', end='' if text else '\r', file=sys.stderr, flush=True)
+def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Contender]:
+    """Return the matrix: at each size and number of threads ORB, SIFT, and the models on the runtimes."""
+    cores = len(os.sched_getaffinity(0))
+    threads = sorted({count or cores for count in options.threads})
+    backends = options.backends or ['onnxruntime', 'openvino', *(['tensorrt'] if _has_gpu() else [])]
+    contenders = []
+    for size, count in product(options.sizes, threads):
+        contenders += [Contender('orb', '', '', count, size), Contender('sift', '', '', count, size)]
+        for model in models:
+            contenders.append(Contender('dense', model, '', count, size))
+            for backend in backends:
+                if backend == 'tensorrt' and count != threads[-1]:
+                    continue  # the CPU's threads make no difference to a GPU
+                for precision in options.precisions or DEFAULT_PRECISIONS[backend]:
+                    contenders.append(Contender(backend, model, precision, count, size))
+    return list(dict.fromkeys(contenders))
 
 
-def _run_worker(contender: str, options: argparse.Namespace) -> dict:
-    command = [sys.executable, '-m', 'edgepoint2_ros.cli', 'bench', '--worker', contender]
-    for name in ('keypoints', 'threads', 'frames'):
-        command += [f'--{name}', str(getattr(options, name))]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        return {'error': lines[-1].removeprefix('edgepoint2: ') if lines else f'exit code {done.returncode}'}
-    return json.loads(done.stdout.splitlines()[-1])
+def _has_gpu() -> bool:
+    try:
+        find_gpu()
+    except EngineError:
+        return False
+    return True
 
 
-def _time(contender: list[str], options: argparse.Namespace) -> dict:
-    """Return the seconds that each frame took, and the mean number of keypoints."""
+def _write_frames(folder: Path, sizes: list[str]) -> None:
+    """Write the frames of the flight in each size: rendering them must not count as a worker's time or memory."""
     from edgepoint2_ros.demo.sources import VirtualFlight
 
     flight = VirtualFlight()
-    images = [flight.image(k * 15) for k in range(IMAGES)]
-    extract = _contender(contender, options.keypoints, options.threads)
-    times, counts = [], []
-    due = time.perf_counter()
-    for k in range(WARM_UP + options.frames):
-        time.sleep(max(0.0, due - time.perf_counter()))
-        begin = time.perf_counter()
-        counts.append(extract(images[k % len(images)]))
-        times.append(time.perf_counter() - begin)
-        due = begin + CADENCE
-    return {'times': times[WARM_UP:], 'keypoints': float(np.mean(counts))}
+    frames = [flight.image(k * 15) for k in range(IMAGES)]
+    for size in sizes:
+        np.save(folder / f'{size}.npy', [cv2.resize(frame, _parse_size(size)) for frame in frames])
 
 
-def _contender(words: list[str], keypoints: int, threads: int):
-    """Return a function from a gray image to its number of keypoints."""
-    import cv2
+def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> None:
+    """Append a run to each contender, round by round; one that failed is not tried again."""
+    paces = list(PERIODS) if options.pace == 'both' else [options.pace]
+    turns = results * options.rounds
+    for result in show_progress(turns, 'run', len(turns)):
+        if not result['error']:
+            answer = _ask('time', result['contender'], paces=paces, **job)
+            if 'error' in answer:
+                result['error'] = answer['error']
+            else:
+                result['runs'].append(answer)
 
-    kind, *rest = words
-    if kind in ('orb', 'sift'):
-        if threads:
-            cv2.setNumThreads(threads)
-        detector = cv2.ORB_create(keypoints) if kind == 'orb' else cv2.SIFT_create(keypoints)
-        return lambda image: len(detector.detectAndCompute(image, None)[0])
-    if kind == 'dense':
+
+def _share_first(models: list[str], options: argparse.Namespace, job: dict) -> list[dict]:
+    """Return for each number of cameras how well the first model, as ``auto`` runs it, serves them."""
+    rows = []
+    for model, cameras in product(models[:1], options.cameras):
+        contender = Contender('auto', model, 'auto', 0, options.sizes[0])
+        rows.append({'model': model, 'cameras': cameras, **_ask('serve', asdict(contender), cameras=cameras, **job)})
+    return rows
+
+
+def _score_all(results: list[dict], options: argparse.Namespace) -> None:
+    """Measure the accuracy of each model, runtime and precision; threads and the size of the frames do not matter."""
+    settings: dict[Contender, list[dict]] = {}
+    for result in results:
+        setting = Contender(**{**result['contender'], 'threads': 0, 'size': ''})
+        settings.setdefault(setting, []).append(result)
+    for setting, same in show_progress(settings.items(), 'accuracy', len(settings)):
+        answer = _ask('score', asdict(setting), keypoints=options.keypoints, folder=str(options.accuracy))
+        for result in same:
+            if 'error' in answer:
+                result['error'] = answer['error']
+            else:
+                result['accuracy'] = answer
+
+
+def _ask(task: str, contender: dict, **arguments) -> dict:
+    """Return what a worker process answers, with the seconds from its start to its first features, or its error."""
+    command = [sys.executable, '-m', 'edgepoint2_ros.bench_worker', json.dumps([task, contender, arguments])]
+    answer = {}
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile('w+') as errors:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
+            for line in worker.stdout:
+                if line.strip() == READY:
+                    answer['first_s'] = time.perf_counter() - begin
+        if worker.returncode == 0:
+            return {**answer, **json.loads(line)}
+        errors.seek(0)
+        lines = errors.read().strip().splitlines()
+    return {'error': lines[-1] if lines else f'exit code {worker.returncode}'}
+
+
+def find_machine() -> dict:
+    """Return what the times depend on: ``processor``, ``cores`` that may be used, and ``versions``."""
+    info = Path('/proc/cpuinfo').read_text()
+    board = Path('/proc/device-tree/model')  # names a Jetson, which has no model name in its cpuinfo
+    name = re.search(r'^model name\s*: (.*)', info, re.MULTILINE)
+    processor = name[1] if name else board.read_text().strip('\0') if board.is_file() else platform.machine()
+    flags = [flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if re.search(rf'\b{flag}\b', info)]
+    versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
+    packages = {'ONNX Runtime': 'onnxruntime', 'OpenVINO': 'openvino', 'TensorRT': 'tensorrt', 'PyTorch': 'torch'}
+    for name, package in packages.items():
         try:
-            import torch
-
-            from edgepoint2_ros.network.reference import extract_dense
-            from edgepoint2_ros.network.weights import load_network
-        except ImportError as error:
-            raise EdgePoint2Error(f'needs torch and onnx ({error})') from None
-        from edgepoint2_ros.official import download_weights, find_weights
-        from edgepoint2_ros.variants import find_variant
-
-        if threads:
-            torch.set_num_threads(threads)
-        variant = find_variant(rest[0])
-        network = load_network(find_weights(variant) or download_weights(variant), variant)
-        return lambda image: len(extract_dense(network, image, keypoints)[0])
-    from edgepoint2_ros.extractor import Extractor
-
-    model, precision = rest
-    extractor = Extractor(model, 'auto', kind, precision, threads, keypoints)
-    return lambda image: len(extractor.extract(image))
-
-
-_NAMES = {'orb': 'ORB (OpenCV)', 'sift': 'SIFT (OpenCV)', 'dense': 'dense reference, PyTorch'}
-_RUNTIMES = {'onnxruntime': 'ONNX Runtime', 'openvino': 'OpenVINO'}
-
-
-def _table(results: dict[str, dict]) -> str:
-    """Return the results as a Markdown table, with ratios to ORB and to the dense reference of the same variant."""
-    medians = {name: np.median(result['times']) * 1e3 for name, result in results.items() if 'times' in result}
-    lines = [
-        '| extractor | median ms | 10 to 90 % | keypoints | times ORB | faster than the dense reference |',
-        '|---|---:|---:|---:|---:|---:|',
-    ]
-    for name, result in results.items():
-        kind, *rest = name.split()
-        title = _NAMES.get(kind) or f'{_RUNTIMES[kind]} {rest[1]}'
-        title = f'{rest[0]}, {title}' if rest else title
-        if 'error' in result:
-            lines.append(f'| {title} | - | {result["error"]} | | | |')
+            versions[name] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
             continue
-        low, high = np.percentile(result['times'], [10, 90]) * 1e3
-        dense = medians.get(f'dense {rest[0]}') if rest else None
-        faster = f'{dense / medians[name]:.1f}x' if dense and kind != 'dense' else ''
-        orb = f'{medians[name] / medians["orb"]:.2f}' if 'orb' in medians else ''
-        times = f'{medians[name]:.1f} | {low:.1f} to {high:.1f}'
-        lines.append(f'| {title} | {times} | {result["keypoints"]:.0f} | {orb} | {faster} |')
-    return '\n'.join(lines)
+    gpu = [find_gpu().name] if _has_gpu() else []
+    return {
+        'processor': ', '.join([' '.join([processor, *flags]), *gpu]),
+        'cores': len(os.sched_getaffinity(0)),
+        'versions': versions,
+    }

@@ -1,20 +1,182 @@
+import argparse
+import json
+from xml.etree import ElementTree
+
+import cv2
 import pytest
 
-from edgepoint2_ros.bench import _table
+from edgepoint2_ros import bench
+from edgepoint2_ros.bench_report import TITLES, format_report
 from edgepoint2_ros.cli import main
+from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 
 
-def test_the_table_gives_ratios_to_orb_and_to_the_dense_reference():
-    results = {
-        'orb': {'times': [0.004] * 3, 'keypoints': 2000.0},
-        'dense T-32': {'times': [0.040] * 3, 'keypoints': 1900.0},
-        'openvino T-32 fp32': {'times': [0.008, 0.010, 0.012], 'keypoints': 1900.0},
-        'openvino T-32 bf16': {'error': 'this CPU has no bf16'},
+def measured(kind, model='', precision='', milliseconds=(4.0,), error='', threads=2, size='640x480', accuracy=None):
+    """A contender's entry of a report; without milliseconds it never ran."""
+    times = {'ms': list(milliseconds), 'cpu_ms': 7.0, 'keypoints': 1900.0}
+    return {
+        'contender': {'kind': kind, 'model': model, 'precision': precision, 'threads': threads, 'size': size},
+        'runs': [{'paces': {'camera': times}, 'peak_mb': 100.0, 'first_s': 0.25}] if milliseconds else [],
+        'error': error,
+        'accuracy': accuracy and {'MMA@3': accuracy, 'repeatability': 60.0, 'pairs': 70},
     }
-    lines = _table(results).splitlines()
-    assert lines[2].startswith('| ORB (OpenCV) | 4.0 |')
-    assert lines[4] == '| T-32, OpenVINO fp32 | 10.0 | 8.4 to 11.6 | 1900 | 2.50 | 4.0x |'
-    assert 'this CPU has no bf16' in lines[5]
+
+
+def report_of(*results):
+    machine = {'processor': 'Abacus', 'cores': 2, 'versions': {'OpenCV': '5.0'}}
+    settings = {'keypoints': 2048, 'frames': 30, 'rounds': 2}
+    return {'format': bench.FORMAT, 'machine': machine, 'settings': settings, 'results': list(results), 'cameras': []}
+
+
+@pytest.fixture
+def report():
+    return report_of(
+        measured('orb'),
+        measured('dense', 'T-32', milliseconds=(40.0,)),
+        measured('openvino', 'T-32', 'fp32', (8.0, 10.0, 12.0)),
+    )
+
+
+class TestTable:
+    def test_gives_spread_cost_and_ratios_to_orb_and_to_the_dense_reference(self, report):
+        lines = format_report(report).splitlines()
+        assert lines[0] == '640x480:'
+        assert lines[4] == '| ORB (OpenCV) | 2 | 4.0 (4.0 to 4.0) | 7.0 | 1900 | 0.25 | 100 | 1.00 |  |'
+        assert lines[6] == '| T-32, OpenVINO fp32 | 2 | 10.0 (8.4 to 11.6) | 7.0 | 1900 | 0.25 | 100 | 2.50 | 4.0x |'
+
+    def test_compares_what_has_the_same_size_and_threads(self):
+        results = [
+            measured('orb', milliseconds=(ms,), threads=threads, size=size)
+            for ms, threads, size in ((4.0, 1, '640x480'), (2.0, 2, '640x480'), (8.0, 1, '1280x960'))
+        ]
+        results.append(measured('onnxruntime', 'T-32', 'fp32', (16.0,), threads=1, size='1280x960'))
+        text = format_report(report_of(*results))
+        assert text.count('| 1.00 |') == 3
+        assert '| T-32, ONNX Runtime fp32 | 1 | 16.0 (16.0 to 16.0) | 7.0 | 1900 | 0.25 | 100 | 2.00 |  |' in text
+        assert text.index('640x480:') < text.index('1280x960:')
+
+    def test_names_once_what_failed_and_why(self, report):
+        for model in ('T-32', 'T-48'):
+            report['results'].append(measured('openvino', model, 'bf16', (), 'this CPU has no bf16'))
+        lines = format_report(report).splitlines()
+        assert lines.count('- OpenVINO bf16: this CPU has no bf16') == 1
+        assert not any(line.startswith('| T-48') for line in lines)
+
+    def test_says_its_machine_in_one_line(self, report):
+        lines = format_report(report).splitlines()
+        assert 'Abacus, 2 cores; OpenCV 5.0; 2 x 30 frames, at most 2048 keypoints' in lines
+
+    def test_has_accuracy_only_where_it_was_measured(self, report):
+        assert 'MMA@3' not in format_report(report)
+        report['results'][0] = measured('orb', accuracy=65.4)
+        lines = format_report(report).splitlines()
+        assert '| MMA@3 | repeatability |' in lines[2]
+        assert '| 65.4 | 60.0 | 1.00 |' in lines[4]
+        assert '|  |  | 2.50 |' in lines[6]
+        assert any('70 synthetic pairs' in line for line in lines)
+
+    def test_tells_how_many_cameras_can_share(self, report):
+        report['cameras'] = [
+            {'model': 'T-32', 'cameras': 2, 'fps': 60.0, 'p95_ms': 12.5},
+            {'model': 'T-32', 'cameras': 4, 'error': 'out of order'},
+        ]
+        lines = format_report(report).splitlines()
+        assert '| 2 | T-32 | 60.0 | 12.5 |' in lines
+        assert '| 4 | T-32 | out of order |  |' in lines
+
+
+class TestPlot:
+    @pytest.mark.parametrize('accuracies', [(None, None), (65.0, 72.0)])
+    def test_is_written_as_svg_and_png(self, accuracies, tmp_path, capsys):
+        orb, model = accuracies
+        results = [
+            measured('orb', accuracy=orb),
+            measured('openvino', 'T-32', 'bf16', (3.0, 3.5), accuracy=model),
+            measured('openvino', 'T-32', 'bf16', (6.0, 6.5), threads=1, accuracy=model),
+            measured('tensorrt', 'T-32', 'fp16', (), 'no GPU'),
+        ]
+        source = tmp_path / 'report.json'
+        source.write_text(json.dumps(report_of(*results)))
+        svg, png = tmp_path / 'new' / 'bench.svg', tmp_path / 'new' / 'bench.png'
+        assert main(['bench', '--from', str(source), '--plot', str(svg), '--plot', str(png)]) == 0
+        texts = [element.text for element in ElementTree.parse(svg).iter('{http://www.w3.org/2000/svg}text')]
+        assert any('ORB' in text for text in texts)
+        assert any('OpenVINO bf16' in text for text in texts)
+        assert ('MMA@3, %' in texts) == (model is not None)
+        picture = cv2.imread(str(png))
+        assert picture.shape[1] == 1600
+        assert 0.5 < (picture == 255).mean() < 0.999
+
+    def test_has_a_part_for_each_size(self, tmp_path):
+        results = [measured('orb', size=size) for size in ('640x480', '1280x960')]
+        (tmp_path / 'report.json').write_text(json.dumps(report_of(*results)))
+        main(['bench', '--from', str(tmp_path / 'report.json'), '--plot', str(tmp_path / 'bench.svg')])
+        text = (tmp_path / 'bench.svg').read_text()
+        assert '640x480' in text
+        assert '1280x960' in text
+
+
+class TestFile:
+    def test_gives_the_same_table_again(self, report, tmp_path, capsys):
+        (tmp_path / 'report.json').write_text(json.dumps(report))
+        assert main(['bench', '--from', str(tmp_path / 'report.json')]) == 0
+        assert capsys.readouterr().out == format_report(report) + '\n'
+
+    @pytest.mark.parametrize('content', ['', '[]', '{"format": "something else"}', None])
+    def test_of_another_kind_is_refused(self, content, tmp_path, capsys):
+        path = tmp_path / 'report.json'
+        if content is not None:
+            path.write_text(content)
+        assert main(['bench', '--from', str(path)]) == 1
+        assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('args', 'complaint'),
+    [
+        (['--models', 'X-1'], "unknown model 'X-1'"),
+        (['--backends', 'abacus'], "--backends: expected tensorrt, openvino, onnxruntime, got 'abacus'"),
+        (['--precisions', 'fp8'], f"--precisions: expected {', '.join(PRECISIONS[1:])}, got 'fp8'"),
+        (['--threads', '1', '-2'], '--threads: expected 0 or more, got -2'),
+        (['--sizes', '640'], "--sizes: expected WIDTHxHEIGHT, for example 640x480, got '640'"),
+        (['--sizes', '640x48'], 'expected at least 64 x 64 pixels, got 640 x 48'),
+        (['--frames', '0'], '--frames: expected 1 or more, got 0'),
+        (['--rounds', '0'], '--rounds: expected 1 or more, got 0'),
+        (['--keypoints', '0'], '--keypoints: expected 1 or more, got 0'),
+        (['--cameras', '2', '0'], '--cameras: expected 1 or more, got 0'),
+        (['--plot', 'bench.gif'], '--plot: expected a file .svg or .png, got bench.gif'),
+        (['--json', '/proc/bench.json'], '/proc/bench.json cannot be written'),
+        (['--accuracy', '/nowhere'], 'no images found in /nowhere'),
+    ],
+)
+def test_an_impossible_option_is_refused_before_anything_runs(args, complaint, monkeypatch, capsys):
+    monkeypatch.setattr(bench, '_ask', lambda *args, **rest: pytest.fail('a worker was started'))
+    assert main(['bench', *args]) == 1
+    assert complaint in capsys.readouterr().err
+
+
+class TestMatrix:
+    def contenders(self, *args, models=('T-32', 'E-64')):
+        parser = argparse.ArgumentParser()
+        bench.add_arguments(parser)
+        return bench._list_contenders(parser.parse_args(args), list(models))
+
+    def test_holds_every_combination(self):
+        args = ('--threads', '1', '2', '--sizes', '640x480', '320x240', '--backends', 'onnxruntime', 'openvino')
+        found = {(each.kind, each.model, each.precision) for each in self.contenders(*args)}
+        assert len(self.contenders(*args)) == 2 * 2 * len(found) == 2 * 2 * (2 + 2 * 4)
+        assert ('openvino', 'E-64', 'bf16') in found
+
+    def test_holds_nothing_twice(self):
+        once, twice = ('--threads', '1'), ('--threads', '1', '1', '--sizes', '640x480', '640x480')
+        assert self.contenders(*once) == self.contenders(*twice)
+
+    def test_runs_a_gpu_with_one_number_of_threads(self):
+        args = ('--threads', '1', '2', '--backends', 'tensorrt')
+        assert [each.threads for each in self.contenders(*args, models=['T-32']) if each.kind == 'tensorrt'] == [2]
+
+    def test_knows_every_backend(self):
+        assert set(bench.DEFAULT_PRECISIONS) == set(BACKENDS) <= set(TITLES)
 
 
 @pytest.mark.slow
@@ -22,16 +184,68 @@ def test_a_model_that_is_not_to_be_had_is_left_out(nothing_shipped, monkeypatch,
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     monkeypatch.setattr('edgepoint2_ros.official.find_weights', lambda variant: None)
     monkeypatch.setattr('edgepoint2_ros.official.UPSTREAM', 'http://127.0.0.1:9/')
-    assert main(['bench', '--models', 'T-32', '--frames', '2', '--rounds', '1']) == 0
+    assert main(['bench', '--models', 'T-32', '--frames', '2', '--rounds', '1', '--threads', '0']) == 0
     out, err = capsys.readouterr()
     assert 'T-32 is left out' in err
     assert 'ORB' in out
 
 
 @pytest.mark.slow
-def test_every_contender_runs_in_a_process_of_its_own(official_model, capsys):
+def test_a_backend_that_is_not_to_be_had_is_a_line(official_model, no_gpu, capsys):
     official_model('T-32')
-    assert main(['bench', '--models', 'T-32', '--frames', '3', '--rounds', '2', '--keypoints', '500']) == 0
-    table = capsys.readouterr().out
-    for name in ('ORB', 'SIFT', 'T-32, dense reference', 'T-32, ONNX Runtime fp32', 'T-32, OpenVINO fp32'):
-        assert name in table
+    args = ['--models', 'T-32', '--backends', 'tensorrt', '--frames', '2', '--rounds', '1', '--threads', '0']
+    assert main(['bench', *args]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith('- TensorRT fp16: ') for line in lines) == 1
+    assert not any(line.startswith('| T-32, TensorRT') for line in lines)
+
+
+@pytest.mark.slow
+class TestRun:
+    @pytest.fixture(scope='class')
+    def outcome(self, official_model, photograph, tmp_path_factory):
+        """The report of a run with everything, and its table."""
+        official_model('T-32')
+        folder = tmp_path_factory.mktemp('bench')
+        (folder / 'photographs').mkdir()
+        cv2.imwrite(str(folder / 'photographs' / 'astronaut.png'), photograph)
+        args = ['--models', 'T-32', '--frames', '3', '--rounds', '1', '--keypoints', '500', '--threads', '0']
+        args += ['--backends', 'onnxruntime', 'openvino', '--precisions', 'fp32', 'fp16', '--cameras', '2']
+        args += ['--accuracy', str(folder / 'photographs'), '--json', str(folder / 'report.json')]
+        assert main(['bench', *args]) == 0
+        return json.loads((folder / 'report.json').read_text())
+
+    def test_has_every_contender_at_both_paces(self, outcome):
+        lines = format_report(outcome).splitlines()
+        assert '| ms at 30 Hz | ms back to back |' in lines[2]
+        for name in ('ORB (OpenCV)', 'SIFT (OpenCV)', 'T-32, ONNX Runtime fp32', 'T-32, OpenVINO fp32'):
+            assert sum(line.startswith(f'| {name} |') for line in lines) == 1
+        assert 'dense reference, PyTorch' in format_report(outcome)  # a line, where there is no torch
+
+    def test_names_a_precision_that_is_refused(self, outcome):
+        lines = format_report(outcome).splitlines()
+        assert any(line.startswith('- ONNX Runtime fp16: ') and 'fp16' in line[23:] for line in lines)
+
+    def test_knows_what_each_process_took(self, outcome):
+        for result in outcome['results']:
+            for run in result['runs']:
+                assert run['first_s'] > 0
+                assert 20 < run['peak_mb'] < 2000
+                for pace in run['paces'].values():
+                    assert len(pace['ms']) == 3
+                    assert pace['cpu_ms'] > 0
+                    assert 100 < pace['keypoints'] <= 510
+
+    def test_measures_accuracy_with_the_precision_that_was_timed(self, outcome):
+        for result in outcome['results']:
+            if result['runs']:
+                assert result['accuracy']['pairs'] == 5
+                assert 20 < result['accuracy']['MMA@3'] <= 100
+            else:
+                assert 'accuracy' not in result
+
+    def test_lets_cameras_share_the_first_model(self, outcome):
+        (row,) = outcome['cameras']
+        assert (row['model'], row['cameras']) == ('T-32', 2)
+        assert row['fps'] > 0
+        assert row['p95_ms'] > 0

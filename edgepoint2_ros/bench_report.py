@@ -1,0 +1,154 @@
+"""What `edgepoint2 bench` measured, as Markdown."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgepoint2_ros.bench_worker import LONG_SIDE, Contender
+from edgepoint2_ros.errors import EdgePoint2Error
+
+FORMAT = 'edgepoint2 bench 1'  # of the file that --json writes
+TITLES = {
+    'orb': 'ORB (OpenCV)',
+    'sift': 'SIFT (OpenCV)',
+    'dense': 'dense reference, PyTorch',
+    'tensorrt': 'TensorRT',
+    'openvino': 'OpenVINO',
+    'onnxruntime': 'ONNX Runtime',
+}
+PACES = {'camera': 'ms at 30 Hz', 'back-to-back': 'ms back to back'}
+
+_NOTES = """\
+Milliseconds are medians (10 to 90 %). CPU ms: of all threads, a frame, with the pauses between frames; ratios: of the
+medians; both at the pace that stands first. First features: since the start of the process, interpreter and imports
+included. Peak memory: all that was resident, the interpreter, its libraries, the model and the frames."""
+_ACCURACY_NOTE = """\
+MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {pairs} synthetic pairs with long sides of
+at most {side} px, by the very model, runtime and precision that were timed."""
+
+
+def read_report(path: Path) -> dict:
+    """Return what --json wrote.
+
+    Raises:
+        EdgePoint2Error: the file cannot be read, or is another.
+    """
+    try:
+        report = json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as error:
+        raise EdgePoint2Error(f'{path} cannot be read: {error}') from None
+    if not isinstance(report, dict) or report.get('format') != FORMAT:
+        raise EdgePoint2Error(f'{path}: expected what `edgepoint2 bench --json` of this version writes')
+    return report
+
+
+def title(contender: Contender) -> str:
+    """Return what a contender is called, its size and threads aside."""
+    runtime = f'{TITLES[contender.kind]} {contender.precision}'.strip()
+    return f'{contender.model}, {runtime}' if contender.model else runtime
+
+
+def summarise(report: dict) -> list[dict]:
+    """Return a row for each contender that ran: its ``contender`` and ``accuracy``, and over all its runs the rest.
+
+    ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
+    ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the most.
+    ``orb``, ``dense``: ``ms`` as a multiple of theirs at the same size and threads, None where they did not run.
+    """
+    rows = [_row(result) for result in report['results'] if result['runs']]
+    medians = {row['contender']: row['ms'] for row in rows}
+    for row in rows:
+        orb = replace(row['contender'], kind='orb', model='', precision='')
+        dense = replace(row['contender'], kind='dense', precision='')
+        for name, other in (('orb', orb), ('dense', dense)):
+            row[name] = row['ms'] / medians[other] if other in medians else None
+    return rows
+
+
+def _row(result: dict) -> dict:
+    runs = result['runs']
+    times = {pace: np.concatenate([run['paces'][pace]['ms'] for run in runs]) for pace in runs[0]['paces']}
+    paces = {pace: np.percentile(values, [50, 10, 90]) for pace, values in times.items()}
+    first = next(iter(paces))
+    return {
+        'contender': Contender(**result['contender']),
+        'accuracy': result.get('accuracy'),
+        'paces': paces,
+        'ms': paces[first][0],
+        'cpu_ms': np.mean([run['paces'][first]['cpu_ms'] for run in runs]),
+        'keypoints': np.mean([run['paces'][first]['keypoints'] for run in runs]),
+        'first_s': np.median([run['first_s'] for run in runs]),
+        'peak_mb': max(run['peak_mb'] for run in runs),
+    }
+
+
+def format_report(report: dict) -> str:
+    """Return a table for each size of images, what was left out and why, the cameras, the machine and notes."""
+    rows = summarise(report)
+    parts = []
+    for size in dict.fromkeys(row['contender'].size for row in rows):
+        parts.append(f'{size}:\n\n{_table([row for row in rows if row["contender"].size == size])}')
+    parts.append(_list_errors(report['results']))
+    if report['cameras']:
+        parts.append(_camera_table(report['cameras']))
+    parts += [format_machine(report), _NOTES]
+    accuracy = next((row['accuracy'] for row in rows if row['accuracy']), None)
+    if accuracy:
+        parts[-1] += '\n' + _ACCURACY_NOTE.format(pairs=accuracy['pairs'], side=LONG_SIDE)
+    return '\n\n'.join(filter(None, parts))
+
+
+def format_machine(report: dict) -> str:
+    """Return the machine and the settings in one line."""
+    machine, settings = report['machine'], report['settings']
+    versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
+    how = '{rounds} x {frames} frames, at most {keypoints} keypoints'.format(**settings)
+    return f'{machine["processor"]}, {machine["cores"]} cores; {versions}; {how}'
+
+
+def _table(rows: list[dict]) -> str:
+    columns = {
+        'extractor': [title(row['contender']) for row in rows],
+        'threads': [row['contender'].threads for row in rows],
+    }
+    for pace in rows[0]['paces']:
+        columns[PACES[pace]] = ['{:.1f} ({:.1f} to {:.1f})'.format(*row['paces'][pace]) for row in rows]
+    columns['CPU ms'] = [f'{row["cpu_ms"]:.1f}' for row in rows]
+    columns['keypoints'] = [f'{row["keypoints"]:.0f}' for row in rows]
+    columns['first features, s'] = [f'{row["first_s"]:.2f}' for row in rows]
+    columns['peak memory, MB'] = [f'{row["peak_mb"]:.0f}' for row in rows]
+    if any(row['accuracy'] for row in rows):
+        for name in ('MMA@3', 'repeatability'):
+            columns[name] = [f'{row["accuracy"][name]:.1f}' if row['accuracy'] else '' for row in rows]
+    columns['times ORB'] = [f'{row["orb"]:.2f}' if row['orb'] else '' for row in rows]
+    faster = ['' if row['dense'] in (None, 1) else f'{1 / row["dense"]:.1f}x' for row in rows]
+    columns['faster than the dense reference'] = faster
+    return _markdown(columns)
+
+
+def _list_errors(results: list[dict]) -> str:
+    """Return a line for each runtime and precision that failed, however many models, threads and sizes it was for."""
+    lines = []
+    for result in results:
+        if result['error']:
+            lines.append(f'- {title(replace(Contender(**result["contender"]), model=""))}: {result["error"]}')
+    return '\n'.join(dict.fromkeys(lines))
+
+
+def _camera_table(rows: list[dict]) -> str:
+    return _markdown(
+        {
+            'cameras at 30 Hz': [row['cameras'] for row in rows],
+            'share': [row['model'] for row in rows],
+            'frames a second served': [f'{row["fps"]:.1f}' if 'fps' in row else row['error'] for row in rows],
+            '95 % within ms': [f'{row["p95_ms"]:.1f}' if 'fps' in row else '' for row in rows],
+        }
+    )
+
+
+def _markdown(columns: dict[str, list]) -> str:
+    lines = [' | '.join(columns), '|'.join(['---', *['---:'] * (len(columns) - 1)])]
+    lines += [' | '.join(map(str, cells)) for cells in zip(*columns.values())]
+    return '\n'.join(f'| {line} |' if k != 1 else f'|{line}|' for k, line in enumerate(lines))

@@ -1,0 +1,198 @@
+"""The process in which `edgepoint2 bench` measures one contender; its answer is the last line that it prints, as JSON.
+
+`python -m edgepoint2_ros.bench_worker JOB`, where JOB is the JSON of a task's name and arguments.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match
+
+PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0}  # seconds from frame to frame
+WARM_UP = 5  # frames
+LONG_SIDE = 640  # pixels of the images on which accuracy is measured
+READY = 'first features'  # is printed when they are there
+
+Extract = Callable[[np.ndarray], Sized]  # from an image to its keypoints
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is measured.
+
+    Attributes:
+        kind: a backend, or ``orb``, ``sift`` or ``dense``.
+        model, precision: of the network; empty where there is none.
+        threads: of the runtime; 0 is every core.
+        size: of the images, WIDTHxHEIGHT.
+    """
+
+    kind: str
+    model: str = ''
+    precision: str = ''
+    threads: int = 0
+    size: str = '640x480'
+
+
+def main(job: str) -> None:
+    """Do a job and print the answer."""
+    task, contender, arguments = json.loads(job)
+    try:
+        answer = {'time': _time, 'score': _score, 'serve': _serve}[task](Contender(**contender), **arguments)
+    except EdgePoint2Error as error:
+        sys.exit(str(error))
+    print(json.dumps(answer))
+
+
+def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict:
+    """Return how long each frame took, at each pace, and what the process took from the machine."""
+    pictures, extract = _prepare(contender, keypoints, folder)
+    for picture in pictures[:WARM_UP]:
+        extract(picture)
+    return {
+        'paces': {pace: _run(extract, pictures, frames, PERIODS[pace]) for pace in paces},
+        'peak_mb': _peak_memory(),
+    }
+
+
+def _prepare(contender: Contender, keypoints: int, folder: str) -> tuple[np.ndarray, Extract]:
+    """Return the images, uint8 (N, H, W), and what finds keypoints in them; it has done so once."""
+    pictures = np.load(f'{folder}/{contender.size}.npy')
+    extract = open_contender(contender, keypoints)
+    extract(pictures[0])
+    print(READY, flush=True)
+    return pictures, extract
+
+
+def open_contender(contender: Contender, keypoints: int) -> Extract:
+    """Return a function from an image to its keypoints, for models to its Features.
+
+    Raises:
+        EdgePoint2Error: the model or the runtime is not to be had, or refuses.
+    """
+    if contender.kind in ('orb', 'sift'):
+        import cv2
+
+        cv2.setNumThreads(contender.threads or -1)
+        detector = (cv2.ORB_create if contender.kind == 'orb' else cv2.SIFT_create)(keypoints)
+        return lambda image: detector.detectAndCompute(image, None)[0]
+    if contender.kind == 'dense':
+        return _open_dense(contender, keypoints)
+    from edgepoint2_ros.extractor import Extractor
+
+    return Extractor(contender.model, 'auto', contender.kind, contender.precision, contender.threads, keypoints).extract
+
+
+def _open_dense(contender: Contender, keypoints: int) -> Extract:
+    try:
+        import torch
+
+        from edgepoint2_ros.network.reference import extract_dense
+        from edgepoint2_ros.network.weights import load_network
+    except ImportError as error:
+        raise EdgePoint2Error(f'needs torch and onnx ({error})') from None
+    from edgepoint2_ros.official import download_weights, find_weights
+    from edgepoint2_ros.variants import find_variant
+
+    if contender.threads:
+        torch.set_num_threads(contender.threads)
+    variant = find_variant(contender.model)
+    network = load_network(find_weights(variant) or download_weights(variant), variant)
+
+    def extract(image: np.ndarray) -> Features:
+        size = (image.shape[1], image.shape[0])
+        return Features(*extract_dense(network, image, keypoints), size, contender.model, '')
+
+    return extract
+
+
+def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict:
+    times, counts = [], []
+    cpu = time.process_time()
+    for k in range(frames):
+        begin = time.perf_counter()
+        counts.append(len(extract(pictures[k % len(pictures)])))
+        times.append(time.perf_counter() - begin)
+        time.sleep(max(0.0, begin + period - time.perf_counter()))
+    # Over the pauses, too: threads that spin while they wait take their share there.
+    cpu = time.process_time() - cpu
+    milliseconds = [round(seconds * 1e3, 3) for seconds in times]
+    return {'ms': milliseconds, 'cpu_ms': cpu / frames * 1e3, 'keypoints': float(np.mean(counts))}
+
+
+def _peak_memory() -> float:
+    """Return the most memory that was resident, in MB.
+
+    getrusage would count the parent's as well: Linux hands its ru_maxrss on to a child through exec.
+    """
+    status = Path('/proc/self/status').read_text()
+    return int(status.partition('VmHWM:')[2].split()[0]) * 1024 / 1e6
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """The very function that is timed, as the evaluation wants it."""
+
+    name: str
+    extract: Callable[[np.ndarray], Features]
+    match = staticmethod(match)
+
+
+def _score(contender: Contender, keypoints: int, folder: str) -> dict:
+    """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
+    from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
+    from edgepoint2_ros.evaluation.methods import OpenCVMethod
+    from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic
+
+    if contender.kind in ('orb', 'sift'):
+        method = OpenCVMethod(contender.kind.upper(), keypoints)
+    else:
+        method = _Timed(contender.kind, open_contender(contender, keypoints))
+    pairs = make_synthetic(find_photographs([Path(folder)]), LONG_SIDE)
+    results, _ = run_benchmark('synthetic', pairs, [method], 0)
+    if not results:
+        raise EdgePoint2Error(f'none of the photographs in {folder} can be used')
+    means = summarise(results)[0]
+    return {'MMA@3': means['MMA@3'], 'repeatability': means['repeatability'], 'pairs': means['pairs']}
+
+
+def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict:
+    """Let cameras at 30 Hz share one extractor in turn, each with only its newest frame waiting, as the node does.
+
+    Returns:
+        Frames a second that were served, and the 95th percentile of the time from a frame's arrival to its features.
+    """
+    pictures, extract = _prepare(contender, keypoints, folder)
+    step = PERIODS['camera'] / cameras  # frame k comes at k * step, from camera k % cameras
+    served = [-1] * cameras
+    latencies = []
+    last = cameras - 1
+    begin = time.perf_counter()
+    while (now := time.perf_counter() - begin) < frames * PERIODS['camera']:
+        arrived = int(now / step)
+        for camera in [(last + 1 + turn) % cameras for turn in range(cameras)]:
+            newest = arrived - (arrived - camera) % cameras
+            if newest > served[camera]:
+                extract(pictures[newest % len(pictures)])
+                latencies.append(time.perf_counter() - begin - newest * step)
+                served[camera], last = newest, camera
+                break
+        else:
+            time.sleep(max(0.0, begin + (arrived + 1) * step - time.perf_counter()))
+    return {
+        'cameras': cameras,
+        'fps': len(latencies) / (time.perf_counter() - begin),
+        'p95_ms': float(np.percentile(latencies, 95)) * 1e3,
+    }
+
+
+if __name__ == '__main__':
+    main(sys.argv[1])
