@@ -89,7 +89,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
     parser.add_argument('--weights', default='auto', help='auto, shipped, official or a path (default: %(default)s)')
     parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16 or bf16 (default: %(default)s)')
+    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=0, help='0 takes every core (default: %(default)s)')
 
 

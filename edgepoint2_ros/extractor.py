@@ -39,8 +39,7 @@ class Extractor:
             model: name of the variant, for example ``T-32``.
             weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
             backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
-            precision: ``auto`` (fp16 on TensorRT, bf16 on OpenVINO where the CPU has it, else fp32), ``fp32``, ``fp16``
-                or ``bf16``.
+            precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
             threads: threads of the runtime; 0 takes every core.
             max_keypoints: most keypoints of an image; by default and at most what the model was exported with (2048).
             score_threshold: keypoints score above it (raw logits).

@@ -1,9 +1,9 @@
 """Where models live, and what their cards say.
 
-A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), and the same network in fp16
-for TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the weights and the SHA-256 of both ONNX
-files, each of which is checked whenever it is opened, and holds the features of a drawn scene that an engine must find
-again.
+A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), the same in int8
+(``T-32.int8.onnx``), and in fp16 for TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the
+weights and the SHA-256 of each ONNX file, which is checked whenever that is opened, and holds the features of a drawn
+scene that an engine must find again.
 """
 
 import hashlib
@@ -62,23 +62,23 @@ def card_path(model: Path) -> Path:
     return Path(model).with_suffix('.json')
 
 
-def half_path(model: Path) -> Path:
-    """Return the file of a model in fp16."""
-    return Path(model).with_suffix('.fp16.onnx')
+def part_path(model: Path, precision: str) -> Path:
+    """Return the file of a model in another precision, ``int8`` or ``fp16``."""
+    return Path(model).with_suffix(f'.{precision}.onnx')
 
 
-def read_half(model: Model) -> bytes:
-    """Return the model in fp16, as ONNX.
+def read_part(model: Model, precision: str) -> bytes:
+    """Return the model in another precision, ``int8`` or ``fp16``, as ONNX.
 
     Raises:
-        ModelError: it is missing or corrupt, or the model was made before there was one.
+        ModelError: it is missing or corrupt.
     """
-    path = half_path(model.path)
+    path = part_path(model.path, precision)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f'{path} cannot be read ({error.strerror}): make the model again') from None
-    actual, expected = hashlib.sha256(data).hexdigest(), model.card.get('fp16_sha256', 'nothing')
+    actual, expected = hashlib.sha256(data).hexdigest(), model.card.get(f'{precision}_sha256', 'nothing')
     if actual != expected:
         raise ModelError(
             f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
@@ -166,7 +166,7 @@ def list_models() -> list[Model | ModelError]:
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     found = []
     paths = [*models_directory('shipped').glob('*.onnx'), *(data_directory() / 'models').glob('*/*.onnx')]
-    paths = [path for path in paths if not path.name.endswith('.fp16.onnx')]
+    paths = [path for path in paths if not path.name.endswith(('.int8.onnx', '.fp16.onnx'))]
     for path in sorted(paths, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
         try:
             found.append(open_model(path))

@@ -43,15 +43,16 @@ def test_a_card_gives_back_the_best_features():
 @pytest.mark.parametrize('name', ['T-32', 'E-64'])
 def test_every_backend_finds_what_the_card_holds(name, backend, official_model):
     model = official_model(name)
-    engine = open_engine(model, backend)
-    assert '% of the keypoints within 1 px' in check.check_against_card(engine.run, model)
+    fastest = open_engine(model, backend)
+    assert '% of the keypoints within 1 px' in check.check_against_card(fastest.run, model)
+    engine = open_engine(model, backend, 'fp32')
     assert check.check(engine.run, model, (389, 517, 1)).startswith('100.0% of the keypoints')
 
 
 def test_features_of_another_image_fail_the_check(official_model):
     model = official_model('T-32')
     engine = open_engine(model, 'onnxruntime')
-    with pytest.raises(EngineError, match="failed the self-check against the model's card: .* expected 97% and 0.999"):
+    with pytest.raises(EngineError, match="failed the self-check against the model's card: .* expected 97% and 0.995"):
         check.check_against_card(lambda image, mask: engine.run(np.ascontiguousarray(image[:, ::-1]), mask), model)
 
 

@@ -1,14 +1,26 @@
+import shutil
 import sys
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgepoint2_ros import engines
 from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.models import part_path
+
+NO_MASK = np.ones((1, 1), np.uint8)
 
 
-def has_bf16() -> bool:
+def has(precision: str) -> bool:
+    """Tell whether this CPU is fast in a precision."""
     openvino = pytest.importorskip('openvino')
-    return 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    if precision == 'int8':
+        return 'vnni' in Path('/proc/cpuinfo').read_text()
+    return precision.upper() in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 
 def test_auto_takes_the_best_that_is_installed_and_says_why(official_model):
@@ -38,10 +50,11 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
     ('settings', 'message'),
     [
         ({'backend': 'tflite'}, "unknown backend 'tflite': expected auto or one of tensorrt, openvino, onnxruntime"),
-        ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16"),
+        ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16, int8"),
         ({'threads': -1}, 'threads: expected 0'),
         ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32 on the CPU, not bf16'),
-        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32 or bf16 on the CPU, not fp16'),
+        ({'backend': 'onnxruntime', 'precision': 'int8'}, 'ONNX Runtime runs fp32 on the CPU, not int8'),
+        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32, bf16, int8 on the CPU, not fp16'),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(official_model, settings, message):
@@ -54,56 +67,61 @@ def test_by_default_onnx_runtime_computes_in_fp32(official_model):
 
 
 def test_by_default_openvino_computes_in_the_fastest_precision_that_the_cpu_has_and_says_so(official_model):
-    expected = ', bf16 (auto: this CPU has bf16), ' if has_bf16() else ', fp32 (auto: this CPU has no bf16), '
-    assert expected in open_engine(official_model('T-32'), 'openvino').description
+    fastest = next(name for name in ('int8', 'bf16', 'fp32') if name == 'fp32' or has(name))
+    description = open_engine(official_model('T-32'), 'openvino').description
+    assert f', {fastest}' in description
+    assert '(auto: the fastest of this CPU)' in description
 
 
 @pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
 def test_an_engine_can_be_prepared_for_a_size_and_serves_every_other_too(official_model, photograph, backend):
-    import numpy as np
-
     engine = open_engine(official_model('T-32'), backend)
     engine.prepare(480, 640, 3)
     for image in (photograph, np.ascontiguousarray(photograph[:200, :300])):
-        assert len(engine.run(image, np.ones((1, 1), np.uint8))[0]) > 500
+        assert len(engine.run(image, NO_MASK)[0]) > 500
 
 
 @pytest.mark.parametrize('backend', ['onnxruntime', 'openvino'])
 def test_a_file_that_is_no_model_is_refused(official_model, tmp_path, backend):
-    from dataclasses import replace
-
     (tmp_path / 'broken.onnx').write_bytes(b'no model')
     with pytest.raises(EngineError, match=r'cannot open .*broken\.onnx'):
-        open_engine(replace(official_model('T-32'), path=tmp_path / 'broken.onnx'), backend)
+        open_engine(replace(official_model('T-32'), path=tmp_path / 'broken.onnx'), backend, 'fp32')
 
 
-def test_bf16_where_the_cpu_lacks_it_is_refused(official_model):
-    if has_bf16():
-        pytest.skip('this CPU has bf16')
-    with pytest.raises(EngineError, match='no bf16'):
-        open_engine(official_model('T-32'), 'openvino', 'bf16')
+@pytest.mark.parametrize('precision', ['bf16', 'int8'])
+def test_a_precision_that_the_cpu_lacks_is_refused(official_model, precision, monkeypatch):
+    pytest.importorskip('openvino')
+    monkeypatch.setattr(engines.openvino, '_capabilities', lambda core: {'fp32'})
+    with pytest.raises(EngineError, match=f'this CPU has no fast {precision} .it takes .*: use auto or fp32'):
+        open_engine(official_model('T-32'), 'openvino', precision)
+    assert ', fp32 (auto' in open_engine(official_model('T-32'), 'openvino').description
 
 
-def test_bf16_keeps_keypoints_and_descriptors(official_model, photograph):
-    if not has_bf16():
-        pytest.skip('this CPU has no bf16')
-    import numpy as np
-
-    mask = np.ones((1, 1), np.uint8)
+@pytest.mark.parametrize('precision', ['bf16', 'int8'])
+def test_low_precision_keeps_keypoints_and_descriptors(official_model, photograph, precision):
+    if not has(precision):
+        pytest.skip(f'this CPU has no {precision}')
     model = official_model('T-32')
-    xy, scores, descriptors = open_engine(model, 'openvino', 'fp32').run(photograph, mask)
-    fast_xy, _, fast_descriptors = open_engine(model, 'openvino', 'bf16').run(photograph, mask)
-    keypoints = np.flatnonzero(scores > -5)
-    distance = np.abs(xy[keypoints][:, None] - fast_xy[None]).max(axis=2)
-    same = distance.min(axis=1) < 1
-    cosine = np.einsum('nd,nd->n', descriptors[keypoints][same], fast_descriptors[distance.argmin(axis=1)[same]])
-    assert same.mean() > 0.95
-    assert np.median(cosine) > 0.999
+    fast = open_engine(model, 'openvino', precision).run(photograph, NO_MASK)
+    share, cosine = compare(fast, open_engine(model, 'openvino', 'fp32').run(photograph, NO_MASK))
+    assert share > 0.98
+    assert cosine > 0.998
+
+
+def test_a_damaged_int8_model_is_refused(official_model, tmp_path):
+    if not has('int8'):
+        pytest.skip('this CPU has no int8')
+    model = official_model('T-32')
+    copy = tmp_path / model.path.name
+    shutil.copy(model.path, copy)
+    with pytest.raises(EngineError, match=r'T-32\.int8\.onnx cannot be read .*: make the model again'):
+        open_engine(replace(model, path=copy), 'openvino', 'int8')
+    part_path(copy, 'int8').write_bytes(b'no model')
+    with pytest.raises(EngineError, match=r'T-32\.int8\.onnx is corrupt'):
+        open_engine(replace(model, path=copy), 'openvino', 'int8')
 
 
 def test_results_stay_as_they_are_when_the_engine_runs_again(official_model, photograph):
-    import numpy as np
-
     for backend in ('onnxruntime', 'openvino'):
         engine = open_engine(official_model('T-32'), backend)
         mask = np.ones((1, 1), np.uint8)

@@ -60,7 +60,7 @@ def views(photograph):
 def test_every_variant_agrees_with_the_dense_reference_on_both_runtimes(variant, views, tmp_path):
     network = official_network(variant)
     model = open_model(export_model(network, tmp_path / 'model.onnx', subpixel=False))
-    engines = {backend: open_engine(model, backend) for backend in ('onnxruntime', 'openvino')}
+    engines = {backend: open_engine(model, backend, 'fp32') for backend in ('onnxruntime', 'openvino')}
     for name, image in views.items():
         expected = extract_dense(network, image)
         assert len(expected[0]) > 20, name

@@ -14,7 +14,7 @@ from edgepoint2_ros.engines import open_engine, tensorrt
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.gpu import Gpu
 from edgepoint2_ros.errors import EngineError
-from edgepoint2_ros.models import open_model, read_half
+from edgepoint2_ros.models import open_model, read_part
 
 # What TensorRT-RTX calls deprecated, TensorRT 8.6 needs.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -48,7 +48,7 @@ def start(cuda, model, monkeypatch, lines):
     """Return a function that opens an engine, as a process does that starts."""
 
     def start(backend='tensorrt', **options):
-        module = simulated_tensorrt(cuda, read_half(model), **options)
+        module = simulated_tensorrt(cuda, read_part(model, 'fp16'), **options)
         monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: module)
         return open_engine(model, backend, report=lines.append), module
 

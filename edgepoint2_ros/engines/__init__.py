@@ -23,7 +23,7 @@ BACKENDS = {
     'onnxruntime': 'runs on every CPU',
 }
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
-PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16')
+PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16', 'int8')
 
 
 Report = Callable[[str], None]
@@ -78,8 +78,9 @@ def open_engine(
     Args:
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
-        precision: ``fp32``, ``fp16`` (TensorRT) or ``bf16`` (OpenVINO, where the CPU has it); ``auto`` is fp16 on
-            TensorRT, bf16 on OpenVINO where the CPU has it, else fp32.
+        precision: ``fp32``, ``fp16`` (TensorRT), ``bf16`` or ``int8`` (OpenVINO, where the CPU has it). ``auto`` is the
+            fastest that keeps the accuracy: fp16 on TensorRT; int8, bf16 or fp32 on OpenVINO, by what the CPU has; fp32
+            on ONNX Runtime.
         threads: threads of the runtime; 0 takes every core that this process may use.
         report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with
             ``not ready: `` says what the engine waits for.

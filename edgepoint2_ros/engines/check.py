@@ -22,6 +22,7 @@ CARD_STEPS = 64  # of a pixel, in which it holds their places
 MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
 MIN_SHARE = 0.97  # of the keypoints that must be found again
 MIN_COSINE = 0.999  # median over their descriptors
+MIN_COSINE_OF_CPU = 0.995  # whose fastest precision may be int8
 
 
 def draw_scene(height: int, width: int, channels: int) -> np.ndarray:
@@ -71,11 +72,11 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
         EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
     """
     expected = _run(open_engine(model, 'onnxruntime', 'fp32').run, image_shape)
-    return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU')
+    return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU', MIN_COSINE)
 
 
 def check_against_card(run, model: Model) -> str:
-    """Compare an engine with what the model's card holds; return the result in words.
+    """Compare an engine on a CPU with what the model's card holds; return the result in words.
 
     Raises:
         EngineError: it finds too few of the keypoints or other descriptors, or the card holds none.
@@ -83,7 +84,7 @@ def check_against_card(run, model: Model) -> str:
     if 'expected' not in model.card:
         raise EngineError(f'{model.path} was made without expected features: make it again')
     expected = unpack(model.card['expected'], model.variant.descriptor_size)
-    return _judge(compare(_run(run, CARD_SHAPE), expected), "the model's card")
+    return _judge(compare(_run(run, CARD_SHAPE), expected), "the model's card", MIN_COSINE_OF_CPU)
 
 
 def pack(features: Rows) -> dict[str, str]:
@@ -109,11 +110,11 @@ def _run(run, image_shape: tuple[int, int, int]) -> Rows:
     return run(draw_scene(*image_shape), np.ones((1, 1), np.uint8))
 
 
-def _judge(result: tuple[float, float], reference: str) -> str:
+def _judge(result: tuple[float, float], reference: str, min_cosine: float) -> str:
     share, cosine = result
     words = f'{share:.1%} of the keypoints within {MAX_DISTANCE:g} px, median descriptor cosine {cosine:.5f}'
-    if share < MIN_SHARE or cosine < MIN_COSINE:
+    if share < MIN_SHARE or cosine < min_cosine:
         raise EngineError(
-            f'failed the self-check against {reference}: {words}; expected {MIN_SHARE:.0%} and {MIN_COSINE}'
+            f'failed the self-check against {reference}: {words}; expected {MIN_SHARE:.0%} and {min_cosine}'
         )
     return words

@@ -1,15 +1,16 @@
-"""OpenVINO on the CPU: the fastest where it is installed, and the one with bf16."""
+"""OpenVINO on the CPU: the fastest where it is installed, and the one with bf16 and int8."""
 
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows, best_keypoints
-from edgepoint2_ros.models import Model
+from edgepoint2_ros.models import Model, part_path, read_part
 
-_PRECISIONS = {'fp32': 'f32', 'bf16': 'bf16'}
+_NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'VNNI'}  # of the CPU, by precision
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
 
 
@@ -56,23 +57,43 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
     core = openvino.Core()
-    has_bf16 = 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    has = _capabilities(core)
     choice = ''
     if precision == 'auto':
-        precision = 'bf16' if has_bf16 else 'fp32'
-        choice = f' (auto: this CPU has {"bf16" if has_bf16 else "no bf16"})'
-    if precision not in _PRECISIONS:
-        raise EngineError(f'OpenVINO runs {" or ".join(_PRECISIONS)} on the CPU, not {precision}')
-    if precision == 'bf16' and not has_bf16:
-        raise EngineError('this CPU has no bf16 (it takes AVX-512 BF16 or AMX): use fp32')
+        if not part_path(model.path, 'int8').is_file():
+            has.discard('int8')
+        precision = next(name for name in ('int8', 'bf16', 'fp32') if name in has)
+        choice = ' (auto: the fastest of this CPU)'
+    if precision not in _NEEDS:
+        raise EngineError(f'OpenVINO runs {", ".join(_NEEDS)} on the CPU, not {precision}')
+    if precision not in has:
+        raise EngineError(f'this CPU has no fast {precision} (it takes {_NEEDS[precision]}): use auto or fp32')
+    inner = 'bf16' if precision == 'int8' and 'bf16' in has else 'fp32'  # of what does not compute in int8
     settings = {
-        'INFERENCE_PRECISION_HINT': _PRECISIONS[precision],
+        'INFERENCE_PRECISION_HINT': 'bf16' if 'bf16' in (precision, inner) else 'f32',
         'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY',
     }
     try:
-        network = core.read_model(str(model.path))
+        network = core.read_model(read_part(model, 'int8') if precision == 'int8' else str(model.path))
+    except ModelError as error:
+        raise EngineError(f'OpenVINO: {error}') from None
     except RuntimeError as error:
         raise EngineError(f'OpenVINO cannot open {model.path}: {error}') from None
     version = openvino.__version__.split('-')[0]
+    precision = f'int8 and {inner}' if precision == 'int8' else precision
     return OpenVinoEngine(core, network, settings, model, f'OpenVINO {version}, {precision}{choice}, threads {threads}')
+
+
+def _capabilities(core) -> set[str]:
+    """Return the precisions in which this CPU is fast. Without VNNI, int8 products would overflow 16 bits, too."""
+    has = {'fp32'}
+    if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+        has.add('bf16')
+    try:
+        flags = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').split()
+    except OSError:
+        flags = []
+    if {'avx512_vnni', 'avx_vnni'} & set(flags):
+        has.add('int8')
+    return has

@@ -23,7 +23,7 @@ from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.gpu import Gpu, find_gpu
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import STRIDE, Model, read_half
+from edgepoint2_ros.models import STRIDE, Model, read_part
 
 Report = plan_cache.Report
 Shape = tuple[int, ...]
@@ -117,7 +117,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> T
     gpu = find_gpu()  # before anything of TensorRT is touched
     tensorrt, cudart = import_tensorrt(), import_cudart(gpu)
     try:
-        onnx = read_half(model)
+        onnx = read_part(model, 'fp16')
     except ModelError as error:  # the other backends need no fp16 model
         raise EngineError(f'TensorRT: {error}') from None
     return TensorRtEngine(tensorrt, cudart, gpu, model, onnx, report)

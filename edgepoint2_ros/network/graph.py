@@ -32,7 +32,7 @@ class Graph:
     def constant(self, value, kind: type = np.float32) -> str:
         """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
-        array = array.astype(np.int64 if array.dtype.kind == 'i' else kind)
+        array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
         name = f'{self.prefix}constant_{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
@@ -50,26 +50,27 @@ class Graph:
     def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> str:
         """Append a convolution with its batch normalisation folded in."""
         weight, offset = fold(conv, norm)
-        x = self.convolve(x, weight, offset, conv.stride, conv.padding, conv.groups)
+        x = self.convolve(x, weight, offset, conv.kernel_size, conv.stride, conv.padding, conv.groups)
         return self.op('Relu', x) if relu else x
 
     def convolve(
         self,
         x: str,
-        weight: np.ndarray,
+        weight: np.ndarray | str,
         offset: np.ndarray,
+        size: tuple[int, int] = (1, 1),
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
         groups: int = 1,
     ) -> str:
-        """Append a convolution with weights (outputs, inputs / groups, height, width) and offsets (outputs,)."""
+        """Append a convolution; weights (outputs, inputs / groups, *size), or their name, and offsets (outputs,)."""
         kind = np.float16 if self.half else np.float32
         return self.op(
             'Conv',
             x,
-            self.constant(weight, kind),
+            weight if isinstance(weight, str) else self.constant(weight, kind),
             self.constant(offset, kind),
-            kernel_shape=weight.shape[2:],
+            kernel_shape=size,
             strides=stride,
             pads=[*padding, *padding],
             group=groups,

@@ -91,7 +91,7 @@ PARAMETERS = (
     Parameter(
         'precision',
         'auto',
-        'Arithmetic of the network: `auto` is fp16 on TensorRT, bf16 on OpenVINO where the CPU has it, else fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
         PRECISIONS,
     ),
     Parameter('threads', 0, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
