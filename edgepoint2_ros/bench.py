@@ -34,7 +34,7 @@ from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.variants import NAMES, find_variant
 
 IMAGES = 20  # different frames of the demo's flight, gray
-DEFAULT_PRECISIONS = {'tensorrt': ['fp16'], 'openvino': ['fp32', 'bf16'], 'onnxruntime': ['fp32']}
+DEFAULT_PRECISIONS = {'tensorrt': ['fp16'], 'openvino': ['fp32', 'bf16', 'int8'], 'onnxruntime': ['fp32']}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -91,7 +91,7 @@ def test_a_file_that_is_no_model_is_refused(official_model, tmp_path, backend):
 @pytest.mark.parametrize('precision', ['bf16', 'int8'])
 def test_a_precision_that_the_cpu_lacks_is_refused(official_model, precision, monkeypatch):
     pytest.importorskip('openvino')
-    monkeypatch.setattr(engines.openvino, '_capabilities', lambda core: {'fp32'})
+    monkeypatch.setattr(engines.openvino, 'capabilities', lambda core: {'fp32'})
     with pytest.raises(EngineError, match=f'this CPU has no fast {precision} .it takes .*: use auto or fp32'):
         open_engine(official_model('T-32'), 'openvino', precision)
     assert ', fp32 (auto' in open_engine(official_model('T-32'), 'openvino').description

@@ -57,7 +57,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
     core = openvino.Core()
-    has = _capabilities(core)
+    has = capabilities(core)
     choice = ''
     if precision == 'auto':
         if not part_path(model.path, 'int8').is_file():
@@ -85,7 +85,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     return OpenVinoEngine(core, network, settings, model, f'OpenVINO {version}, {precision}{choice}, threads {threads}')
 
 
-def _capabilities(core) -> set[str]:
+def capabilities(core) -> set[str]:
     """Return the precisions in which this CPU is fast. Without VNNI, int8 products would overflow 16 bits, too."""
     has = {'fp32'}
     if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):

@@ -100,15 +100,20 @@ def calibrate(network: EdgePoint2, images: list[np.ndarray]) -> list[float]:
 
 def _build(network: EdgePoint2, limits: list[float] | None) -> tuple[onnx.ModelProto, _MapGraph]:
     graph = _MapGraph(limits)
+    graph.prefix = 'input/'  # prefixes name the stages in a profile
     _, _, gray = gray_image(graph)
+    graph.prefix = 'block1/'
     x1 = _block(graph, _block(graph, _Map(gray, 1), network.block1[0], exact=True), network.block1[1])
     x1 = _residual(graph, x1, network.block1[2])  # H/2
     half_x1 = _halve(graph, x1)  # H/4
+    graph.prefix = 'block2/'
     x2 = _residual(graph, _pool(graph, half_x1, 2), network.block2)  # H/8
+    graph.prefix = 'block3/'
     x3 = _residual(graph, _pool(graph, x2, 4), network.block3)  # H/32
-
+    graph.prefix = 'detection/'
     cells = _detect(graph, network, x1, x2, x3)
     graph.op('Reshape', graph.op('Transpose', cells.name, perm=[0, 2, 3, 1]), [0, 0, -1, 4], name='cells')
+    graph.prefix = 'description/'
     descriptors = _describe(graph, network, half_x1, x2, x3)
     graph.op('Transpose', descriptors.name, name='descriptors', perm=[0, 2, 3, 1])
     model = graph.model(

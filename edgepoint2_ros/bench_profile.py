@@ -1,0 +1,219 @@
+"""Where the time goes, stage by stage, beside the machine's floor: ``python -m edgepoint2_ros.bench_profile``.
+
+Each runtime tells what its operators took; stages are the prefixes of their names, which the export chose. The floor of
+a stage is the longer of its arithmetic at the speed of a large matrix product in the same precision and its maps at the
+speed of a large copy, each read and written once per convolution.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from edgepoint2_ros.demo.sources import VirtualFlight
+from edgepoint2_ros.engines.openvino import capabilities
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.models import part_path
+from edgepoint2_ros.official import provide_model
+from edgepoint2_ros.variants import Variant, find_variant
+
+WIDTH, HEIGHT = 640, 480
+FRAMES = 60
+STAGES = ('input', 'block1', 'block2', 'block3', 'detection', 'description', 'layouts', 'keypoints')
+SIDE = 2048  # of the matrices
+BYTES = {'fp32': 4, 'bf16': 2, 'int8': 1}
+
+
+def convolutions(variant: Variant) -> list[tuple[str, float, float]]:
+    """Return the stage, the floating-point operations and the numbers moved of each convolution at 640x480.
+
+    A product and its sum count as two operations; the numbers are those of its input and its output.
+    """
+    c1, c2, c3, c4, detect, total = variant.c1, variant.c2, variant.c3, variant.c4, variant.cdetect, variant.csum
+    pixels = {scale: WIDTH * HEIGHT / scale**2 for scale in (1, 2, 4, 8, 32)}
+    layers = [('block1', 1, c1, 4, 2, 1, 1), ('block1', c1, c2, 3, 2, 2, 1)]
+    layers += [('block1', c2, c2, 3, 2, 2, 1)] * 2
+    for stage, inputs, outputs, scale in (('block2', c2, c3, 8), ('block3', c3, c4, 32)):
+        layers += [(stage, inputs, outputs, 3, scale, scale, 1), (stage, outputs, outputs, 3, scale, scale, 1)]
+        layers += [(stage, inputs, outputs, 1, scale, scale, 1)] * (inputs != outputs)
+    layers += [('detection', channels, detect, 1, s, s, 1) for channels, s in ((c2, 2), (c3, 8), (c4, 32))]
+    layers += [('detection', detect, outputs, 3, 2, 2, 1) for outputs in (detect, detect, 4)]
+    layers += [('description', total, total, 1, 4, 4, 1), ('description', total, total, 3, 4, 4, total // 16)]
+    layers += [('description', total, variant.descriptor_size, 1, 4, 4, 1)]
+    return [
+        (stage, 2 * inputs / groups * outputs * size**2 * pixels[to], inputs * pixels[of] + outputs * pixels[to])
+        for stage, inputs, outputs, size, to, of, groups in layers
+    ]
+
+
+def profile_openvino(model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+    """Return the mean milliseconds of each stage, as OpenVINO measures its operators."""
+    import openvino
+
+    core = openvino.Core()
+    path = part_path(model.path, 'int8') if precision == 'int8' else model.path
+    network = core.read_model(str(path))
+    network.reshape({'image': list(images[0].shape)})
+    low = precision != 'fp32' and 'bf16' in capabilities(core)
+    settings = {'INFERENCE_PRECISION_HINT': 'bf16' if low else 'f32', 'INFERENCE_NUM_THREADS': threads}
+    settings |= {'PERFORMANCE_HINT': 'LATENCY', 'PERF_COUNT': 'YES'}
+    request = core.compile_model(network, 'CPU', settings).create_infer_request()
+    for k in range(FRAMES):
+        request.infer({'image': images[k % len(images)]}, share_inputs=True)
+    times = defaultdict(float)
+    for operator in request.profiling_info:  # means over all runs
+        times[_stage(operator.node_name)] += operator.real_time.total_seconds() * 1e3
+    return times
+
+
+def profile_onnxruntime(model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+    """Return the mean milliseconds of each stage, as ONNX Runtime measures its operators."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.enable_profiling = True
+    times = defaultdict(float)
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = f'{folder}/profile'
+        session = onnxruntime.InferenceSession(str(model.path), options, providers=['CPUExecutionProvider'])
+        for k in range(FRAMES):
+            session.run(None, {'image': images[k % len(images)]})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    for event in events:
+        if event.get('cat') == 'Node' and event['name'].endswith('_kernel_time'):
+            times[_stage(event['name'])] += event['dur'] / 1e3 / FRAMES
+    return times
+
+
+def _stage(name: str) -> str:
+    stage = name.split('/')[0]
+    if stage == 'cells':
+        return 'detection'
+    if stage.startswith('descriptors'):
+        return 'description'
+    return stage if stage in STAGES else 'layouts'  # changes between layouts, which ONNX Runtime adds without a name
+
+
+def keypoints_time(model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
+    """Return the mean milliseconds from the maps to the features."""
+    extractor = Extractor(model.variant.name, str(model.path), backend, precision, threads)
+    module = sys.modules[f'edgepoint2_ros.engines.{backend}']
+    original, spent = module.best_keypoints, []
+
+    def timed(*arguments):
+        begin = time.perf_counter()
+        rows = original(*arguments)
+        spent.append(time.perf_counter() - begin)
+        return rows
+
+    module.best_keypoints = timed
+    try:
+        for k in range(FRAMES):
+            extractor.extract(images[k % len(images)])
+    finally:
+        module.best_keypoints = original
+    return float(np.mean(spent[FRAMES // 4 :])) * 1e3
+
+
+def matrix_speed(precision: str, threads: int) -> float:
+    """Return the operations a second of a product of large matrices, by OpenVINO."""
+    import openvino
+    from openvino import opset13 as ops
+
+    x = ops.parameter([SIDE, SIDE], np.float32)
+    weight = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
+    if precision == 'int8':  # rounded as in the models, so that the product is one of int8
+        limits = (np.float32(-4), np.float32(4), np.float32(-4), np.float32(4))
+        product = ops.matmul(
+            ops.fake_quantize(x, *limits, 256),
+            ops.fake_quantize(ops.constant(weight), *limits, 255),
+            False,
+            True,
+        )
+    else:
+        product = ops.matmul(x, ops.constant(weight), False, True)
+    settings = {
+        'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32',
+        'INFERENCE_NUM_THREADS': threads,
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
+    request = openvino.Core().compile_model(openvino.Model([product], [x]), 'CPU', settings).create_infer_request()
+    data = np.random.default_rng(1).normal(size=(SIDE, SIDE)).astype(np.float32)
+    return 2 * SIDE**3 / _fastest(lambda: request.infer({0: data}, share_inputs=True))
+
+
+def copy_speed() -> float:
+    """Return the bytes a second that are read and written by copying an array larger than the caches."""
+    source = np.zeros(2**27, np.uint8)
+    target = np.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: np.copyto(target, source))
+
+
+def _fastest(run: Callable[[], object]) -> float:
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begin)
+    return min(times)
+
+
+def main() -> None:
+    """Print a table for each variant, and the machine's speeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('variants', nargs='*', default=['T-32', 'E-64'])
+    parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
+    options = parser.parse_args()
+    import openvino
+
+    precisions = [name for name in ('fp32', 'bf16', 'int8') if name in capabilities(openvino.Core())]
+    bandwidth = copy_speed()
+    print(f'copy, read and written: {bandwidth / 1e9:.0f} GB/s')
+    speeds = {}
+    for threads in options.threads:
+        for precision in precisions:
+            speeds[precision, threads] = speed = matrix_speed(precision, threads)
+            print(f'matrix product, {precision}, threads {threads}: {speed / 1e9:.0f} GFLOP/s')
+    images = [np.ascontiguousarray(VirtualFlight().image(15 * k)[..., None]) for k in range(10)]
+    for variant in map(find_variant, options.variants):
+        _print_table(variant, options.threads, precisions, speeds, bandwidth, images)
+
+
+def _print_table(variant, thread_counts, precisions, speeds, bandwidth, images) -> None:
+    model = provide_model(variant)
+    work = {stage: [0.0, 0.0] for stage in STAGES}
+    for stage, operations, numbers in convolutions(variant):
+        work[stage][0] += operations
+        work[stage][1] += numbers
+    for threads in thread_counts:
+        columns = {}
+        for backend, precision in [('onnxruntime', 'fp32'), *(('openvino', name) for name in precisions)]:
+            if backend == 'openvino':
+                times = profile_openvino(model, precision, threads, images)
+            else:
+                times = profile_onnxruntime(model, threads, images)
+            times['keypoints'] = keypoints_time(model, backend, precision, threads, images)
+            columns[f'{backend} {precision}'] = times
+        for precision in precisions:
+            columns[f'floor {precision}'] = {
+                stage: 1e3 * max(flops / speeds[precision, threads], numbers * BYTES[precision] / bandwidth)
+                for stage, (flops, numbers) in work.items()
+            }
+        print(f'\n{variant}, threads {threads}, milliseconds\n')
+        print(f'| stage | GFLOP | {" | ".join(columns)} |')
+        print(f'|---|---:{"|---:" * len(columns)}|')
+        for stage in (*STAGES, 'sum'):
+            values = [sum(times.values()) if stage == 'sum' else times.get(stage, 0.0) for times in columns.values()]
+            flops = sum(entry[0] for entry in work.values()) if stage == 'sum' else work[stage][0]
+            print(f'| {stage} | {flops / 1e9:.3f} | {" | ".join(f"{value:.2f}" for value in values)} |')
+
+
+if __name__ == '__main__':
+    main()
