@@ -21,7 +21,7 @@ _MODULES = {
     'evaluate': ('edgepoint2_ros.evaluation.command', 'accuracy of models beside ORB and SIFT, with a report'),
     'train': ('edgepoint2_ros.distillation.command', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.demo.command', 'camera, extractor and consumer as three processes over DDS'),
-    'bench': ('edgepoint2_ros.bench', 'time the models beside ORB, SIFT and the dense reference'),
+    'bench': ('edgepoint2_ros.bench.command', 'time the models beside ORB, SIFT and the dense reference'),
 }
 
 

@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 import cv2
 import pytest
 
-from edgepoint2_ros import bench
-from edgepoint2_ros.bench_report import TITLES, format_report
+from edgepoint2_ros.bench import command as bench
+from edgepoint2_ros.bench.report import TITLES, format_report
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 

@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip('openvino')
 
-from edgepoint2_ros import bench_profile
+from edgepoint2_ros.bench import profile
 from edgepoint2_ros.variants import VARIANTS, find_variant
 
 
@@ -25,28 +25,26 @@ def test_the_arithmetic_is_that_of_the_network(variant):
         if isinstance(module, torch.nn.Conv2d):
             module.register_forward_hook(count)
     with torch.inference_mode():
-        network(torch.zeros(1, 1, bench_profile.HEIGHT, bench_profile.WIDTH))
-    expected = sorted((operations, numbers) for _, operations, numbers in bench_profile.convolutions(variant))
+        network(torch.zeros(1, 1, profile.HEIGHT, profile.WIDTH))
+    expected = sorted((operations, numbers) for _, operations, numbers in profile.convolutions(variant))
     assert len(counted) == len(expected)
     for found, wanted in zip(sorted(counted), expected):
         assert found == pytest.approx(wanted, rel=1e-9)
 
 
 def test_t_32_takes_the_arithmetic_that_its_authors_state():
-    assert sum(layer[1] for layer in bench_profile.convolutions(find_variant('T-32'))) == pytest.approx(
-        0.97e9, rel=0.01
-    )
+    assert sum(layer[1] for layer in profile.convolutions(find_variant('T-32'))) == pytest.approx(0.97e9, rel=0.01)
 
 
 @pytest.mark.slow
 def test_the_table_has_every_stage_and_adds_up(official_model, monkeypatch, capsys):
     official_model('T-32')
-    monkeypatch.setattr(bench_profile, 'FRAMES', 4)
-    monkeypatch.setattr(bench_profile, 'SIDE', 64)
-    monkeypatch.setattr(sys, 'argv', ['bench_profile', 'T-32', '--threads', '1'])
-    bench_profile.main()
+    monkeypatch.setattr(profile, 'FRAMES', 4)
+    monkeypatch.setattr(profile, 'SIDE', 64)
+    monkeypatch.setattr(sys, 'argv', ['profile', 'T-32', '--threads', '1'])
+    profile.main()
     rows = dict(re.findall(r'^\| (\w+) \| (.*) \|$', capsys.readouterr().out, re.MULTILINE))
-    table = {stage: [float(value) for value in rows[stage].split(' | ')] for stage in (*bench_profile.STAGES, 'sum')}
+    table = {stage: [float(value) for value in rows[stage].split(' | ')] for stage in (*profile.STAGES, 'sum')}
     total = table.pop('sum')
     assert [sum(column) for column in zip(*table.values())] == pytest.approx(total, abs=0.06)
     for stage in ('block1', 'detection', 'description', 'keypoints'):

@@ -1,6 +1,6 @@
 """The process in which `edgepoint2 bench` measures one contender; its answer is the last line that it prints, as JSON.
 
-`python -m edgepoint2_ros.bench_worker JOB`, where JOB is the JSON of a task's name and arguments.
+`python -m edgepoint2_ros.bench.worker JOB`, where JOB is the JSON of a task's name and arguments.
 """
 
 import json

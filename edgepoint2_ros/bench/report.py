@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.bench_worker import LONG_SIDE, Contender
+from edgepoint2_ros.bench.worker import LONG_SIDE, Contender
 from edgepoint2_ros.errors import EdgePoint2Error
 
 FORMAT = 'edgepoint2 bench 1'  # of the file that --json writes

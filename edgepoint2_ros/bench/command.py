@@ -23,9 +23,9 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros import __version__
-from edgepoint2_ros.bench_plot import SUFFIXES, write_plot
-from edgepoint2_ros.bench_report import FORMAT, format_report, read_report
-from edgepoint2_ros.bench_worker import PERIODS, READY, Contender
+from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
+from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
+from edgepoint2_ros.bench.worker import PERIODS, READY, Contender
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
@@ -221,7 +221,7 @@ def _score_all(results: list[dict], options: argparse.Namespace) -> None:
 
 def _ask(task: str, contender: dict, **arguments) -> dict:
     """Return what a worker process answers, with the seconds from its start to its first features, or its error."""
-    command = [sys.executable, '-m', 'edgepoint2_ros.bench_worker', json.dumps([task, contender, arguments])]
+    command = [sys.executable, '-m', 'edgepoint2_ros.bench.worker', json.dumps([task, contender, arguments])]
     answer = {}
     begin = time.perf_counter()
     with tempfile.TemporaryFile('w+') as errors:

@@ -7,7 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgepoint2_ros.bench_report import PACES, TITLES, summarise, title
+from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
 
 SUFFIXES = ('.svg', '.png')
 WIDTH = 800

@@ -1,4 +1,4 @@
-"""Where the time goes, stage by stage, beside the machine's floor: ``python -m edgepoint2_ros.bench_profile``.
+"""Where the time goes, stage by stage, beside the machine's floor: ``python -m edgepoint2_ros.bench.profile``.
 
 Each runtime tells what its operators took; stages are the prefixes of their names, which the export chose. The floor of
 a stage is the longer of its arithmetic at the speed of a large matrix product in the same precision and its maps at the
