@@ -32,7 +32,8 @@ class EdgePoint2Method:
 
     def __init__(self, spec: str, max_keypoints: int):
         name, _, weights = spec.partition('@')
-        self.extractor = Extractor(name, weights or 'auto', max_keypoints=max_keypoints)
+        # In fp32, so that the scores are the model's and not the machine's.
+        self.extractor = Extractor(name, weights or 'auto', precision='fp32', max_keypoints=max_keypoints)
         self.name = f'{self.extractor.variant} {weights}'.strip()
 
     def extract(self, image: np.ndarray) -> Features:

@@ -29,8 +29,9 @@ MAX_PICTURE_ROWS = 6  # pairs in the page
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+th, td { padding: .25rem .6rem; text-align: right; border-bottom: 1px solid #ddd; }
 th:first-child, td:first-child { text-align: left; }
 .best { font-weight: 700; }
 .charts { display: flex; flex-wrap: wrap; gap: 1.5rem; }
@@ -124,7 +125,7 @@ def _html_table(rows: Sequence[dict]) -> str:
             for column in columns
         )
         body += f'<tr><td>{html.escape(row["method"])}</td>{cells}</tr>'
-    return f'<table><tr>{head}</tr>{body}</table>'
+    return f'<div class=wide><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, str]) -> str:
@@ -196,7 +197,7 @@ def _protocol(settings: dict[str, str], command: str) -> str:
     return f"""<h2>Protocol</h2>
 <p>Made by <code>{html.escape(command)}</code>. Every method gets the same images, shrunk to the same long side, and
 the same number of keypoints; ORB and SIFT are OpenCV's with its defaults. Matches are mutual nearest neighbours
-(cosine for EdgePoint2, L2 for SIFT, Hamming for ORB) without any ratio test.</p>
+(cosine for EdgePoint2, L2 for SIFT, Hamming for ORB) without any ratio test. EdgePoint2 computes in fp32.</p>
 <ul>
 <li><b>Repeatability</b>: of the keypoints in the area that both images show, the share with a counterpart within 3 px
 in the other image.</li>
