@@ -110,7 +110,7 @@ def test_every_image_gets_the_features_that_the_extractor_finds(kind, frames, tm
     bag = record(tmp_path / 'office', frames, kind)
     *_, progress = extract(Job(bag, tmp_path / 'keypoints'))
     assert (progress.images, progress.bad, progress.complete) == (12, 0, True)
-    extractor = Extractor('T-32')
+    extractor = Extractor('T-32', precision='fp32')
     found = list(read_features(tmp_path / 'keypoints'))
     assert [stamp for stamp, _ in found] == [(START + i) * 1_000_000_000 + 123_456_789 for i in range(12)]
     for (_, features), pixels in zip(found, frames):
@@ -189,7 +189,7 @@ def test_compressed_images_are_read(photograph_small, tmp_path):
     assert (progress.images, progress.bad) == (3, 2)
     assert all('of /camera/image/compressed left out: ' in warning for warning in warnings)
     [(_, features)] = read_features(tmp_path / 'keypoints')
-    assert len(features) == len(Extractor('T-32').extract(photograph_small))
+    assert len(features) == len(Extractor('T-32', precision='fp32').extract(photograph_small))
 
 
 def test_an_image_that_cannot_be_used_is_named_and_left_out(frames, tmp_path):
