@@ -54,6 +54,8 @@ def write_colmap(
     if path.exists():
         raise EdgePoint2Error(f'{path} exists already')
     matched = 0
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0  # the same database from the same features
     with pycolmap.Database.open(path) as database:
         cameras, rigs, ids = {}, {}, {}
         for name, features in images.items():
@@ -74,6 +76,7 @@ def write_colmap(
                 cameras[images[b].image_size if one_camera else b],
                 images[b].xy.astype(np.float64) + 0.5,
                 found.astype(np.uint32),
+                options,
             )
             if len(geometry.inlier_matches) >= MIN_MATCHES:
                 database.write_two_view_geometry(ids[a], ids[b], geometry)
