@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepoint2_ros.demo.sources import VirtualFlight
-from edgepoint2_ros.engines.openvino import capabilities
+from edgepoint2_ros.engines.openvino import capabilities, settings_of
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import part_path
 from edgepoint2_ros.official import provide_model
@@ -60,9 +60,7 @@ def profile_openvino(model, precision: str, threads: int, images: list[np.ndarra
     path = part_path(model.path, 'int8') if precision == 'int8' else model.path
     network = core.read_model(str(path))
     network.reshape({'image': list(images[0].shape)})
-    low = precision != 'fp32' and 'bf16' in capabilities(core)
-    settings = {'INFERENCE_PRECISION_HINT': 'bf16' if low else 'f32', 'INFERENCE_NUM_THREADS': threads}
-    settings |= {'PERFORMANCE_HINT': 'LATENCY', 'PERF_COUNT': 'YES'}
+    settings = {**settings_of(precision, capabilities(core), threads), 'PERF_COUNT': 'YES'}
     request = core.compile_model(network, 'CPU', settings).create_infer_request()
     for k in range(FRAMES):
         request.infer({'image': images[k % len(images)]}, share_inputs=True)
@@ -139,11 +137,7 @@ def matrix_speed(precision: str, threads: int) -> float:
         )
     else:
         product = ops.matmul(x, ops.constant(weight), False, True)
-    settings = {
-        'INFERENCE_PRECISION_HINT': 'bf16' if precision == 'bf16' else 'f32',
-        'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
+    settings = settings_of(precision, {precision}, threads)
     request = openvino.Core().compile_model(openvino.Model([product], [x]), 'CPU', settings).create_infer_request()
     data = np.random.default_rng(1).normal(size=(SIDE, SIDE)).astype(np.float32)
     return 2 * SIDE**3 / _fastest(lambda: request.infer({0: data}, share_inputs=True))

@@ -68,12 +68,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
         raise EngineError(f'OpenVINO runs {", ".join(_NEEDS)} on the CPU, not {precision}')
     if precision not in has:
         raise EngineError(f'this CPU has no fast {precision} (it takes {_NEEDS[precision]}): use auto or fp32')
-    inner = 'bf16' if precision == 'int8' and 'bf16' in has else 'fp32'  # of what does not compute in int8
-    settings = {
-        'INFERENCE_PRECISION_HINT': 'bf16' if 'bf16' in (precision, inner) else 'f32',
-        'INFERENCE_NUM_THREADS': threads,
-        'PERFORMANCE_HINT': 'LATENCY',
-    }
+    settings = settings_of(precision, has, threads)
     try:
         network = core.read_model(read_part(model, 'int8') if precision == 'int8' else str(model.path))
     except ModelError as error:
@@ -81,8 +76,18 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     except RuntimeError as error:
         raise EngineError(f'OpenVINO cannot open {model.path}: {error}') from None
     version = openvino.__version__.split('-')[0]
-    precision = f'int8 and {inner}' if precision == 'int8' else precision
+    if precision == 'int8':
+        precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
     return OpenVinoEngine(core, network, settings, model, f'OpenVINO {version}, {precision}{choice}, threads {threads}')
+
+
+def settings_of(precision: str, has: set[str], threads: int) -> dict:
+    """Return OpenVINO's settings for a precision; what does not compute in int8 takes bf16 where the CPU has it."""
+    return {
+        'INFERENCE_PRECISION_HINT': 'bf16' if precision != 'fp32' and 'bf16' in has else 'f32',
+        'INFERENCE_NUM_THREADS': threads,
+        'PERFORMANCE_HINT': 'LATENCY',
+    }
 
 
 def capabilities(core) -> set[str]:
