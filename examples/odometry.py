@@ -1,18 +1,27 @@
 """Visual odometry with EdgePoint2 beside the same odometry with ORB, measured with evo.
 
     pip install evo scikit-image
-    python examples/odometry.py                                 # rendered walks whose paths are known exactly
-    python examples/odometry.py --tum DIR --camera FX,FY,CX,CY   # a sequence in the layout of the TUM RGB-D benchmark
+    python examples/odometry.py                            # rendered walks whose paths are known exactly
+    python examples/odometry.py --sequence DIR [DIR ...]    # recorded sequences
 
-DIR holds rgb.txt (`stamp file` a line), the images, and groundtruth.txt (`stamp tx ty tz qx qy qz qw` a line).
-The trajectories are aligned in position, rotation and scale, as one camera cannot know the scale.
+DIR has the layout of one of three benchmarks:
+
+    TUM RGB-D       rgb.txt (`stamp file` a line), the images, groundtruth.txt (`stamp tx ty tz qx qy qz qw` a line)
+    KITTI odometry  calib.txt, image_0/ (or image_l/), poses.txt (12 numbers a line)
+    7-Scenes        frame-000000.color.png (or .jpg) and frame-000000.pose.txt (4x4), and so on
+
+Without --camera, that of TUM is freiburg1's, and that of 7-Scenes the one which its authors state. The trajectories are
+aligned in position, rotation and scale, as one camera cannot know the scale.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before numpy is loaded, as in the node
 
 import cv2
 import numpy as np
@@ -46,22 +55,55 @@ def extract_orb(count: int) -> Callable[[np.ndarray], Features]:
     return extract
 
 
-def render(seed: int) -> tuple[list[tuple[float, np.ndarray]], PoseTrajectory3D]:
-    """Return the stamped images of a walk and its true trajectory."""
+def render(seed: int) -> tuple[list[tuple[float, np.ndarray]], PoseTrajectory3D, list[float]]:
+    """Return the stamped images of a walk, its true trajectory, and fx, fy, cx, cy of its camera."""
     from skimage import data
 
     photographs = [data.astronaut(), data.coffee(), data.rocket(), data.brick(), data.chelsea(), data.camera()]
     scene = walk.Walk([photo[..., ::-1] if photo.ndim == 3 else photo for photo in photographs], seed)
     stamps = np.arange(FRAMES) / walk.FRAME_RATE
     truth = PoseTrajectory3D(poses_se3=[scene.pose(k) for k in range(FRAMES)], timestamps=stamps)
-    return [(stamp, scene.image(k)) for k, stamp in enumerate(stamps)], truth
+    return (
+        [(stamp, scene.image(k)) for k, stamp in enumerate(stamps)],
+        truth,
+        [walk.MATRIX[k] for k in ((0, 0), (1, 1), (0, 2), (1, 2))],
+    )
 
 
-def read_tum(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], PoseTrajectory3D]:
-    """Return the stamped images of a sequence and its true trajectory."""
-    lines = [line.split() for line in (folder / 'rgb.txt').read_text().splitlines() if not line.startswith('#')]
-    images = ((float(stamp), cv2.cvtColor(read_image(folder / name), cv2.COLOR_BGR2GRAY)) for stamp, name in lines)
-    return images, file_interface.read_tum_trajectory_file(folder / 'groundtruth.txt')
+def orthonormal(poses: list[np.ndarray]) -> list[np.ndarray]:
+    """Return poses (4, 4) whose rotations, written with few digits, are rotations again."""
+    poses = np.array(poses)
+    u, _, vt = np.linalg.svd(poses[:, :3, :3])
+    poses[:, :3, :3] = u @ vt
+    return list(poses)
+
+
+def read_sequence(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], PoseTrajectory3D, list[float]]:
+    """Return the stamped images of a sequence, its true trajectory, and fx, fy, cx, cy of its camera."""
+    if (folder / 'rgb.txt').exists():
+        lines = [line.split() for line in (folder / 'rgb.txt').read_text().splitlines() if not line.startswith('#')]
+        stamps, files = [float(stamp) for stamp, _ in lines], [folder / name for _, name in lines]
+        truth, camera = (
+            file_interface.read_tum_trajectory_file(folder / 'groundtruth.txt'),
+            [517.3, 516.5, 318.6, 255.3],
+        )
+    elif (folder / 'calib.txt').exists():
+        files = sorted([*folder.glob('image_0/*'), *folder.glob('image_l/*')])
+        stamps = [number / 10 for number in range(len(files))]
+        poses = file_interface.read_kitti_poses_file(folder / 'poses.txt').poses_se3[: len(files)]
+        truth = PoseTrajectory3D(poses_se3=orthonormal(poses), timestamps=np.array(stamps))
+        first = (folder / 'calib.txt').read_text().splitlines()[0].removeprefix('P0:').split()
+        camera = [float(first[k]) for k in (0, 5, 2, 6)]
+    else:
+        files = sorted(folder.glob('frame-*.color.*'))
+        if not files:
+            sys.exit(f'{folder}: expected rgb.txt, calib.txt or frame-*.color.*, found none')
+        stamps = [number / 30 for number in range(len(files))]
+        poses = [np.loadtxt(str(file).split('.color.')[0] + '.pose.txt') for file in files]
+        truth = PoseTrajectory3D(poses_se3=orthonormal(poses), timestamps=np.array(stamps))
+        camera = [585, 585, 320, 240]
+    grey = (cv2.cvtColor(read_image(file), cv2.COLOR_BGR2GRAY) for file in files)
+    return zip(stamps, grey), truth, camera
 
 
 def measure(features: list[tuple[float, Features]], truth: PoseTrajectory3D, odometry: VisualOdometry) -> str:
@@ -103,8 +145,8 @@ def main() -> int:
     parser.add_argument('--model', default='T-32')
     parser.add_argument('--max-keypoints', type=int, default=1000, help='of both (default: %(default)s)')
     parser.add_argument('--walks', type=int, default=3, help='rendered walks (default: %(default)s)')
-    parser.add_argument('--tum', type=Path, metavar='DIR')
-    parser.add_argument('--camera', default='517.3,516.5,318.6,255.3', help='(default: that of freiburg1)')
+    parser.add_argument('--sequence', type=Path, nargs='+', metavar='DIR', help='recorded sequences')
+    parser.add_argument('--camera', help='FX,FY,CX,CY of a recorded sequence')
     parser.add_argument('--distortion', default='0,0,0,0', help='k1,k2,p1,p2,... (default: none)')
     options = parser.parse_args()
     try:
@@ -117,20 +159,17 @@ def main() -> int:
         options.model: (extractor.extract, {}),
         'ORB': (extract_orb(options.max_keypoints), {'min_cosine': 0.6}),
     }
-    if options.tum:
-        fx, fy, cx, cy = (float(number) for number in options.camera.split(','))
+    loads = {folder.name: lambda folder=folder: read_sequence(folder) for folder in options.sequence or ()}
+    loads = loads or {f'walk {seed}': lambda seed=seed: render(seed) for seed in range(options.walks)}
+    for name, load in loads.items():
+        images, truth, numbers = load()
+        images = list(images)
+        fx, fy, cx, cy = [float(number) for number in options.camera.split(',')] if options.camera else numbers
         distortion = np.array([float(number) for number in options.distortion.split(',')])
         camera = Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion)
-        sequences = {options.tum.name: lambda: read_tum(options.tum)}
-    else:
-        camera = Camera(walk.MATRIX)
-        sequences = {f'walk {seed}': lambda seed=seed: render(seed) for seed in range(options.walks)}
-    for name, load in sequences.items():
-        images, truth = load()
-        images = list(images)
         for contender, (extract, matching) in contenders.items():
             features = [(stamp, extract(image)) for stamp, image in images]
-            print(f'{name:10} {contender:5} {measure(features, truth, VisualOdometry(camera, **matching))}', flush=True)
+            print(f'{name:16} {contender:5} {measure(features, truth, VisualOdometry(camera, **matching))}', flush=True)
     return 0
 
 

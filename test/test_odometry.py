@@ -217,3 +217,37 @@ def test_a_real_camera_is_followed(official_model):
     placed = [k for k, pose in enumerate(found) if pose is not None]
     assert placed == list(range(placed[0], len(files)))
     assert odometry.tracked > 100
+
+
+@pytest.mark.parametrize('layout', ['tum', 'kitti', '7-scenes'])
+def test_the_example_reads_sequences_of_three_benchmarks(layout, tmp_path, monkeypatch):
+    pytest.importorskip('evo')
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    from odometry import read_sequence
+
+    poses = [cloud_pose for _, cloud_pose in (Cloud().look(*go(k)) for k in range(3))]
+    picture = np.full((48, 64, 3), 90, np.uint8)
+    if layout == 'tum':
+        (tmp_path / 'rgb.txt').write_text('# stamp file\n' + ''.join(f'{k}.5 {k}.png\n' for k in range(3)))
+        lines = [f'{k}.5 {" ".join(map(str, pose[:3, 3]))} 0 0 0 1' for k, pose in enumerate(poses)]
+        (tmp_path / 'groundtruth.txt').write_text('\n'.join(lines))
+        names = [f'{k}.png' for k in range(3)]
+    elif layout == 'kitti':
+        (tmp_path / 'image_0').mkdir()
+        (tmp_path / 'calib.txt').write_text('P0: 700 0 30 0 0 701 20 0 0 0 1 0\nP1: 1 0 0 0 0 1 0 0 0 0 1 0\n')
+        np.savetxt(tmp_path / 'poses.txt', [pose[:3].ravel() for pose in poses])
+        names = [f'image_0/{k:06d}.png' for k in range(3)]
+    else:
+        for k, pose in enumerate(poses):
+            np.savetxt(tmp_path / f'frame-{k:06d}.pose.txt', pose, fmt='%.6f')
+        names = [f'frame-{k:06d}.color.png' for k in range(3)]
+    for name in names:
+        cv2.imwrite(str(tmp_path / name), picture)
+    images, truth, camera = read_sequence(tmp_path)
+    images = list(images)
+    assert [image.shape for _, image in images] == [(48, 64)] * 3
+    np.testing.assert_allclose([stamp for stamp, _ in images], truth.timestamps)
+    np.testing.assert_allclose(truth.positions_xyz, [pose[:3, 3] for pose in poses], atol=1e-5)
+    assert camera == {'tum': [517.3, 516.5, 318.6, 255.3], 'kitti': [700, 701, 30, 20]}.get(
+        layout, [585, 585, 320, 240]
+    )
