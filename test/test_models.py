@@ -39,7 +39,7 @@ def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='no official model of E-64'):
         find_model('E-64')
-    with pytest.raises(ModelError, match='E-64 does not ship with the package, T-32, T-48, S-32, .* M-64 do'):
+    with pytest.raises(ModelError, match='E-64 does not ship with the package, T-32, T-48, S-32, .* L-64 do'):
         find_model('E-64', 'shipped')
 
 
