@@ -2,9 +2,14 @@
 
 import argparse
 import datetime
+import os
 import shlex
 import sys
 from pathlib import Path
+
+# Before torch is loaded: how long a thread of OpenMP spins in wait for the others. The default, 150 times as long, is a
+# tenth faster alone, but beside one busy process it made 0.2 steps a second of 6.4; this leaves 2.9 of 5.8.
+os.environ.setdefault('GOMP_SPINCOUNT', '2000')
 
 import cv2
 import torch
