@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
     parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16 or bf16 (default: %(default)s)')
+    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
     parser.add_argument('--max-keypoints', type=int, default=1000, help='most keypoints a frame (default: %(default)s)')
     parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')

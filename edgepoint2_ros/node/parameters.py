@@ -95,7 +95,15 @@ PARAMETERS = (
         PRECISIONS,
     ),
     Parameter('threads', 0, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
-    Parameter('max_keypoints', 2048, 'Most keypoints of an image.', minimum=1, maximum=3840, live=True),
+    Parameter(
+        'max_keypoints',
+        2048,
+        'Most keypoints of an image, at most as many as the model was made for: 2048 for all that ship. For more, '
+        '`edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
+        minimum=1,
+        maximum=3840,
+        live=True,
+    ),
     Parameter(
         'score_threshold',
         -5.0,
@@ -153,8 +161,8 @@ PARAMETERS = (
         'image_reliability',
         'auto',
         'Reliability of the image subscriptions: `auto` asks for what the publishers offer, and follows them within a '
-        'second; `best_effort` hears every publisher; `reliable` the reliable ones, but loses no image that exceeds '
-        'the buffers of Fast DDS (0.5 MB).',
+        'second; `best_effort` hears every publisher; `reliable` only the reliable ones, but loses few of the images '
+        'that exceed the buffers of Fast DDS (0.5 MB).',
         ('auto', 'best_effort', 'reliable'),
     ),
     Parameter(
