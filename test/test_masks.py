@@ -1,5 +1,7 @@
 """Masks: which one counts at which moment, and how several become one."""
 
+import struct
+import zlib
 from types import SimpleNamespace
 
 import cv2
@@ -83,3 +85,28 @@ def test_a_mask_file_is_an_image(tmp_path):
     for bad in ('text.png', 'missing.png', '.'):
         with pytest.raises(EdgePoint2Error, match='mask_file: expected an image, but .* cannot be read as one'):
             read_mask_file(str(tmp_path / bad))
+
+
+def test_a_mask_file_that_fails_in_another_way_is_refused_with_the_reason(tmp_path):
+    # A PNG of few bytes that says it has 2.5 gigapixels.
+    data = bytearray(cv2.imencode('.png', np.zeros((4, 6), np.uint8))[1].tobytes())
+    data[16:24] = struct.pack('>II', 50_000, 50_000)
+    data[29:33] = struct.pack('>I', zlib.crc32(data[12:29]))
+    (tmp_path / 'huge.png').write_bytes(data)
+    for bad, reason in (
+        ('~nosuchuser/mask.png', 'home directory'),
+        ('a' * 300 + '.png', 'File name too long'),
+        (str(tmp_path / 'huge.png'), 'pixels'),
+    ):
+        with pytest.raises(EdgePoint2Error, match=f'mask_file: .* {bad} cannot be read as one: (?s:.*){reason}'):
+            read_mask_file(bad)
+
+
+@pytest.mark.parametrize(('dtype', 'value'), [(np.uint8, 1), (np.uint8, 200), (np.uint16, 1), (np.uint16, 65535)])
+def test_what_is_not_black_in_a_mask_file_is_allowed(dtype, value, tmp_path):
+    pixels = np.zeros((4, 6), dtype)
+    pixels[:, :3] = value
+    cv2.imwrite(str(tmp_path / 'mask.png'), pixels)
+    mask = read_mask_file(str(tmp_path / 'mask.png'))
+    assert mask.dtype == np.uint8
+    np.testing.assert_array_equal(mask, (pixels > 0) * 255)

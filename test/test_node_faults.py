@@ -263,6 +263,24 @@ def test_an_exception_in_one_image_never_stops_the_next(gray, ros):
     node.destroy_node()
 
 
+def test_an_exception_while_parameters_change_is_a_refusal(ros, monkeypatch):
+    from rclpy.parameter import Parameter
+
+    from edgepoint2_ros.node import extractor_node
+
+    def fail(path):
+        raise MemoryError('no room')
+
+    monkeypatch.setattr(extractor_node, 'read_mask_file', fail)
+    node = extractor_node.ExtractorNode(namespace='refusing')
+    assert node.start(lambda: False)
+    (result,) = node.set_parameters([Parameter('mask_file', value='mask.png')])
+    assert (result.successful, result.reason) == (False, 'MemoryError: no room')
+    assert node.get_parameter('mask_file').value == ''
+    node.stop()
+    node.destroy_node()
+
+
 def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros):
     from edgepoint2_ros.node.extractor_node import ExtractorNode
 

@@ -309,8 +309,10 @@ class ExtractorNode(LifecycleNode):
             values = parameters.check_changes({change.name: change.value for change in changes}, configured)
             if configured:
                 self._apply(values)
-        except EdgePoint2Error as error:
-            return SetParametersResult(successful=False, reason=str(error))
+        except Exception as error:  # one that left this callback would end the process
+            if not isinstance(error, EdgePoint2Error):
+                self.get_logger().error(f'parameters not changed: {_in_words(error)}')
+            return SetParametersResult(successful=False, reason=_in_words(error))
         return SetParametersResult(successful=True)
 
     def _apply(self, values: dict) -> None:

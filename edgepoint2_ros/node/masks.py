@@ -56,16 +56,20 @@ class Masks:
 
 
 def read_mask_file(path: str) -> np.ndarray:
-    """Return a mask (H, W) uint8 from an image file, nonzero = allowed.
+    """Return a mask (H, W) uint8 from an image file, 255 = allowed: where the image is not black.
 
     Raises:
-        EdgePoint2Error: there is no such file, or it is not an image.
+        EdgePoint2Error: there is no such file, or it is not an image, or it is too large.
     """
-    file = Path(path).expanduser()
-    mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) if file.is_file() else None
+    try:
+        file = Path(path).expanduser()
+        # Any depth: made 8 bits, small values of 16 bits would become 0.
+        mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if file.is_file() else None
+    except (OSError, RuntimeError, ValueError, cv2.error) as error:
+        raise EdgePoint2Error(f'mask_file: expected an image, but {path} cannot be read as one: {error}') from error
     if mask is None:
         raise EdgePoint2Error(f'mask_file: expected an image, but {file} cannot be read as one')
-    return mask
+    return (mask != 0).astype(np.uint8) * 255
 
 
 def combine(masks: list[np.ndarray], border: int, width: int, height: int) -> np.ndarray | None:
