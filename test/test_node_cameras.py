@@ -8,7 +8,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from node_rig import Process, Rig
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from edgepoint2_ros.messages import decode
 
@@ -272,3 +272,33 @@ def test_topics_are_remapped_and_the_transport_follows_the_image(official_model,
     camera.wait_until(lambda: camera.node.count_subscribers('/rig/right/image_raw/compressed') == 1)
     camera.wait_until(lambda: camera.node.count_publishers('/rig/left/keypoints_raw') == 1)
     assert camera.node.count_publishers('/remapped/right/overlay') == 1
+
+
+@pytest.mark.parametrize('transport', ['raw', 'compressed'])
+def test_cameras_that_swap_their_topics_hear_what_they_say(transport, official_model, gray, start, rig):
+    official_model('T-32')
+    namespace = f'swapped_{transport}'
+    rules = 'left/image:=right/image', 'right/image:=left/image'
+    start(namespace, rules, cameras='[left, right]', transport=transport)
+    left, right = rig(namespace, 'left'), rig(namespace, 'right')
+    for camera in (left, right):
+        camera.connect()  # by image_reliability auto: as the other's publisher offers
+    for camera, other in ((left, right), (right, left)):
+        camera.received.clear()
+        if transport == 'raw':
+            image = other.send(gray)
+        else:
+            image = other.send_compressed(cv2.imencode('.png', gray)[1].tobytes(), 'png')
+        assert camera.answer_to(image).header == image.header
+        topic = other.topic('image') + ('/compressed' if transport == 'compressed' else '')
+        assert values(camera.status(camera.prefix[:-1]))['topic'] == topic
+
+
+def test_the_topic_of_a_transport_can_be_remapped_by_itself(official_model, gray, start, rig):
+    official_model('T-32')
+    process = start('by_itself', ('image/compressed:=jpegs',), transport='compressed')
+    process.wait_for('waiting for images on /by_itself/jpegs')
+    camera = rig('by_itself')
+    publisher = camera.node.create_publisher(CompressedImage, 'jpegs', 10)
+    camera.wait_until(lambda: publisher.get_subscription_count() == 1)
+    camera.status('image', lambda status: '1 publish it' in status.message)

@@ -34,13 +34,15 @@ class Camera:
         self._node = node
         self.name = name
         prefix = f'{name}/' if name else ''
-        self.topic = node.resolve_topic_name(f'{prefix}image')
+        self._image_topic = f'{prefix}image'
         self._mask_topic = f'{prefix}mask'
         self._type = Image
         if transport == 'compressed':
             # As image_transport does: a remapping names the image, its transport comes after that.
-            self.topic += '/compressed'
+            self._image_topic = f'{node.resolve_topic_name(self._image_topic)}/compressed'
             self._type = CompressedImage
+        # Only to be shown and counted: whatever else is given a name remaps it, and this one a second time.
+        self.topic = node.resolve_topic_name(self._image_topic)
         self.keypoints = _with_events(
             node.create_publisher,
             PublisherEventCallbacks(incompatible_qos=self._explain_reader),
@@ -181,7 +183,7 @@ class Camera:
         return self._node.count_publishers(self.topic)
 
     def _offered(self) -> ReliabilityPolicy:
-        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self.topic)]
+        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)]
         all_reliable = offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
         return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
 
@@ -190,7 +192,7 @@ class Camera:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
         self._image_subscription = _with_events(
-            self._node.create_subscription, events, self._type, self.topic, self._receive, qos
+            self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
         )
 
     def _receive_mask(self, message) -> None:
