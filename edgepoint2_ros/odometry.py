@@ -36,7 +36,7 @@ class Camera:
 
     Attributes:
         matrix: (3, 3) camera matrix, pixels.
-        distortion: (n,) coefficients; none or zeros for rectified images.
+        distortion: (n,) coefficients, n = 4, 5, 8, 12 or 14, for equidistant 4; none or zeros for rectified images.
         model: ``plumb_bob``, ``rational_polynomial``, or ``equidistant`` for fisheye lenses.
     """
 
@@ -51,14 +51,25 @@ class Camera:
             raise EdgePoint2Error(
                 f'distortion model {self.model!r} is unknown: expected plumb_bob, rational_polynomial or equidistant'
             )
+        count = len(self.distortion)
+        if self.model == 'equidistant':  # RealSense cameras send a fifth coefficient, which is 0
+            expected = '4 (equidistant; a fifth may be 0)'
+            fits = count in (0, 4) or (count == 5 and self.distortion[4] == 0)
+        else:
+            expected = '0, 4, 5, 8, 12 or 14'
+            fits = count in (0, 4, 5, 8, 12, 14)
+        if not fits:
+            raise EdgePoint2Error(f'distortion: expected {expected} coefficients, got {count}')
 
     def undistort(self, xy: np.ndarray) -> np.ndarray:
         """Return where pixels (N, 2) would be without distortion: (N, 2) float64."""
         xy = np.asarray(xy, np.float64).reshape(-1, 1, 2)
         if len(xy) == 0 or not np.any(self.distortion):
             return xy[:, 0]
-        undistort = cv2.fisheye.undistortPoints if self.model == 'equidistant' else cv2.undistortPoints
-        return undistort(xy, self.matrix, np.asarray(self.distortion, np.float64), P=self.matrix)[:, 0]
+        distortion = np.asarray(self.distortion, np.float64)
+        if self.model == 'equidistant':
+            return cv2.fisheye.undistortPoints(xy, self.matrix, distortion[:4], P=self.matrix)[:, 0]
+        return cv2.undistortPoints(xy, self.matrix, distortion, P=self.matrix)[:, 0]
 
 
 @dataclass

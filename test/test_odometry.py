@@ -106,10 +106,11 @@ def test_lenses_are_taken_into_account():
     assert align(estimated[:, :3, 3], truth[:, :3, 3])[1].max() < 1e-2
 
 
-def test_fisheye_lenses_are_undistorted():
-    camera = Camera(MATRIX, np.array([-0.05, 0.01, 0.0, 0.0]), 'equidistant')
+@pytest.mark.parametrize('fifth', [[], [0.0]])
+def test_fisheye_lenses_are_undistorted(fifth):
+    camera = Camera(MATRIX, np.array([-0.05, 0.01, 0.0, 0.0, *fifth]), 'equidistant')
     points = np.array([[[0.3, -0.2, 1.0], [-0.5, 0.4, 1.0]]])
-    seen = cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), MATRIX, camera.distortion)[0][0]
+    seen = cv2.fisheye.projectPoints(points, np.zeros(3), np.zeros(3), MATRIX, camera.distortion[:4])[0][0]
     np.testing.assert_allclose(camera.undistort(seen), points[0, :, :2] * 500 + MATRIX[:2, 2], atol=1e-3)
 
 
@@ -166,6 +167,24 @@ def test_bad_cameras_and_scales_are_refused():
             Camera(matrix, model=model)
     with pytest.raises(EdgePoint2Error, match='start_depth: expected a positive distance, got 0'):
         VisualOdometry(Camera(MATRIX), start_depth=0)
+
+
+@pytest.mark.parametrize(
+    ('model', 'counts', 'words'),
+    [
+        ('plumb_bob', (0, 4, 5, 8, 12, 14), '0, 4, 5, 8, 12 or 14'),
+        ('rational_polynomial', (0, 4, 5, 8, 12, 14), '0, 4, 5, 8, 12 or 14'),
+        ('equidistant', (0, 4), '4 [(]equidistant; a fifth may be 0[)]'),
+    ],
+)
+def test_coefficients_that_no_lens_has_are_refused(model, counts, words):
+    for count in range(16):
+        distortion = np.full(count, 1e-3)
+        if count in counts:
+            assert Camera(MATRIX, distortion, model).undistort(np.ones((3, 2))).shape == (3, 2)
+        else:
+            with pytest.raises(EdgePoint2Error, match=f'distortion: expected {words} coefficients, got {count}'):
+                Camera(MATRIX, distortion, model)
 
 
 def test_features_of_other_weights_are_refused():
