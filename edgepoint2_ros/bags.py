@@ -115,6 +115,8 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             'keep': sorted(kept),
             'model': extractor.variant.name,
             'digest': extractor.digest,
+            'backend': extractor.backend,
+            'precision': extractor._engine.precision,
             'max_keypoints': extractor.max_keypoints,
             'score_threshold': extractor.score_threshold,
             'encoding': job.encoding,
@@ -244,9 +246,10 @@ class _Output:
 
     def __exit__(self, kind, error, traceback):
         try:
-            # An error of the source leaves what was read before it; an error of the disk leaves the parts before.
+            # An error of the source leaves what was read before it; an error of the disk leaves the parts before, and
+            # so does Ctrl-C, which may come between any two steps.
             if self._writer is not None:
-                if isinstance(error, (EdgePoint2Error, KeyboardInterrupt)) and error.__cause__ is None:
+                if isinstance(error, EdgePoint2Error) and error.__cause__ is None:
                     self.commit()
                 else:
                     with suppress(Exception):

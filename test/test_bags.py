@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,7 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from edgepoint2_ros import bags
 from edgepoint2_ros.bags import KEYPOINTS, Job, describe, extract, read_features
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import BagError
@@ -244,6 +246,45 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(frames, 
     assert contents(whole.output) == contents(again.output)
 
 
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize(
+    ('owner', 'name', 'call'),
+    [
+        (Extractor, 'extract', 5),
+        (Writer, 'write', 13),  # the fifth image is copied,
+        (Writer, 'write', 14),  # its keypoints are written,
+        (Writer, 'write', 15),  # and the temperature is copied
+        (Writer, 'close', 2),
+        (bags, '_sync', 3),  # the second part is on disk,
+        (bags, '_join', 1),  # has its place,
+        (bags, '_sync', 4),  # and is about to be named
+    ],
+)
+def test_after_ctrl_c_anywhere_the_same_call_ends_with_the_same_bytes(
+    owner, name, call, moment, frames, tmp_path, monkeypatch
+):
+    bag = record(tmp_path / 'office', frames[:10], temperature=True)
+    whole, again = (Job(bag, tmp_path / folder / 'out', keep=('*',), part=3) for folder in 'ab')
+    list(extract(whole))
+    original, calls = getattr(owner, name), []
+
+    def interrupted(*arguments, **options):
+        calls.append(name)
+        if len(calls) == call and moment == 'before':
+            raise KeyboardInterrupt
+        result = original(*arguments, **options)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, interrupted)
+        list(extract(again))
+    assert [features.image_size for _, features in read_features(again.output)] == [(128, 96)] * 3
+    list(extract(again))
+    assert contents(whole.output) == contents(again.output)
+
+
 def _drop(steps) -> None:
     """End an extraction as kill -9 would: nothing is tidied up, but for the lock, which the system takes back."""
     output = steps.gi_frame.f_locals['output']
@@ -382,6 +423,22 @@ def test_another_job_does_not_go_on_with_a_bag(frames, tmp_path):
     assert next(extract(Job(bag, tmp_path / 'out'))).complete
     with pytest.raises(BagError, match="was made with another encoding: 'float32', now 'int8' is asked for"):
         list(extract(Job(bag, tmp_path / 'out', encoding='int8')))
+
+
+def test_another_runtime_or_precision_does_not_go_on_with_a_bag(frames, tmp_path, monkeypatch):
+    pytest.importorskip('openvino')
+    from edgepoint2_ros.engines import openvino
+
+    job = Job(record(tmp_path / 'office', frames), tmp_path / 'out', backend='openvino')
+    list(extract(job))
+    with pytest.raises(BagError, match="was made with another backend: 'openvino', now 'onnxruntime' is asked for"):
+        list(extract(replace(job, backend='onnxruntime')))
+    # `auto` is what it comes to on this machine.
+    monkeypatch.setattr(openvino, 'capabilities', lambda core: {'fp32'})
+    assert next(extract(replace(job, precision='auto'))).complete
+    monkeypatch.setattr(openvino, 'capabilities', lambda core: {'fp32', 'bf16'})
+    with pytest.raises(BagError, match="was made with another precision: 'fp32', now 'bf16' is asked for"):
+        list(extract(replace(job, precision='auto')))
 
 
 def test_two_processes_do_not_write_one_bag(frames, tmp_path):

@@ -34,10 +34,12 @@ class Engine(Protocol):
 
     Attributes:
         backend: its name in BACKENDS.
+        precision: what it computes in, such as ``fp16`` or ``int8 and bf16``; never ``auto``.
         description: runtime, version, precision and threads, for a log.
     """
 
     backend: str
+    precision: str
     description: str
 
     def prepare(self, height: int, width: int, channels: int) -> None:
@@ -117,6 +119,10 @@ class AutoEngine:
     @property
     def backend(self) -> str:
         return self._engine.backend
+
+    @property
+    def precision(self) -> str:
+        return self._engine.precision
 
     @property
     def description(self) -> str:

@@ -14,6 +14,7 @@ class OnnxRuntimeEngine:
     """A session of ONNX Runtime; it takes images of any size."""
 
     backend = 'onnxruntime'
+    precision = 'fp32'
 
     def __init__(self, model: bytes | Path, threads: int, max_keypoints: int, subpixel: bool):
         import onnxruntime
@@ -28,7 +29,7 @@ class OnnxRuntimeEngine:
         self._session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
         self._max_keypoints = max_keypoints
         self._subpixel = subpixel
-        self.description = f'ONNX Runtime {onnxruntime.__version__}, fp32, threads {threads}'
+        self.description = f'ONNX Runtime {onnxruntime.__version__}, {self.precision}, threads {threads}'
 
     def prepare(self, height: int, width: int, channels: int) -> None:
         """Nothing: one session takes every size."""

@@ -19,12 +19,13 @@ class OpenVinoEngine:
 
     backend = 'openvino'
 
-    def __init__(self, core, network, settings: dict, model: Model, description: str):
+    def __init__(self, core, network, settings: dict, model: Model, precision: str, description: str):
         self._core = core
         self._network = network
         self._settings = settings
         self._model = model
         self._requests: OrderedDict[tuple, object] = OrderedDict()  # by the image's shape, the latest used last
+        self.precision = precision
         self.description = description
 
     def prepare(self, height: int, width: int, channels: int) -> None:
@@ -78,7 +79,8 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     version = openvino.__version__.split('-')[0]
     if precision == 'int8':
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
-    return OpenVinoEngine(core, network, settings, model, f'OpenVINO {version}, {precision}{choice}, threads {threads}')
+    description = f'OpenVINO {version}, {precision}{choice}, threads {threads}'
+    return OpenVinoEngine(core, network, settings, model, precision, description)
 
 
 def settings_of(precision: str, has: set[str], threads: int) -> dict:

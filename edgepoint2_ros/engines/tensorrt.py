@@ -41,6 +41,7 @@ class TensorRtEngine:
     """A model on the GPU, with a plan for each image size that it has met."""
 
     backend = 'tensorrt'
+    precision = 'fp16'
 
     def __init__(self, tensorrt, cudart, gpu: Gpu, model: Model, onnx: bytes, report: Report):
         self._tensorrt = tensorrt
@@ -50,7 +51,7 @@ class TensorRtEngine:
         self._onnx = onnx
         self._report = report
         self._plans: dict[Shape, _Plan | EngineError] = {}  # by the image's shape
-        self.description = f'{version_of(tensorrt)}, fp16, {gpu.name}'
+        self.description = f'{version_of(tensorrt)}, {self.precision}, {gpu.name}'
 
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._plan((height, width, channels))
