@@ -12,10 +12,12 @@ import threading
 # fast, with half the CPU time; beside a busy process with a fifth of it.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
+import cv2
 import numpy as np
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
+from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
@@ -25,11 +27,26 @@ from sensor_msgs.msg import CameraInfo
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import decode
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.parameters import Parameter
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
 # The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
+PARAMETERS = (
+    Parameter('odom_frame', 'odom', 'Frame of the odometry.'),
+    Parameter('rectified', False, 'The images are rectified.'),
+    Parameter(
+        'start_depth',
+        1.0,
+        'Median distance of the scene at the start, metres.',
+        allowed='a positive number',
+        test=lambda value: value > 0,
+    ),
+    Parameter('min_cosine', MIN_COSINE, 'Least cosine of two descriptors that match.'),
+    Parameter('ratio', 1.0, 'Ratio test; 1 leaves it out.'),
+    Parameter('path_length', 1000, 'Most poses of the path.', minimum=0, maximum=1_000_000),
+)
 
 
 class VisualOdometryNode(Node):
@@ -37,21 +54,16 @@ class VisualOdometryNode(Node):
 
     def __init__(self):
         super().__init__('visual_odometry')
-        self._frame = self.declare_parameter('odom_frame', 'odom').value
-        self._rectified = self.declare_parameter('rectified', False).value
-        self._settings = {
-            'start_depth': self.declare_parameter('start_depth', 1.0).value,
-            'min_cosine': self.declare_parameter('min_cosine', MIN_COSINE).value,
-            'ratio': self.declare_parameter('ratio', 1.0).value,
-        }
-        if not self._settings['start_depth'] > 0:
-            raise EdgePoint2Error(
-                f'parameter start_depth: expected a positive number, got {self._settings["start_depth"]}'
-            )
-        self._path_length = self.declare_parameter('path_length', 1000).value
+        # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
+        descriptor = ParameterDescriptor(dynamic_typing=True, read_only=True)
+        values = {p.name: p.check(self.declare_parameter(p.name, p.default, descriptor).value) for p in PARAMETERS}
+        self._frame, self._rectified = values['odom_frame'], values['rectified']
+        self._settings = {name: values[name] for name in ('start_depth', 'min_cosine', 'ratio')}
+        self._path_length = values['path_length']
         self._path = Path()
         self._camera_info: CameraInfo | None = None
         self._odometry: VisualOdometry | None = None
+        self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
         self._odometry_publisher = self.create_publisher(Odometry, 'odometry', 10)
         self._path_publisher = self.create_publisher(Path, 'path', 10)
         self.create_subscription(CameraInfo, 'camera_info', self._take_camera, qos_profile_sensor_data)
@@ -80,7 +92,7 @@ class VisualOdometryNode(Node):
         if self._odometry is None:
             self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=REPORT_PERIOD)
             return
-        info, odometry = self._camera_info, self._odometry
+        info = self._camera_info
         if (message.image_width, message.image_height) != (info.width, info.height):
             self.get_logger().error(
                 f'keypoints of an image of {message.image_width}x{message.image_height} pixels do not belong to the '
@@ -88,16 +100,31 @@ class VisualOdometryNode(Node):
                 throttle_duration_sec=REPORT_PERIOD,
             )
             return
-        before = odometry.state
         try:
-            pose = odometry.track(decode(message))
-        except EdgePoint2Error as error:  # a message that contradicts itself, or another model from now on
+            features = decode(message)
+            self._follow_weights(features.model, features.digest)
+            odometry = self._odometry
+            before = odometry.state
+            pose = odometry.track(features)
+        except (EdgePoint2Error, cv2.error, np.linalg.LinAlgError) as error:  # whatever one does, the next is taken
             self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=REPORT_PERIOD)
             return
         if odometry.state != before:
             self.get_logger().info(f'{before} -> {odometry.state}: {odometry.tracked} points')
         if pose is not None:
             self._publish(message.header, AHEAD @ pose)
+
+    def _follow_weights(self, model: str, digest: str) -> None:
+        """Start anew where the extractor has another model: its descriptors have nothing in common with the map's."""
+        last, self._weights = self._weights, (model, digest)
+        if last in (None, self._weights):
+            return
+        self._odometry = VisualOdometry(self._odometry.camera, **self._settings)
+        self._path.poses.clear()
+        self.get_logger().warning(
+            f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: the map starts anew',
+            throttle_duration_sec=REPORT_PERIOD,
+        )
 
     def _publish(self, header, pose: np.ndarray) -> None:
         odometry = Odometry(child_frame_id=header.frame_id)
@@ -110,7 +137,7 @@ class VisualOdometryNode(Node):
         self._odometry_publisher.publish(odometry)
         self._path.header = odometry.header
         self._path.poses.append(PoseStamped(header=odometry.header, pose=odometry.pose.pose))
-        del self._path.poses[: -self._path_length]
+        del self._path.poses[: max(0, len(self._path.poses) - self._path_length)]
         if self._path_publisher.get_subscription_count():
             self._path_publisher.publish(self._path)
 
