@@ -1,3 +1,4 @@
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -35,6 +36,32 @@ def test_auto_without_openvino_takes_onnx_runtime_and_says_what_is_missing(offic
     engine = open_engine(official_model('T-32'), 'auto')
     assert engine.backend == 'onnxruntime'
     assert 'OpenVINO is not installed' in engine.description
+
+
+@pytest.mark.parametrize(
+    ('method', 'doing'),
+    [
+        ('Core', 'start'),
+        ('Core.get_property', 'start'),
+        ('Core.read_model', r'open .*T-32.*\.onnx'),
+        ('Core.compile_model', 'compile the network for images of 640 x 480 x 3'),
+        ('InferRequest.infer', 'run the network'),
+    ],
+)
+def test_auto_gives_openvino_up_wherever_it_fails_and_says_why(official_model, photograph, monkeypatch, method, doing):
+    pytest.importorskip('openvino')
+
+    def fail(*_, **__):
+        raise RuntimeError('Exception from src/core.cpp:268:\nno plugin\n')
+
+    monkeypatch.setattr(f'openvino.{method}', fail)
+    reason = rf'OpenVINO cannot {doing}: Exception from src/core.cpp:268: no plugin'
+    with pytest.raises(EngineError, match=reason):
+        open_engine(official_model('T-32'), 'openvino').run(photograph, NO_MASK)
+    engine = open_engine(official_model('T-32'), 'auto')
+    assert len(engine.run(photograph, NO_MASK)[0]) > 500
+    assert engine.backend == 'onnxruntime'
+    assert re.search(reason, engine.description)
 
 
 def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_model, monkeypatch):

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,18 +34,20 @@ class OpenVinoEngine:
 
     def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
         request = self._request(image.shape)
-        request.infer({'image': image}, share_inputs=True)
+        with _named_errors('run the network'):
+            request.infer({'image': image}, share_inputs=True)
         cells, descriptors = (request.get_tensor(name).data[0] for name in ('cells', 'descriptors'))
         count = self._model.max_keypoints if count is None else count
         return best_keypoints(cells, descriptors, image.shape[:2], mask, count, threshold, self._model.subpixel)
 
     def _request(self, image_shape: tuple):
         if image_shape not in self._requests:
-            network = self._network.clone()
-            network.reshape({'image': list(image_shape)})
-            self._requests[image_shape] = self._core.compile_model(
-                network, 'CPU', self._settings
-            ).create_infer_request()
+            height, width, channels = image_shape
+            with _named_errors(f'compile the network for images of {width} x {height} x {channels}'):
+                network = self._network.clone()
+                network.reshape({'image': list(image_shape)})
+                compiled = self._core.compile_model(network, 'CPU', self._settings)
+                self._requests[image_shape] = compiled.create_infer_request()
             if len(self._requests) > _SIZES_KEPT:
                 self._requests.popitem(last=False)
         self._requests.move_to_end(image_shape)
@@ -57,8 +60,9 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
         import openvino
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
-    core = openvino.Core()
-    has = capabilities(core)
+    with _named_errors('start'):
+        core = openvino.Core()
+        has = capabilities(core)
     choice = ''
     if precision == 'auto':
         if not part_path(model.path, 'int8').is_file():
@@ -71,16 +75,25 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
         raise EngineError(f'this CPU has no fast {precision} (it takes {_NEEDS[precision]}): use auto or fp32')
     settings = settings_of(precision, has, threads)
     try:
-        network = core.read_model(read_part(model, 'int8') if precision == 'int8' else str(model.path))
+        source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
     except ModelError as error:
         raise EngineError(f'OpenVINO: {error}') from None
-    except RuntimeError as error:
-        raise EngineError(f'OpenVINO cannot open {model.path}: {error}') from None
+    with _named_errors(f'open {model.path}'):
+        network = core.read_model(source)
     version = openvino.__version__.split('-')[0]
     if precision == 'int8':
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
     description = f'OpenVINO {version}, {precision}{choice}, threads {threads}'
     return OpenVinoEngine(core, network, settings, model, precision, description)
+
+
+@contextmanager
+def _named_errors(doing: str):
+    """Turn what OpenVINO raises into an EngineError of one line; its own classes are Python's RuntimeError and kin."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        raise EngineError(f'OpenVINO cannot {doing}: {" ".join(str(error).split())}') from None
 
 
 def settings_of(precision: str, has: set[str], threads: int) -> dict:
