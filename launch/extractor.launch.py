@@ -45,6 +45,18 @@ def _arguments() -> list:
     return arguments
 
 
+def find_cameras(params_file: str, namespace: str) -> list:
+    """Return the cameras that a parameter file gives to the node in ``namespace``, or else its default."""
+    with open(params_file, encoding='utf-8') as file:
+        nodes = yaml.safe_load(file) or {}
+    name = f'{namespace}/extractor'.lstrip('/')
+    cameras = ['']
+    for key in ('/**', name, f'/{name}'):
+        values = (nodes.get(key) or {}).get('ros__parameters') or {}
+        cameras = values.get('cameras', cameras)
+    return cameras
+
+
 def _start(context) -> list:
     def given(name: str) -> str:
         return LaunchConfiguration(name).perform(context)
@@ -56,9 +68,12 @@ def _start(context) -> list:
         for parameter in PARAMETERS
         if given(parameter.name) != NOT_GIVEN
     }
-    cameras = yaml.safe_load(given('cameras')) if given('cameras') != NOT_GIVEN else ['']
+    if given('cameras') != NOT_GIVEN:
+        cameras = yaml.safe_load(given('cameras'))
+    else:
+        cameras = find_cameras(given('params_file'), given('namespace'))
     if not isinstance(cameras, list):
-        raise ValueError(f'cameras:={given("cameras")}: expected a list such as [left, right]')
+        raise ValueError(f'cameras: expected a list such as [left, right], got {cameras!r}')
     remappings = []
     for topic in TOPICS:
         target = given(topic)
