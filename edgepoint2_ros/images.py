@@ -83,14 +83,7 @@ def to_array(message) -> np.ndarray:
         )
     if message.encoding == 'nv24':
         pixels = _halve_colour(pixels, height, width)
-    if encoding.conversion is not None:
-        try:
-            pixels = cv2.cvtColor(pixels, encoding.conversion)
-        except cv2.error as error:
-            raise ImageError(
-                f'image of {width} x {height} pixels cannot be read as {message.encoding}: {error.err}'
-            ) from None
-    return _to_uint8(pixels)
+    return _to_uint8(_to_bgr(pixels, message.encoding, width, height))
 
 
 def to_mask(message) -> np.ndarray:
@@ -132,15 +125,25 @@ def _halve_colour(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.concatenate([pixels[:height], colour.reshape(height // 2, width)])
 
 
+def _to_bgr(pixels: np.ndarray, encoding: str, width: int, height: int) -> np.ndarray:
+    conversion = _ENCODINGS[encoding].conversion
+    if conversion is None:
+        return pixels
+    try:
+        return cv2.cvtColor(pixels, conversion)
+    except cv2.error as error:
+        raise ImageError(f'image of {width} x {height} pixels cannot be read as {encoding}: {error.err}') from None
+
+
 def _decompress(message) -> np.ndarray:
     data = np.frombuffer(message.data, np.uint8)
     kind = message.format or 'no format'
     if 'compressedDepth' in kind:
         raise ImageError(f'compressed image of format {kind!r}: expected jpeg or png; depth has no keypoints')
-    begins, ends = data[:8].tobytes(), data[-64:].tobytes()
+    begins, ends = data[:8].tobytes(), _end(data)
     # Only these two: OpenCV reads a dozen more, which no camera sends.
     if begins.startswith(b'\xff\xd8'):
-        compression, is_whole = 'jpeg', ends.rstrip(b'\0').endswith(b'\xff\xd9')
+        compression, is_whole = 'jpeg', ends.endswith(b'\xff\xd9')
     elif begins == b'\x89PNG\r\n\x1a\n':
         compression, is_whole = 'png', b'IEND' in ends
     else:
@@ -156,7 +159,27 @@ def _decompress(message) -> np.ndarray:
         raise ImageError(f'compressed image of format {kind!r}: the {compression} of {len(data)} bytes is damaged')
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         pixels = pixels[:, :, :3]
+    encoding = _encoding_of(kind)
+    if encoding.startswith('bayer_') and encoding in _ENCODINGS and pixels.ndim == 2:
+        pixels = _to_bgr(pixels, encoding, pixels.shape[1], pixels.shape[0])
     return _to_uint8(np.ascontiguousarray(pixels))
+
+
+def _end(data: np.ndarray) -> bytes:
+    """Return the last bytes, at least a dozen, before the zeros with which some cameras fill up what they send."""
+    length = 64
+    while length < len(data) and not data[-length:].any():
+        length *= 2
+    return data[-2 * length :].tobytes().rstrip(b'\0')
+
+
+def _encoding_of(format: str) -> str:
+    """Return the encoding of what was compressed, or ''; image_transport leaves it out where it compressed as it was.
+
+    A format is such as ``rgb8; jpeg compressed bgr8``, or ``bayer_rggb8; png compressed `` for a mosaic.
+    """
+    original, _, rest = format.partition(';')
+    return rest.partition('compressed')[2].strip() or original.strip()
 
 
 def _to_uint8(pixels: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgepoint2_ros.engines.check import draw_scene
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.images import ENCODINGS, MASK_ENCODINGS, to_array, to_mask
 
@@ -207,8 +208,36 @@ def test_compressed_images_that_cannot_be_read_are_named(format, data, complaint
         to_array(SimpleNamespace(format=format, data=data))
 
 
-def test_zeros_behind_a_jpeg_are_padding():
-    np.testing.assert_allclose(to_array(SimpleNamespace(format='jpeg', data=JPEG + bytes(20))), smooth(64, 64), atol=6)
+@pytest.mark.parametrize('zeros', [1, 20, 62, 63, 64, 127, 128, 5000, 100_000])
+def test_zeros_behind_a_picture_are_padding(zeros):
+    for whole, cut in ((JPEG, JPEG[:-40]), (PNG, PNG[:-40])):
+        expected = to_array(SimpleNamespace(format='', data=whole))
+        np.testing.assert_array_equal(to_array(SimpleNamespace(format='', data=whole + bytes(zeros))), expected)
+        with pytest.raises(ImageError, match='has no end'):
+            to_array(SimpleNamespace(format='', data=cut + bytes(zeros)))
+
+
+@pytest.mark.parametrize('bits', [8, 16])
+@pytest.mark.parametrize('pattern', BAYER)
+def test_a_compressed_mosaic_gives_the_pixels_of_the_raw_one(pattern, bits):
+    mosaic = draw_scene(96, 128, 1)[:, :, 0]
+    mosaic = mosaic if bits == 8 else mosaic * np.uint16(100)
+    encoding = f'bayer_{pattern}{bits}'
+    expected = to_array(
+        SimpleNamespace(height=96, width=128, encoding=encoding, is_bigendian=0, step=16 * bits, data=mosaic.tobytes())
+    )
+    data = cv2.imencode('.png', mosaic)[1].tobytes()
+    for format in (f'{encoding}; png compressed ', f'{encoding}; png compressed {encoding}'):
+        result = to_array(SimpleNamespace(format=format, data=data))
+        assert result.shape == (96, 128, 3)
+        np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(('target', 'pixels'), [('mono8', smooth(64, 64)[:, :, 0]), ('bgr8', smooth(64, 64))])
+def test_a_mosaic_that_was_converted_before_its_compression_is_taken_as_it_is(target, pixels):
+    data = cv2.imencode('.png', pixels)[1].tobytes()
+    result = to_array(SimpleNamespace(format=f'bayer_rggb8; png compressed {target}', data=data))
+    np.testing.assert_array_equal(result, pixels)
 
 
 @pytest.mark.parametrize('encoding', MASK_ENCODINGS)
