@@ -49,11 +49,11 @@ def find_cameras(params_file: str, namespace: str) -> list:
     """Return the cameras that a parameter file gives to the node in ``namespace``, or else its default."""
     with open(params_file, encoding='utf-8') as file:
         nodes = yaml.safe_load(file) or {}
-    name = f'{namespace}/extractor'.lstrip('/')
+    names = '**', f'{namespace}/extractor'.lstrip('/')
     cameras = ['']
-    for key in ('/**', name, f'/{name}'):
-        values = (nodes.get(key) or {}).get('ros__parameters') or {}
-        cameras = values.get('cameras', cameras)
+    for name, node in nodes.items():  # of several that name the node, the last one counts
+        if name.lstrip('/') in names:
+            cameras = ((node or {}).get('ros__parameters') or {}).get('cameras', cameras)
     return cameras
 
 

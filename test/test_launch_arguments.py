@@ -20,7 +20,7 @@ def start(monkeypatch, tmp_path):
 
     def start(parameters, **arguments) -> dict:
         file = tmp_path / 'parameters.yaml'
-        file.write_text(parameters if isinstance(parameters, str) else yaml.safe_dump(parameters))
+        file.write_text(parameters if isinstance(parameters, str) else yaml.safe_dump(parameters, sort_keys=False))
         for name in MODULES:
             monkeypatch.setitem(sys.modules, name, mock.MagicMock())
         arguments['params_file'] = str(file)
@@ -52,8 +52,11 @@ def test_the_cameras_of_the_argument_win(start):
     assert start(front, image='/cam/image') == {'front/image': '/cam/image'}
 
 
-def test_the_nodes_own_part_of_the_parameter_file_wins(start):
-    parameters = {'extractor': STEREO, '/**': {'ros__parameters': {'cameras': ['front']}}}
+def test_the_last_part_of_the_parameter_file_that_concerns_the_node_wins_as_in_the_node(start):
+    front = {'ros__parameters': {'cameras': ['front']}}
+    parameters = {'/**': front, 'other': front, 'extractor': STEREO, '/robot/extractor': front}
+    assert start(parameters, image='/stereo/{camera}/image_rect') == BOTH
+    parameters = {'extractor': front, '/**': STEREO}
     assert start(parameters, image='/stereo/{camera}/image_rect') == BOTH
 
 
