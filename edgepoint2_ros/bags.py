@@ -116,7 +116,7 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             'model': extractor.variant.name,
             'digest': extractor.digest,
             'backend': extractor.backend,
-            'precision': extractor._engine.precision,
+            'precision': extractor.precision,
             'max_keypoints': extractor.max_keypoints,
             'score_threshold': extractor.score_threshold,
             'encoding': job.encoding,

@@ -62,6 +62,10 @@ class Extractor:
         return self._engine.backend
 
     @property
+    def precision(self) -> str:
+        return self._engine.precision
+
+    @property
     def description(self) -> str:
         return f'{self.variant} {self._model.path} [{self.digest}] on {self._engine.description}'
 
