@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import data_directory, find_model, list_models, open_model
+from edgepoint2_ros.models import SHIPPED, data_directory, find_model, list_models, open_model
+from edgepoint2_ros.variants import VARIANTS
 
 
 @pytest.fixture
@@ -34,19 +35,26 @@ def test_a_model_is_found_by_the_name_of_its_weights_by_its_path_and_by_its_fold
         assert find_model('T-32', weights).path == copy
 
 
+def test_all_variants_ship_in_less_than_12_megabytes():
+    assert [find_model(str(variant), 'shipped').variant for variant in VARIANTS] == list(VARIANTS)
+    assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 12e6
+
+
 def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp_path):
-    assert find_model('T-32').digest == find_model('T-32', 'shipped').digest
+    assert find_model('E-64').digest == find_model('E-64', 'shipped').digest
+    (tmp_path / 'T-32.onnx').touch()
+    monkeypatch.setattr('edgepoint2_ros.models.SHIPPED', tmp_path)
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='no official model of E-64'):
         find_model('E-64')
-    with pytest.raises(ModelError, match='E-64 does not ship with the package, T-32, T-48, S-32, .* L-64 do'):
+    with pytest.raises(ModelError, match='E-64 does not ship with the package, T-32 do: choose one of these'):
         find_model('E-64', 'shipped')
 
 
 def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='edgepoint2 models download E-64'):
-        find_model('E-64')
+        find_model('E-64', 'official')
     with pytest.raises(ModelError, match='no file /nowhere/x.onnx'):
         find_model('E-64', '/nowhere/x.onnx')
     with pytest.raises(ModelError, match='holds weights, not a model'):
