@@ -219,7 +219,11 @@ class TestBadInput:
     def test_official_weights_that_are_not_on_this_machine(self, place, tmp_path, monkeypatch):
         monkeypatch.setattr('edgepoint2_ros.distillation.command.find_weights', lambda variant: None)
         with pytest.raises(ModelError, match='no official weights of E-64 on this machine: get them with'):
-            run(*arguments(place, tmp_path, '--teacher', 'E-64'))
+            run(*arguments(place, tmp_path, '--teacher', 'E-64@official'))
+
+    def test_a_folder_that_has_no_model_of_the_variant(self, place, tmp_path):
+        with pytest.raises(ModelError, match=r'there is no file .*E-64\.onnx'):
+            run(*arguments(place, tmp_path, '--teacher', f'E-64@{place}'))
 
     def test_a_teacher_with_fewer_values_than_the_student(self, place, tmp_path):
         torch.save(EdgePoint2(find_variant('T-32')).state_dict(), tmp_path / 'T32.pth')

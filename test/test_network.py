@@ -2,9 +2,13 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
 
+import cv2  # noqa: E402
+
 from edgepoint2_ros.errors import ModelError  # noqa: E402
+from edgepoint2_ros.models import open_model, part_path  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
-from edgepoint2_ros.network.weights import load_network  # noqa: E402
+from edgepoint2_ros.network.export import export_model  # noqa: E402
+from edgepoint2_ros.network.weights import load_network, restore_network  # noqa: E402
 from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
 
 # From the table of the paper's reference implementation.
@@ -94,3 +98,34 @@ def test_a_file_of_weights_can_not_run_code(state_file, tmp_path):
     with pytest.raises(ModelError, match='not a state dict that torch can load'):
         load_network(state_file({'conv1.bias': Trap(tmp_path / 'sprung')}))
     assert not (tmp_path / 'sprung').exists()
+
+
+@pytest.fixture(scope='module')
+def photograph():
+    """A gray image (1, 1, 480, 640) in 0..1."""
+    data = pytest.importorskip('skimage.data')
+    gray = cv2.resize(cv2.cvtColor(data.astronaut(), cv2.COLOR_RGB2GRAY), (640, 480))
+    return torch.from_numpy(gray).float()[None, None] / 255
+
+
+@pytest.mark.parametrize('name', ['T-32', 'S-64', 'M-48'])
+def test_a_model_gives_its_network_back(name, tmp_path, photograph):
+    torch.manual_seed(0)
+    network = EdgePoint2(find_variant(name))
+    network.train()(photograph)  # statistics and, as after a training, scales of batch normalisation that are not 1
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.uniform_(module.bias, -0.5, 0.5)
+    model = open_model(export_model(network.eval(), tmp_path / f'{name}.onnx'))
+    restored = restore_network(model)
+    with torch.no_grad():
+        (scores, descriptors), (same_scores, same_descriptors) = network(photograph), restored(photograph)
+        assert torch.allclose(scores, same_scores, atol=0.01 * scores.std())
+        assert torch.cosine_similarity(descriptors, same_descriptors).min() > 0.999
+        # Training can go on from it: batch normalisation by the batch changes little, as it does in a trained network.
+        moved = (restored.train()(photograph)[0] - scores).std()
+    assert moved < scores.std()
+    part_path(model.path, 'fp16').unlink()
+    with pytest.raises(ModelError, match='make the model again'):
+        restore_network(model)

@@ -19,9 +19,10 @@ from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, train
 from edgepoint2_ros.engines.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
+from edgepoint2_ros.models import find_model, is_shipped
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model, weights_digest
-from edgepoint2_ros.network.weights import load_network
+from edgepoint2_ros.network.weights import load_network, restore_network
 from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.variants import find_variant
@@ -37,12 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--teacher',
         default='E-64',
         metavar='WEIGHTS',
-        help='of a larger variant: official by name, or .pth (%(default)s)',
+        help='of a larger variant, by name (E-64, E-64@official) or a .pth file (default: %(default)s)',
     )
     parser.add_argument(
         '--start',
         metavar='WEIGHTS',
-        help='of this size, by name or a .pth file, to start from (default: random numbers)',
+        help='of this size, by name (T-32, T-32@official) or a .pth file, to start from (default: random numbers)',
     )
     parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='checkpoint, log, weights, models')
     parser.add_argument('--steps', type=int, default=12000, help='(default: %(default)s)')
@@ -113,11 +114,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(weights: str) -> EdgePoint2:
-    """Return the network of a file of weights, or of a variant's official ones where they are on this machine."""
+    """Return the network of a file of weights, or of a variant's weights: T-32, T-32@official, T-32@folder."""
     path = Path(weights)
     if path.suffix in ('.pth', '.pt') or path.exists():
         return load_network(path)
-    variant = find_variant(weights)
+    name, _, source = weights.partition('@')
+    variant = find_variant(name)
+    if source != 'official' and (source or is_shipped(variant)):
+        return restore_network(find_model(name, source or 'shipped'))
     official = find_weights(variant)
     if official is None:
         raise ModelError(
