@@ -106,8 +106,10 @@ def read_sequence(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], Pos
     return zip(stamps, grey), truth, camera
 
 
-def measure(features: list[tuple[float, Features]], truth: PoseTrajectory3D, odometry: VisualOdometry) -> str:
-    """Follow the camera and return the figures as a line of a table."""
+def measure(
+    features: list[tuple[float, Features]], truth: PoseTrajectory3D, odometry: VisualOdometry
+) -> tuple[str, PoseTrajectory3D | None]:
+    """Follow the camera and return the figures as a line of a table, and the path, aligned with the true one."""
     poses, stamps, times = [], [], []
     first = None
     for number, (stamp, found) in enumerate(features):
@@ -119,7 +121,7 @@ def measure(features: list[tuple[float, Features]], truth: PoseTrajectory3D, odo
             poses.append(pose)
             stamps.append(stamp)
     if not poses:
-        return 'never started'
+        return 'never started', None
     followed = len(poses) / (len(features) - first)
     estimate = PoseTrajectory3D(poses_se3=poses, timestamps=np.array(stamps))
     truth, estimate = sync.associate_trajectories(truth, estimate, max_diff=0.02)
@@ -132,11 +134,27 @@ def measure(features: list[tuple[float, Features]], truth: PoseTrajectory3D, odo
     for metric in (absolute, shift, turn):
         metric.process_data((truth, estimate))
     errors = [metric.get_statistic(metrics.StatisticsType.rmse) for metric in (absolute, shift, turn)]
-    return (
+    line = (
         f'{followed:7.1%} followed   {odometry.starts} start   ATE {errors[0] * 1e3:6.1f} mm of '
         f'{truth.path_length:.2f} m   RPE {errors[1] * 1e3:6.1f} mm {errors[2]:5.2f} deg in {STEP} images   '
         f'{np.median(times) * 1e3:4.1f} ms'
     )
+    return line, estimate
+
+
+def draw(paths: dict[str, dict[str, PoseTrajectory3D]], file: Path) -> None:
+    """Draw the paths of each sequence, seen along the axis in which the true one extends least."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5 * len(paths), 4.5), layout='constrained')
+    for axes, (sequence, found) in zip(figure.subplots(1, len(paths), squeeze=False)[0], paths.items()):
+        across, along = np.sort(np.argsort(np.ptp(found['true path'].positions_xyz, axis=0))[1:])
+        for name, path in found.items():
+            style = {'color': 'black', 'linestyle': ':'} if name == 'true path' else {}
+            axes.plot(path.positions_xyz[:, across], path.positions_xyz[:, along], label=name, **style)
+        axes.set(title=sequence, xlabel='m', ylabel='m', aspect='equal', adjustable='datalim')
+        axes.legend()
+    figure.savefig(file, dpi=100)
 
 
 def main() -> int:
@@ -147,6 +165,7 @@ def main() -> int:
     parser.add_argument('--walks', type=int, default=3, help='rendered walks (default: %(default)s)')
     parser.add_argument('--sequence', type=Path, nargs='+', metavar='DIR', help='recorded sequences')
     parser.add_argument('--camera', help='FX,FY,CX,CY of a recorded sequence')
+    parser.add_argument('--plot', type=Path, metavar='FILE', help='draw the paths (.png, .svg, .pdf)')
     parser.add_argument('--distortion', default='0,0,0,0', help='k1,k2,p1,p2,... (default: none)')
     options = parser.parse_args()
     try:
@@ -161,15 +180,22 @@ def main() -> int:
     }
     loads = {folder.name: lambda folder=folder: read_sequence(folder) for folder in options.sequence or ()}
     loads = loads or {f'walk {seed}': lambda seed=seed: render(seed) for seed in range(options.walks)}
+    paths = {}
     for name, load in loads.items():
         images, truth, numbers = load()
         images = list(images)
         fx, fy, cx, cy = [float(number) for number in options.camera.split(',')] if options.camera else numbers
         distortion = np.array([float(number) for number in options.distortion.split(',')])
         camera = Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), distortion)
+        paths[name] = {'true path': truth}
         for contender, (extract, matching) in contenders.items():
             features = [(stamp, extract(image)) for stamp, image in images]
-            print(f'{name:16} {contender:5} {measure(features, truth, VisualOdometry(camera, **matching))}', flush=True)
+            line, path = measure(features, truth, VisualOdometry(camera, **matching))
+            print(f'{name:16} {contender:5} {line}', flush=True)
+            if path is not None:
+                paths[name][contender] = path
+    if options.plot:
+        draw(paths, options.plot)
     return 0
 
 
