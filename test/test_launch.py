@@ -22,15 +22,11 @@ from sensor_msgs.msg import Image
 
 from edgepoint2_ros.messages import decode
 from edgepoint2_ros.msg import KeypointArray
-from edgepoint2_ros.official import find_weights, provide_model
 from edgepoint2_ros.variants import find_variant
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 30.0
 MODEL = find_variant('M-48')
-
-if find_weights(MODEL) is None:
-    pytest.skip('no official weights', allow_module_level=True)
 
 if not os.environ.get('AMENT_PREFIX_PATH'):
     os.environ['AMENT_PREFIX_PATH'] = sys.prefix  # a ROS 2 from pip
@@ -38,7 +34,6 @@ if not os.environ.get('AMENT_PREFIX_PATH'):
 
 @pytest.mark.launch_test
 def generate_test_description():
-    provide_model(MODEL)
     params_file = Path(os.environ['XDG_DATA_HOME']) / 'test_launch.yaml'
     params_file.write_text('/**:\n  ros__parameters: {max_keypoints: 77, model: T-32, score_threshold: -4.0}\n')
     arguments = {
