@@ -70,12 +70,12 @@ def render(seed: int) -> tuple[list[tuple[float, np.ndarray]], PoseTrajectory3D,
     )
 
 
-def orthonormal(poses: list[np.ndarray]) -> list[np.ndarray]:
-    """Return poses (4, 4) whose rotations, written with few digits, are rotations again."""
+def trajectory(poses: list[np.ndarray], stamps: list[float]) -> PoseTrajectory3D:
+    """Return the path through poses (4, 4) whose rotations, written with few digits, are made rotations again."""
     poses = np.array(poses)
     u, _, vt = np.linalg.svd(poses[:, :3, :3])
     poses[:, :3, :3] = u @ vt
-    return list(poses)
+    return PoseTrajectory3D(poses_se3=list(poses), timestamps=np.array(stamps))
 
 
 def read_sequence(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], PoseTrajectory3D, list[float]]:
@@ -83,15 +83,13 @@ def read_sequence(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], Pos
     if (folder / 'rgb.txt').exists():
         lines = [line.split() for line in (folder / 'rgb.txt').read_text().splitlines() if not line.startswith('#')]
         stamps, files = [float(stamp) for stamp, _ in lines], [folder / name for _, name in lines]
-        truth, camera = (
-            file_interface.read_tum_trajectory_file(folder / 'groundtruth.txt'),
-            [517.3, 516.5, 318.6, 255.3],
-        )
+        truth = file_interface.read_tum_trajectory_file(folder / 'groundtruth.txt')
+        camera = [517.3, 516.5, 318.6, 255.3]
     elif (folder / 'calib.txt').exists():
         files = sorted([*folder.glob('image_0/*'), *folder.glob('image_l/*')])
         stamps = [number / 10 for number in range(len(files))]
-        poses = file_interface.read_kitti_poses_file(folder / 'poses.txt').poses_se3[: len(files)]
-        truth = PoseTrajectory3D(poses_se3=orthonormal(poses), timestamps=np.array(stamps))
+        poses = file_interface.read_kitti_poses_file(folder / 'poses.txt').poses_se3
+        truth = trajectory(poses[: len(files)], stamps)
         first = (folder / 'calib.txt').read_text().splitlines()[0].removeprefix('P0:').split()
         camera = [float(first[k]) for k in (0, 5, 2, 6)]
     else:
@@ -100,10 +98,19 @@ def read_sequence(folder: Path) -> tuple[Iterator[tuple[float, np.ndarray]], Pos
             sys.exit(f'{folder}: expected rgb.txt, calib.txt or frame-*.color.*, found none')
         stamps = [number / 30 for number in range(len(files))]
         poses = [np.loadtxt(str(file).split('.color.')[0] + '.pose.txt') for file in files]
-        truth = PoseTrajectory3D(poses_se3=orthonormal(poses), timestamps=np.array(stamps))
+        truth = trajectory(poses, stamps)
         camera = [585, 585, 320, 240]
     grey = (cv2.cvtColor(read_image(file), cv2.COLOR_BGR2GRAY) for file in files)
     return zip(stamps, grey), truth, camera
+
+
+def align(truth: PoseTrajectory3D, path: PoseTrajectory3D) -> tuple[PoseTrajectory3D, PoseTrajectory3D, float]:
+    """Return both paths where both have a pose, the second aligned with the true one, and its ATE (rmse), metres."""
+    truth, path = sync.associate_trajectories(truth, path, max_diff=0.02)
+    path.align(truth, correct_scale=True)
+    error = metrics.APE(metrics.PoseRelation.translation_part)
+    error.process_data((truth, path))
+    return truth, path, error.get_statistic(metrics.StatisticsType.rmse)
 
 
 def measure(
@@ -123,20 +130,15 @@ def measure(
     if not poses:
         return 'never started', None
     followed = len(poses) / (len(features) - first)
-    estimate = PoseTrajectory3D(poses_se3=poses, timestamps=np.array(stamps))
-    truth, estimate = sync.associate_trajectories(truth, estimate, max_diff=0.02)
-    estimate.align(truth, correct_scale=True)
-    absolute = metrics.APE(metrics.PoseRelation.translation_part)
-    shift, turn = (
-        metrics.RPE(relation, delta=STEP, delta_unit=metrics.Unit.frames, all_pairs=True)
-        for relation in (metrics.PoseRelation.translation_part, metrics.PoseRelation.rotation_angle_deg)
-    )
-    for metric in (absolute, shift, turn):
+    truth, estimate, error = align(truth, PoseTrajectory3D(poses_se3=poses, timestamps=np.array(stamps)))
+    relative = []
+    for relation in (metrics.PoseRelation.translation_part, metrics.PoseRelation.rotation_angle_deg):
+        metric = metrics.RPE(relation, delta=STEP, delta_unit=metrics.Unit.frames, all_pairs=True)
         metric.process_data((truth, estimate))
-    errors = [metric.get_statistic(metrics.StatisticsType.rmse) for metric in (absolute, shift, turn)]
+        relative.append(metric.get_statistic(metrics.StatisticsType.rmse))
     line = (
-        f'{followed:7.1%} followed   {odometry.starts} start   ATE {errors[0] * 1e3:6.1f} mm of '
-        f'{truth.path_length:.2f} m   RPE {errors[1] * 1e3:6.1f} mm {errors[2]:5.2f} deg in {STEP} images   '
+        f'{followed:7.1%} followed   {odometry.starts} start   ATE {error * 1e3:6.1f} mm of '
+        f'{truth.path_length:.2f} m   RPE {relative[0] * 1e3:6.1f} mm {relative[1]:5.2f} deg in {STEP} images   '
         f'{np.median(times) * 1e3:4.1f} ms'
     )
     return line, estimate

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-from evo.core import metrics, sync
 from evo.core.trajectory import PoseTrajectory3D
 from nav_msgs.msg import Odometry
-from odometry import read_sequence
+from odometry import align, read_sequence
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
 
@@ -73,14 +72,11 @@ def main() -> int:
     poses = [message.pose.pose for message in found]
     places = np.array([[p.position.x, p.position.y, p.position.z] for p in poses])
     turns = np.array([[p.orientation.w, p.orientation.x, p.orientation.y, p.orientation.z] for p in poses])
-    truth, path = sync.associate_trajectories(truth, PoseTrajectory3D(places, turns, np.array(stamps)), max_diff=0.01)
-    path.align(truth, correct_scale=True)
-    error = metrics.APE(metrics.PoseRelation.translation_part)
-    error.process_data((truth, path))
+    truth, _, error = align(truth, PoseTrajectory3D(places, turns, np.array(stamps)))
     first = next(number for number, (stamp, _) in enumerate(images) if stamp > stamps[0] - 1e-3)
     print(
         f'{len(found)} of the {len(images) - first} images from the start of the map on were followed   '
-        f'ATE {error.get_statistic(metrics.StatisticsType.rmse) * 1e3:.1f} mm of {truth.path_length:.2f} m'
+        f'ATE {error * 1e3:.1f} mm of {truth.path_length:.2f} m'
     )
     rclpy.shutdown()
     return 0

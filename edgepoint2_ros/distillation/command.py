@@ -81,8 +81,9 @@ def run(options: argparse.Namespace) -> int:
 
     torch.manual_seed(options.seed)  # decides the random weights
     student = Student(variants)
-    if options.start:
-        student.start_from(_load(options.start))
+    start = _load(options.start) if options.start else None
+    if start:
+        student.start_from(start)
     teacher = _load(options.teacher)
     paths = find_images(options.images)
     photos = load_photos(
@@ -107,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
         network = student.extract(variant)
         torch.save(network.state_dict(), options.output / f'{variant}.pth')
         model = export_model(
-            network, options.output / f'{variant}.onnx', card=_card(options, schedule, teacher, photos)
+            network, options.output / f'{variant}.onnx', card=_card(options, schedule, start, teacher, photos)
         )
         print(f'{variant}: {model}')
     return 0
@@ -120,8 +121,9 @@ def _load(weights: str) -> EdgePoint2:
         return load_network(path)
     name, _, source = weights.partition('@')
     variant = find_variant(name)
-    if source != 'official' and (source or is_shipped(variant)):
-        return restore_network(find_model(name, source or 'shipped'))
+    source = source or ('shipped' if is_shipped(variant) else 'official')
+    if source != 'official':
+        return restore_network(find_model(name, source))
     official = find_weights(variant)
     if official is None:
         raise ModelError(
@@ -141,17 +143,15 @@ def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
     return Schedule(options.steps, options.pairs, rate, min(300, options.steps // 10), options.seed)
 
 
-def _card(options: argparse.Namespace, schedule: Schedule, teacher: EdgePoint2, photos: Photos) -> dict:
+def _card(
+    options: argparse.Namespace, schedule: Schedule, start: EdgePoint2 | None, teacher: EdgePoint2, photos: Photos
+) -> dict:
     """Return what the model card says about the training."""
-    start = 'random weights'
-    if options.start:
-        network = _load(options.start)
-        start = f'{network.variant} [{weights_digest(network)}]'
     return {
         'weights': 'trained',
         'trained': {
             'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
-            'start': start,
+            'start': f'{start.variant} [{weights_digest(start)}]' if start else 'random weights',
             'images': len(photos),
             'data': options.data_note,
             'steps': schedule.steps,

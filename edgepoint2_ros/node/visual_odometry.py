@@ -81,12 +81,15 @@ class VisualOdometryNode(Node):
         else:
             camera = np.reshape(info.k, (3, 3)), np.array(info.d), info.distortion_model
         try:
-            self._odometry = VisualOdometry(Camera(*camera), **self._settings)
-            self._path.poses.clear()
+            self._start_anew(Camera(*camera))
             self.get_logger().info(f'camera of {info.width}x{info.height} pixels: move it sideways to start')
         except EdgePoint2Error as error:
             self._odometry = None
             self.get_logger().error(f'camera_info cannot be used: {error}')
+
+    def _start_anew(self, camera: Camera) -> None:
+        self._odometry = VisualOdometry(camera, **self._settings)
+        self._path.poses.clear()
 
     def _take(self, message: KeypointArray) -> None:
         if self._odometry is None:
@@ -119,8 +122,7 @@ class VisualOdometryNode(Node):
         last, self._weights = self._weights, (model, digest)
         if last in (None, self._weights):
             return
-        self._odometry = VisualOdometry(self._odometry.camera, **self._settings)
-        self._path.poses.clear()
+        self._start_anew(self._odometry.camera)
         self.get_logger().warning(
             f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: the map starts anew',
             throttle_duration_sec=REPORT_PERIOD,
