@@ -45,8 +45,20 @@ class Camera:
     model: str = 'plumb_bob'
 
     def __post_init__(self):
-        if np.shape(self.matrix) != (3, 3) or not (self.matrix[0, 0] > 0 and self.matrix[1, 1] > 0):
-            raise EdgePoint2Error(f'camera matrix: expected (3, 3) with positive focal lengths, got {self.matrix}')
+        # USAC of OpenCV reads a matrix as if its rows followed each other, which those of a part of P do not.
+        matrix = np.ascontiguousarray(self.matrix, float)
+        object.__setattr__(self, 'matrix', matrix)
+        if (
+            matrix.shape != (3, 3)
+            or not np.isfinite(matrix).all()
+            or not (matrix.diagonal() > 0).all()
+            or np.tril(matrix, -1).any()
+            or matrix[2, 2] != 1
+        ):
+            raise EdgePoint2Error(
+                'camera matrix: expected (3, 3) with positive focal lengths and finite numbers, as '
+                f'[fx, 0, cx], [0, fy, cy], [0, 0, 1], got {matrix.tolist()}'
+            )
         if self.model not in ('', 'plumb_bob', 'rational_polynomial', 'equidistant'):
             raise EdgePoint2Error(
                 f'distortion model {self.model!r} is unknown: expected plumb_bob, rational_polynomial or equidistant'
@@ -60,6 +72,8 @@ class Camera:
             fits = count in (0, 4, 5, 8, 12, 14)
         if not fits:
             raise EdgePoint2Error(f'distortion: expected {expected} coefficients, got {count}')
+        if not np.isfinite(self.distortion).all():
+            raise EdgePoint2Error(f'distortion: expected finite coefficients, got {list(self.distortion)}')
 
     def undistort(self, xy: np.ndarray) -> np.ndarray:
         """Return where pixels (N, 2) would be without distortion: (N, 2) float64."""

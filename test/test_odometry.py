@@ -106,6 +106,12 @@ def test_lenses_are_taken_into_account():
     assert align(estimated[:, :3, 3], truth[:, :3, 3])[1].max() < 1e-2
 
 
+def test_a_matrix_that_is_part_of_a_larger_one_will_do():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(np.c_[MATRIX, np.zeros(3)][:, :3]))  # as P of a CameraInfo
+    estimated, _ = follow(odometry, [cloud.look(*go(k / 20)) for k in range(30)])
+    assert len(estimated) > 15
+
+
 @pytest.mark.parametrize('fifth', [[], [0.0]])
 def test_fisheye_lenses_are_undistorted(fifth):
     camera = Camera(MATRIX, np.array([-0.05, 0.01, 0.0, 0.0, *fifth]), 'equidistant')
@@ -159,14 +165,32 @@ def test_adjusting_brings_disturbed_poses_and_points_back():
 
 
 def test_bad_cameras_and_scales_are_refused():
-    for matrix, model, words in (
-        (np.zeros((3, 3)), 'plumb_bob', 'expected .* positive focal lengths'),
-        (MATRIX, 'cylindrical', "'cylindrical' is unknown: expected plumb_bob"),
-    ):
-        with pytest.raises(EdgePoint2Error, match=words):
-            Camera(matrix, model=model)
+    with pytest.raises(EdgePoint2Error, match="'cylindrical' is unknown: expected plumb_bob"):
+        Camera(MATRIX, model='cylindrical')
     with pytest.raises(EdgePoint2Error, match='start_depth: expected a positive distance, got 0'):
         VisualOdometry(Camera(MATRIX), start_depth=0)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_not_finite_are_refused(value):
+    for place in np.ndindex(3, 3):
+        matrix = MATRIX.copy()
+        matrix[place] = value
+        with pytest.raises(EdgePoint2Error, match='camera matrix: expected .* finite numbers'):
+            Camera(matrix)
+    for place in range(5):
+        distortion = np.zeros(5)
+        distortion[place] = value
+        with pytest.raises(EdgePoint2Error, match='distortion: expected finite coefficients'):
+            Camera(MATRIX, distortion)
+
+
+@pytest.mark.parametrize(
+    'matrix', [np.zeros((3, 3)), -MATRIX, MATRIX.T, MATRIX[:2], 2 * MATRIX, MATRIX * [[0], [1], [1]], np.eye(4)]
+)
+def test_what_is_no_camera_matrix_is_refused(matrix):
+    with pytest.raises(EdgePoint2Error, match=r'camera matrix: expected \(3, 3\) with positive focal lengths'):
+        Camera(matrix)
 
 
 @pytest.mark.parametrize(
