@@ -14,7 +14,7 @@ public:
   {
     using Message = edgepoint2_ros::msg::KeypointArray;
     subscription_ = create_subscription<Message>(
-      "keypoints", rclcpp::SensorDataQoS(), [this](Message::ConstSharedPtr message) {take(*message);});
+      "keypoints", 10, [this](Message::ConstSharedPtr message) {take(*message);});
   }
 
 private:

@@ -92,6 +92,35 @@ def test_the_known_motion_is_recovered_over_dds(official_model, tmp_path, model)
 
 @pytest.mark.slow
 @needs_ros
+def test_the_consumer_reads_reliably(ros, tmp_path):
+    import rclpy
+    from rclpy.qos import ReliabilityPolicy
+
+    node = rclpy.create_node('looker')
+    command = [
+        sys.executable,
+        '-m',
+        'edgepoint2_ros.demo.consumer',
+        '--start',
+        '0',
+        '--picture',
+        str(tmp_path / 'm.png'),
+    ]
+    consumer = subprocess.Popen(command)
+    try:
+        end = time.monotonic() + 30
+        while not (readers := node.get_subscriptions_info_by_topic('keypoints')):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        assert [reader.qos_profile.reliability for reader in readers] == [ReliabilityPolicy.RELIABLE]
+    finally:
+        consumer.kill()
+        consumer.wait()
+        node.destroy_node()
+
+
+@pytest.mark.slow
+@needs_ros
 @pytest.mark.parametrize('delay', [1.0, 2.0, 4.0])
 def test_ctrl_c_ends_all_three_processes_quietly(official_model, tmp_path, delay):
     official_model('T-32')

@@ -20,6 +20,17 @@ from edgepoint2_ros.msg import KeypointArray
 ROOT = Path(__file__).parents[1]
 
 
+def test_all_readers_of_keypoints_that_are_shown_are_reliable():
+    # The middleware loses best-effort messages that exceed its buffers.
+    files = [*ROOT.glob('*.md'), *(ROOT / 'docs').glob('*.md')]
+    for folder, suffixes in (('edgepoint2_ros', '.py'), ('examples', '.py .cpp'), ('include', '.hpp')):
+        files += [file for file in (ROOT / folder).rglob('*') if file.suffix in suffixes.split()]
+    reader = re.compile(r'create_subscription\b[^;]{0,200}?["\']keypoints["\']\s*,.{0,120}', re.DOTALL)
+    readers = [text for file in files for text in reader.findall(file.read_text(encoding='utf-8'))]
+    assert len(readers) >= 5
+    assert [text for text in readers if re.search('sensor_?data|best_?effort', text, re.IGNORECASE)] == []
+
+
 @pytest.mark.slow
 def test_the_python_reader_finds_matches(tmp_path):
     blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)

@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import rclpy
 from rclpy.node import Node
-from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 
 from edgepoint2_ros.demo.sources import FRAME_RATE, open_source
@@ -130,7 +129,7 @@ def _consume(options) -> int:
     consumer = Consumer(open_source(options.source, colour=True), options.start)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C comes as KeyboardInterrupt
     node = Node('consumer')
-    node.create_subscription(KeypointArray, 'keypoints', consumer.take, qos_profile_sensor_data)
+    node.create_subscription(KeypointArray, 'keypoints', consumer.take, 5)
     wait_until = time.monotonic() + PATIENCE
     while not consumer.arrivals and time.monotonic() < wait_until:
         rclpy.spin_once(node, timeout_sec=0.1)
