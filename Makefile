@@ -66,7 +66,7 @@ clean:
 
 FORCE:
 
-.venv/package.stamp: .venv/demo.stamp .venv/files.txt CMakeLists.txt package.xml $(wildcard msg/*.msg include/*/*.hpp) resource/executable.py.in
+.venv/package.stamp: .venv/demo.stamp .venv/files.txt CMakeLists.txt package.xml $(wildcard cmake/*.cmake msg/*.msg include/*/*.hpp) resource/executable.py.in
 	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
 	@mkdir -p .venv/build && cd .venv/build && { \
 	cmake '$(CURDIR)' -DCMAKE_PREFIX_PATH='$(CURDIR)/.venv' -DCMAKE_INSTALL_PREFIX='$(CURDIR)/.venv' \

@@ -1,7 +1,11 @@
 """What the tests share: where the weights and images lie, models made once, and a ROS 2 that keeps to this machine."""
 
+import ctypes
 import hashlib
+import importlib.util
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +76,32 @@ def ros():
     rclpy.init()
     yield
     rclpy.try_shutdown()
+
+
+@pytest.fixture(scope='session')
+def tf2_msgs(tmp_path_factory) -> dict[str, str]:
+    """The message of tf2 in this process; returns the environment in which other processes find it.
+
+    A ROS 2 from pip lacks it: then it is built from test/tf2.
+    """
+    if importlib.util.find_spec('tf2_msgs'):
+        return dict(os.environ)
+    build, prefix = tmp_path_factory.mktemp('build'), tmp_path_factory.mktemp('tf2_msgs')
+    configure = ['cmake', '-S', ROOT / 'test' / 'tf2', '-B', build, f'-DPython3_EXECUTABLE={sys.executable}']
+    configure += [f'-DCMAKE_PREFIX_PATH={sys.prefix}', f'-DCMAKE_INSTALL_PREFIX={prefix}']
+    configure += [f'-DCMAKE_INSTALL_RPATH={prefix}/lib;{sys.prefix}/lib']
+    environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    for command in (configure, ['cmake', '--build', build], ['cmake', '--install', build]):
+        done = subprocess.run(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+        )
+        assert done.returncode == 0, done.stdout[-4000:]
+    [package] = prefix.rglob('tf2_msgs/__init__.py')
+    sys.path.append(str(package.parents[1]))
+    for library in (prefix / 'lib').glob('*.so'):
+        ctypes.CDLL(str(library))  # the middleware asks for them by name
+    libraries = f'{prefix}/lib:{os.environ.get("LD_LIBRARY_PATH", "")}'
+    return {**os.environ, 'PYTHONPATH': str(package.parents[1]), 'LD_LIBRARY_PATH': libraries}
 
 
 @pytest.fixture

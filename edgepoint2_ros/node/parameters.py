@@ -29,7 +29,7 @@ class Parameter:
     """
 
     name: str
-    default: str | int | float | bool | tuple[str, ...]
+    default: str | int | float | bool | tuple[str, ...] | tuple[float, ...]
     description: str
     choices: tuple[str, ...] = ()
     minimum: int | float | None = None

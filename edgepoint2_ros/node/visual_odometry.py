@@ -18,33 +18,67 @@ import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
 from rcl_interfaces.msg import ParameterDescriptor
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import CameraInfo
+from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.messages import decode
+from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.frames import Frames, to_quaternion
 from edgepoint2_ros.node.parameters import Parameter
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
+ADAPT_PERIOD = 1.0  # seconds between two looks at what publishers of camera_info offer
+REORDERED = 0.5  # seconds that a stamp may lie before the last one; beyond that, time itself has jumped back
+UNKNOWN = 1e6  # variance of what is not known
 # The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
+
+
+def _are_variances(values) -> bool:
+    return len(values) == 6 and all(type(value) in (int, float) and 0 < value < np.inf for value in values)
+
+
 PARAMETERS = (
-    Parameter('odom_frame', 'odom', 'Frame of the odometry.'),
+    Parameter('odom_frame', 'odom', 'Frame of the odometry.', allowed='the name of a frame', test=bool),
+    Parameter('base_frame', '', "Frame of the robot that is followed; empty: the camera's optical frame."),
+    Parameter('publish_tf', False, 'Publish the transform from odom_frame to base_frame on /tf.'),
     Parameter('rectified', False, 'The images are rectified.'),
     Parameter(
         'start_depth',
         1.0,
         'Median distance of the scene at the start, metres.',
         allowed='a positive number',
-        test=lambda value: value > 0,
+        test=lambda value: 0 < value < np.inf,
     ),
-    Parameter('min_cosine', MIN_COSINE, 'Least cosine of two descriptors that match.'),
-    Parameter('ratio', 1.0, 'Ratio test; 1 leaves it out.'),
+    Parameter('min_cosine', MIN_COSINE, 'Least cosine of two descriptors that match.', minimum=-1.0, maximum=1.0),
+    Parameter(
+        'ratio',
+        1.0,
+        'Ratio test; 1 leaves it out.',
+        allowed='a number above 0, at most 1',
+        test=lambda value: 0 < value <= 1,
+    ),
+    Parameter(
+        'pose_covariance_diagonal',
+        (1.0, 1.0, 1.0, 0.05, 0.05, 0.05),
+        'Variances of x, y, z in square metres and of the turns about x, y, z in square radians.',
+        allowed='6 positive numbers',
+        test=_are_variances,
+    ),
+    Parameter(
+        'twist_covariance_diagonal',
+        (0.25, 0.25, 0.25, 0.01, 0.01, 0.01),
+        'Variances of the linear velocity in (m/s)^2 and of the angular velocity in (rad/s)^2.',
+        allowed='6 positive numbers',
+        test=_are_variances,
+    ),
     Parameter('path_length', 1000, 'Most poses of the path.', minimum=0, maximum=1_000_000),
 )
 
@@ -57,54 +91,93 @@ class VisualOdometryNode(Node):
         # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
         descriptor = ParameterDescriptor(dynamic_typing=True, read_only=True)
         values = {p.name: p.check(self.declare_parameter(p.name, p.default, descriptor).value) for p in PARAMETERS}
-        self._frame, self._rectified = values['odom_frame'], values['rectified']
+        self._odom_frame, self._base_frame = values['odom_frame'], values['base_frame']
+        if self._odom_frame == self._base_frame:
+            raise EdgePoint2Error(
+                f'parameter base_frame: expected another frame than odom_frame, got {self._base_frame!r}'
+            )
+        self._publishes_tf, self._rectified = values['publish_tf'], values['rectified']
         self._settings = {name: values[name] for name in ('start_depth', 'min_cosine', 'ratio')}
+        self._pose_covariance = to_covariance(values['pose_covariance_diagonal'])
+        self._twist_covariance = to_covariance(values['twist_covariance_diagonal'])
         self._path_length = values['path_length']
         self._path = Path()
-        self._camera_info: CameraInfo | None = None
+        self._calibration: tuple | None = None  # what the latest camera_info says of the images
+        self._image_size = 0, 0
         self._odometry: VisualOdometry | None = None
         self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
+        self._stamp = 0  # of the keypoints before, nanoseconds
+        self._last: tuple[int, np.ndarray] | None = None  # stamp and pose of the image before, if it has one
+        self._frames = Frames(self) if self._base_frame or self._publishes_tf else None
         self._odometry_publisher = self.create_publisher(Odometry, 'odometry', 10)
         self._path_publisher = self.create_publisher(Path, 'path', 10)
         self.create_subscription(CameraInfo, 'camera_info', self._take_camera, qos_profile_sensor_data)
-        # A second of images may wait: a keyframe takes longer than the images between keyframes.
-        waiting = QoSProfile(depth=30, reliability=ReliabilityPolicy.BEST_EFFORT)
-        self.create_subscription(KeypointArray, 'keypoints', self._take, waiting)
+        self._latched = None  # a second subscription to camera_info
+        self.create_timer(ADAPT_PERIOD, self._adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        # A second of images may wait: a keyframe takes longer than the images between keyframes. Reliable, because the
+        # middleware loses best-effort messages that exceed its buffers (0.5 MB).
+        self.create_subscription(KeypointArray, 'keypoints', self._take, QoSProfile(depth=30))
+
+    def _adapt(self) -> None:
+        """Hear what was latched on camera_info before this node started, while somebody offers that.
+
+        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
+        """
+        offers = [offer.qos_profile for offer in self.get_publishers_info_by_topic('camera_info')]
+        latches = any(
+            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
+            for offer in offers
+        )
+        if latches and self._latched is None:
+            latched = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._latched = self.create_subscription(CameraInfo, 'camera_info', self._take_camera, latched)
+        elif not latches and self._latched is not None:
+            self.destroy_subscription(self._latched)
+            self._latched = None
 
     def _take_camera(self, info: CameraInfo) -> None:
-        last = self._camera_info
-        if last is not None and (list(last.k), last.d, list(last.p)) == (list(info.k), info.d, list(info.p)):
+        numbers = np.concatenate([info.k, info.d, info.p]).tobytes()  # as bytes even NaN equals itself
+        sizes = info.width, info.height, info.binning_x, info.binning_y, info.roi
+        calibration = numbers, sizes, info.distortion_model
+        if calibration == self._calibration:
             return
-        self._camera_info = info
-        if self._rectified:
-            camera = np.reshape(info.p, (3, 4))[:, :3], np.zeros(0), ''
-        else:
-            camera = np.reshape(info.k, (3, 3)), np.array(info.d), info.distortion_model
+        self._calibration = calibration
         try:
-            self._start_anew(Camera(*camera))
-            self.get_logger().info(f'camera of {info.width}x{info.height} pixels: move it sideways to start')
+            camera, self._image_size = read_camera(info, self._rectified)
         except EdgePoint2Error as error:
             self._odometry = None
             self.get_logger().error(f'camera_info cannot be used: {error}')
+            return
+        unused = {'K': info.k, 'D': info.d} if self._rectified else {'P': info.p}
+        for name, numbers in unused.items():
+            if not np.isfinite(numbers).all():
+                self.get_logger().warning(
+                    f'camera_info: {name} is not finite, but is not needed: {np.array(numbers).tolist()}'
+                )
+        self._start_anew(camera)
+        width, height = self._image_size
+        self.get_logger().info(f'camera of {width}x{height} pixels: move it sideways to start')
 
     def _start_anew(self, camera: Camera) -> None:
         self._odometry = VisualOdometry(camera, **self._settings)
         self._path.poses.clear()
+        self._last = None
 
     def _take(self, message: KeypointArray) -> None:
         if self._odometry is None:
             self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=REPORT_PERIOD)
             return
-        info = self._camera_info
-        if (message.image_width, message.image_height) != (info.width, info.height):
+        width, height = self._image_size
+        if (message.image_width, message.image_height) != (width, height):
             self.get_logger().error(
                 f'keypoints of an image of {message.image_width}x{message.image_height} pixels do not belong to the '
-                f'camera_info of {info.width}x{info.height}',
+                f'camera_info of {width}x{height}, with its ROI and binning',
                 throttle_duration_sec=REPORT_PERIOD,
             )
             return
         try:
             features = decode(message)
+            self._follow_time(to_nanoseconds(message.header.stamp))
             self._follow_weights(features.model, features.digest)
             odometry = self._odometry
             before = odometry.state
@@ -114,8 +187,25 @@ class VisualOdometryNode(Node):
             return
         if odometry.state != before:
             self.get_logger().info(f'{before} -> {odometry.state}: {odometry.tracked} points')
-        if pose is not None:
-            self._publish(message.header, AHEAD @ pose)
+        pose = None if pose is None else self._locate(pose, message.header.frame_id)
+        if pose is None:
+            self._last = None
+        else:
+            self._publish(message.header, pose)
+
+    def _follow_time(self, stamp: int) -> None:
+        """Start anew where time jumps back: a recording begins again, or simulated time does.
+
+        Raises:
+            EdgePoint2Error: the stamp is only a little older than the last one.
+        """
+        older = (self._stamp - stamp) * 1e-9
+        if 0 < older <= REORDERED:
+            raise EdgePoint2Error(f'they are {older:.3f} s older than the last ones')
+        self._stamp = stamp
+        if older > REORDERED:
+            self._start_anew(self._odometry.camera)
+            self.get_logger().warning(f'time jumps back by {older:.3f} s: the map and the path start anew')
 
     def _follow_weights(self, model: str, digest: str) -> None:
         """Start anew where the extractor has another model: its descriptors have nothing in common with the map's."""
@@ -128,37 +218,102 @@ class VisualOdometryNode(Node):
             throttle_duration_sec=REPORT_PERIOD,
         )
 
-    def _publish(self, header, pose: np.ndarray) -> None:
-        odometry = Odometry(child_frame_id=header.frame_id)
-        odometry.header.stamp, odometry.header.frame_id = header.stamp, self._frame
+    def _locate(self, pose: np.ndarray, camera: str) -> np.ndarray | None:
+        """Return where the frame that is followed is in odom_frame: (4, 4); None where the camera's mount is unknown.
+
+        Args:
+            pose: (4, 4) of the camera, as VisualOdometry.track gives it.
+            camera: the camera's optical frame.
+        """
+        if self._base_frame in ('', camera):
+            return AHEAD @ pose
+        mount = self._frames.find(self._base_frame, camera)
+        if mount is None:
+            self.get_logger().warning(
+                f'no odometry: /tf_static does not connect {self._base_frame} with {camera!r}, the frame of the images',
+                throttle_duration_sec=REPORT_PERIOD,
+            )
+            return None
+        return mount @ pose @ np.linalg.inv(mount)
+
+    def _publish(self, header: Header, pose: np.ndarray) -> None:
+        """Publish where the frame that is followed is in odom_frame: (4, 4)."""
+        stamp = to_nanoseconds(header.stamp)
+        last, self._last = self._last, (stamp, pose)
+        odometry = Odometry(child_frame_id=self._base_frame or header.frame_id)
+        odometry.header.stamp, odometry.header.frame_id = header.stamp, self._odom_frame
         place, turn = odometry.pose.pose.position, odometry.pose.pose.orientation
         place.x, place.y, place.z = pose[:3, 3].tolist()
         turn.x, turn.y, turn.z, turn.w = to_quaternion(pose[:3, :3])
-        # One camera tells neither how sure it is nor, by itself, a speed.
-        odometry.pose.covariance[0] = odometry.twist.covariance[0] = -1.0
+        odometry.pose.covariance = self._pose_covariance
+        if last is None or stamp <= last[0]:
+            odometry.twist.covariance = to_covariance([UNKNOWN] * 6)
+        else:
+            linear, angular = odometry.twist.twist.linear, odometry.twist.twist.angular
+            velocity = to_velocity(last[1], pose, (stamp - last[0]) * 1e-9).tolist()
+            linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = velocity
+            odometry.twist.covariance = self._twist_covariance
         self._odometry_publisher.publish(odometry)
+        if self._publishes_tf:
+            self._publish_tf(odometry)
         self._path.header = odometry.header
         self._path.poses.append(PoseStamped(header=odometry.header, pose=odometry.pose.pose))
         del self._path.poses[: max(0, len(self._path.poses) - self._path_length)]
         if self._path_publisher.get_subscription_count():
             self._path_publisher.publish(self._path)
 
+    def _publish_tf(self, odometry: Odometry) -> None:
+        child = odometry.child_frame_id
+        root, _ = self._frames.root(child)
+        if child and child == root:
+            self._frames.send(odometry.header, child, odometry.pose.pose)
+            return
+        reason = f'{child} has a parent in the tree of {root}, and a frame has only one' if child else 'it has no name'
+        self.get_logger().error(
+            f'no transform to the frame of the odometry: {reason}; set base_frame', throttle_duration_sec=REPORT_PERIOD
+        )
 
-def to_quaternion(rotation: np.ndarray) -> tuple[float, float, float, float]:
-    """Return the unit quaternion (x, y, z, w), w not negative, of a rotation matrix (3, 3)."""
-    # The eigenvector of this matrix with the largest eigenvalue; Bar-Itzhack, "New method for extracting the quaternion
-    # from a rotation matrix", 2000.
-    r = rotation
-    matrix = np.array(
-        [
-            [r[0, 0] - r[1, 1] - r[2, 2], r[1, 0] + r[0, 1], r[2, 0] + r[0, 2], r[2, 1] - r[1, 2]],
-            [r[1, 0] + r[0, 1], r[1, 1] - r[0, 0] - r[2, 2], r[2, 1] + r[1, 2], r[0, 2] - r[2, 0]],
-            [r[2, 0] + r[0, 2], r[2, 1] + r[1, 2], r[2, 2] - r[0, 0] - r[1, 1], r[1, 0] - r[0, 1]],
-            [r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1], r[0, 0] + r[1, 1] + r[2, 2]],
-        ]
-    )
-    quaternion = np.linalg.eigh(matrix)[1][:, -1]
-    return tuple((quaternion if quaternion[3] >= 0 else -quaternion).tolist())
+
+def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, int]]:
+    """Return the camera of the images that a CameraInfo describes, and their size: width, height in pixels.
+
+    K and P are of the whole sensor. CameraInfo.msg says that the ROI is a window of that and binning comes after it;
+    how they change K and P is taken from fromCameraInfo in image_geometry's pinhole_camera_model.cpp, which does not
+    ask for do_rectify: rectified images are the same window of P's image.
+
+    Raises:
+        EdgePoint2Error: no such camera or images can be.
+    """
+    roi, binning = info.roi, np.maximum((info.binning_x, info.binning_y), 1)
+    offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])
+    matrix = np.array(info.p if rectified else info.k).reshape(3, -1)[:, :3]
+    matrix[:2, 2] -= offset
+    matrix[:2] /= binning[:, None]
+    camera = Camera(matrix) if rectified else Camera(matrix, np.array(info.d), info.distortion_model)
+    full_size = np.array([info.width, info.height])
+    if not offset.any() and not size.any():
+        size = full_size
+    if (offset + size > full_size).any() or (size < binning).any():
+        raise EdgePoint2Error(
+            f'ROI and binning: expected a part of {info.width}x{info.height} pixels, got {roi.width}x{roi.height} at '
+            f'({roi.x_offset}, {roi.y_offset}) with binning {info.binning_x}x{info.binning_y}'
+        )
+    return camera, tuple((size // binning).tolist())
+
+
+def to_covariance(diagonal: list[float]) -> np.ndarray:
+    """Return the covariance (36,) of a pose or twist message whose variances are these 6."""
+    return np.diag(np.array(diagonal, float)).ravel()
+
+
+def to_velocity(before: np.ndarray, now: np.ndarray, seconds: float) -> np.ndarray:
+    """Return the mean velocity between two poses (4, 4) of a frame, in that frame as it is now.
+
+    (6,): linear, x, y, z per second; angular, radians per second.
+    """
+    shift = now[:3, :3].T @ (now[:3, 3] - before[:3, 3])
+    turn = cv2.Rodrigues(before[:3, :3].T @ now[:3, :3])[0][:, 0]
+    return np.concatenate([shift, turn]) / seconds
 
 
 def main(args=None) -> int:
