@@ -128,8 +128,8 @@ def rig(ros):
 
     rigs = []
 
-    def build(namespace: str, camera: str = '') -> Rig:
-        rigs.append(Rig(namespace, camera))
+    def build(namespace: str, camera: str = '', **options) -> Rig:
+        rigs.append(Rig(namespace, camera, **options))
         return rigs[-1]
 
     yield build

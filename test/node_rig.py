@@ -25,11 +25,13 @@ TIMEOUT = 30.0
 class Process:
     """The node as a process; what it prints is kept in a file."""
 
-    def __init__(self, folder: Path, namespace: str, remap: tuple[str, ...] = (), **values):
-        self.log = folder / f'{namespace}.log'
+    def __init__(self, folder: Path, namespace: str, remap: tuple[str, ...] = (), params_file=None, **values):
+        self.log = folder / f'{namespace.replace("/", "_")}.log'
         arguments = [sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-r', f'__ns:=/{namespace}']
         for rule in remap:
             arguments += ['-r', rule]
+        if params_file is not None:
+            arguments += ['--params-file', str(params_file)]
         for name, value in values.items():
             arguments += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
         with open(self.log, 'a') as log:
@@ -76,8 +78,9 @@ class Usage:
 class Rig:
     """A camera and a reader of its keypoints in the namespace of one node."""
 
-    def __init__(self, namespace: str, camera: str = ''):
+    def __init__(self, namespace: str, camera: str = '', node: str = 'extractor'):
         self.node = rclpy.create_node(f'rig_{camera}', namespace=namespace)
+        self.target = f'/{namespace}/{node}'  # whose services are called
         self.prefix = f'{camera}/' if camera else ''
         self.received = []
         self.stats = []
@@ -86,13 +89,13 @@ class Rig:
         self.plug_in()
         self.mask = self.node.create_publisher(Image, f'{self.prefix}mask', 10)
         self.compressed = self.node.create_publisher(CompressedImage, f'{self.prefix}image/compressed', 10)
-        self.node.create_subscription(KeypointArray, f'{self.prefix}keypoints', self.received.append, 100)
+        self.read()
         self.node.create_subscription(CameraStats, f'{self.prefix}stats', self.stats.append, 10)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
         self._stamp = 1_700_000_000
 
     def _diagnose(self, message) -> None:
-        node = f'/{self._namespace}/extractor: '
+        node = f'{self.target}: '
         for status in message.status:
             if status.name.startswith(node):
                 self.diagnostics[status.name.removeprefix(node)] = status
@@ -100,6 +103,10 @@ class Rig:
     def plug_in(self, qos=100) -> None:
         """Start the camera."""
         self.camera = self.node.create_publisher(Image, f'{self.prefix}image', qos)
+
+    def read(self) -> None:
+        """Start the reader of keypoints."""
+        self.reader = self.node.create_subscription(KeypointArray, f'{self.prefix}keypoints', self.received.append, 100)
 
     def unplug(self) -> None:
         """Stop the camera, once all it has sent is there."""
@@ -197,7 +204,7 @@ class Rig:
 
     def call(self, kind, name: str, request):
         """Call one of the node's services."""
-        client = self.node.create_client(kind, f'/{self._namespace}/extractor/{name}')
+        client = self.node.create_client(kind, f'{self.target}/{name}')
         assert client.wait_for_service(TIMEOUT)
         future = client.call_async(request)
         self.wait_until(future.done)

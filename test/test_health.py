@@ -4,13 +4,14 @@ import math
 
 import pytest
 
-from edgepoint2_ros.node.health import ERROR, OK, REASONS, WARN, Health, judge
+from edgepoint2_ros.node.health import ERROR, OK, REASONS, TYPES, WARN, Health, explain_types, judge
 
 TIMES = (0.001, 0.002, 0.003, 0.004, 0.010, 0.050)
+RAW, COMPRESSED = TYPES['raw'], TYPES['compressed']
 
 
-def verdict(health: Health, now: float, publishers: int = 1):
-    return judge(health.report(now), health, '/left/image', publishers)
+def verdict(health: Health, now: float, silence: str = 'nobody publishes it', masks: str = ''):
+    return judge(health.report(now), health, '/left/image', silence, masks)
 
 
 def feed(health: Health, count: int, begin: float = 0.0, keypoints: int = 500):
@@ -69,11 +70,77 @@ def test_a_camera_that_works_is_ok():
 def test_silence_is_told_apart():
     health = Health(0.0)
     assert verdict(health, 1.0) == (OK, 'no image in this second')
-    assert verdict(health, 3.0, 0) == (WARN, 'no image yet on /left/image: nobody publishes it')
-    assert 'no image yet on /left/image: 1 publish it; images above 0.5 MB' in verdict(health, 4.0, 1)[1]
+    assert verdict(health, 3.0) == (WARN, 'no image yet on /left/image: nobody publishes it')
     feed(health, 1, begin=5.0)
     assert verdict(health, 5.5)[0] == OK
-    assert verdict(health, 15.0, 0) == (ERROR, 'no image for 10 s on /left/image: nobody publishes it')
+    assert verdict(health, 15.0) == (ERROR, 'no image for 10 s on /left/image: nobody publishes it')
+
+
+def test_a_camera_that_nobody_asks_for_is_neither_silent_nor_forgotten():
+    health = Health(0.0)
+    feed(health, 5)
+    health.pause()
+    assert verdict(health, 1.0) == (OK, '5.0 images/s, latency 10.0 ms')  # those that waited are answered
+    assert verdict(health, 60.0) == (OK, 'idle: nobody subscribes to keypoints or overlay')
+    health.resume(60.0)
+    assert verdict(health, 61.0) == (OK, 'no image in this second')
+    assert verdict(health, 63.0) == (WARN, 'no image yet on /left/image: nobody publishes it')
+    assert (health.received, health.processed) == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ('transport', 'topic', 'published', 'reason'),
+    [
+        ('raw', '/cam', {}, ''),
+        ('compressed', '/cam/compressed', {}, ''),
+        ('raw', '/cam', {'/other': RAW}, ''),
+        (
+            'raw',
+            '/cam/image_raw/compressed',
+            {'/cam/image_raw/compressed': COMPRESSED},
+            f'it carries {COMPRESSED}, not {RAW}: set transport to compressed and set image to /cam/image_raw',
+        ),
+        (
+            'raw',
+            '/jpegs',
+            {'/jpegs': COMPRESSED},
+            f'it carries {COMPRESSED}, not {RAW}: set transport to compressed and remap /jpegs/compressed to /jpegs',
+        ),
+        (
+            'raw',
+            '/cam',
+            {'/cam/compressed': COMPRESSED},
+            f'nobody publishes it, but /cam/compressed carries {COMPRESSED}: set transport to compressed',
+        ),
+        (
+            'compressed',
+            '/cam/compressed',
+            {'/cam': RAW},
+            f'nobody publishes it, but /cam carries {RAW}: set transport to raw',
+        ),
+        (
+            'compressed',
+            '/cam/compressed/compressed',
+            {'/cam/compressed': COMPRESSED, '/cam': RAW},
+            f'nobody publishes it, but /cam/compressed carries {COMPRESSED}: set image to /cam',
+        ),
+        (
+            'compressed',
+            '/jpegs/compressed',
+            {'/jpegs': COMPRESSED},
+            f'nobody publishes it, but /jpegs carries {COMPRESSED}: remap /jpegs/compressed to /jpegs',
+        ),
+        (
+            'compressed',
+            '/pictures',
+            {'/pictures': RAW},
+            f'it carries {RAW}, not {COMPRESSED}: set transport to raw and image to /pictures',
+        ),
+        ('raw', '/cam', {'/cam': 'a/msg/B'}, f'it carries a/msg/B, not {RAW}'),
+    ],
+)
+def test_images_of_another_type_are_named_with_what_mends_it(transport, topic, published, reason):
+    assert explain_types(topic, transport, lambda name: {published[name]} if name in published else set()) == reason
 
 
 def test_bad_images_are_grave_when_there_are_no_good_ones():
@@ -85,6 +152,15 @@ def test_bad_images_are_grave_when_there_are_no_good_ones():
     health.arrive(1.5)
     health.drop('bad', error='image is empty')
     assert verdict(health, 2.0) == (WARN, '1 of 10 images could not be used: image is empty')
+
+
+def test_images_are_said_to_be_large_where_they_are_or_may_be():
+    health = Health(0.0)
+    assert health.may_be_large
+    health.arrive(0.1, 640 * 480)
+    assert not health.may_be_large
+    health.arrive(0.2, 1280 * 720)
+    assert health.may_be_large
 
 
 def test_a_failure_of_ours_is_an_error():
@@ -114,10 +190,15 @@ def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
     health = Health(0.0)
     feed(health, 10)
     health.lost += 3
+    assert verdict(health, 1.0) == (WARN, '3 images lost on the way here: this machine or the network is overloaded')
+    health.arrive(0.5, 640 * 480 * 3)
+    health.lost += 3
     assert '3 images lost on the way here: images above 0.5 MB need more shared memory' in verdict(health, 1.0)[1]
     feed(health, 10, begin=1.0)
     health.masks_bad += 2
     health.last_error = 'mask: it is empty'
     assert verdict(health, 2.0) == (WARN, '2 masks could not be used: mask: it is empty')
-    feed(health, 10, begin=2.0, keypoints=0)
-    assert verdict(health, 3.0) == (WARN, 'no keypoints in any image: is it dark, covered or all masked?')
+    feed(health, 10, begin=2.0)
+    assert verdict(health, 3.0, masks='no mask can be read') == (WARN, 'no mask can be read')
+    feed(health, 10, begin=3.0, keypoints=0)
+    assert verdict(health, 4.0) == (WARN, 'no keypoints in any image: is it dark, covered or all masked?')

@@ -13,7 +13,8 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.msg import State, Transition
+from lifecycle_msgs.srv import GetState
 from node_rig import ROOT, TIMEOUT, Process, Rig, wait_until
 
 from edgepoint2_ros.extractor import Extractor
@@ -225,6 +226,36 @@ def test_a_lifecycle_manager_can_drive_the_node_and_change_its_model(official_mo
     assert not camera.change_state(Transition.TRANSITION_CONFIGURE)
     assert camera.state() == 'unconfigured'
     process.wait_for("unknown model 'T-64': expected one of T-32")
+
+
+@pytest.mark.parametrize('namespace', ['nav2', 'robot/nav2'])
+def test_the_lifecycle_manager_of_nav2_can_drive_the_node(namespace, official_model, photograph, start, rig):
+    """By the calls that nav2_lifecycle_manager makes for its commands, each followed by a look at the state."""
+    official_model('T-32')
+    start(namespace, autostart=False, image_reliability='reliable')
+    manager = rig(namespace)
+
+    def change(*transitions: int) -> None:
+        reached = {
+            Transition.TRANSITION_CONFIGURE: State.PRIMARY_STATE_INACTIVE,
+            Transition.TRANSITION_ACTIVATE: State.PRIMARY_STATE_ACTIVE,
+            Transition.TRANSITION_DEACTIVATE: State.PRIMARY_STATE_INACTIVE,
+            Transition.TRANSITION_CLEANUP: State.PRIMARY_STATE_UNCONFIGURED,
+            Transition.TRANSITION_UNCONFIGURED_SHUTDOWN: State.PRIMARY_STATE_FINALIZED,
+        }
+        for transition in transitions:
+            assert manager.change_state(transition)
+            assert manager.call(GetState, 'get_state', GetState.Request()).current_state.id == reached[transition]
+
+    startup = Transition.TRANSITION_CONFIGURE, Transition.TRANSITION_ACTIVATE
+    pause, resume = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_ACTIVATE
+    reset = Transition.TRANSITION_DEACTIVATE, Transition.TRANSITION_CLEANUP
+    for commands in (startup, (pause, resume), (*reset, *startup)):
+        change(*commands)
+        manager.connect()
+        assert len(manager.answer(photograph).x) > 1000
+    change(*reset, Transition.TRANSITION_UNCONFIGURED_SHUTDOWN)
+    assert manager.camera.get_subscription_count() == 0
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
 from node_rig import Process, Rig
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -302,3 +303,49 @@ def test_the_topic_of_a_transport_can_be_remapped_by_itself(official_model, gray
     publisher = camera.node.create_publisher(CompressedImage, 'jpegs', 10)
     camera.wait_until(lambda: publisher.get_subscription_count() == 1)
     camera.status('image', lambda status: '1 publish it' in status.message)
+
+
+def test_a_lazy_node_takes_images_only_while_somebody_wants_what_it_makes_of_them(official_model, gray, start, rig):
+    official_model('T-32')
+    process = start('lazy', lazy=True, image_reliability='reliable')
+    camera = rig('lazy')
+
+    def is_heard(heard: bool) -> bool:
+        camera.send(gray)  # whoever listens or not: the camera goes on
+        camera.spin(0.05)
+        return camera.camera.get_subscription_count() == heard
+
+    def check(heard: bool, message: str) -> None:
+        camera.wait_until(lambda: is_heard(heard))
+        camera.status('image', lambda status: (camera.send(gray), status.level == OK and message in status.message)[1])
+
+    check(True, 'images/s, latency')
+    camera.node.destroy_subscription(camera.reader)
+    check(False, 'idle: nobody subscribes to keypoints or overlay')
+    process.wait_for('image: idle: nobody subscribes')
+    before = camera.next_stats()
+    assert before.received == before.processed + before.dropped_newer
+    for _ in range(5):
+        camera.send(gray)
+        camera.spin(0.5)  # longer than a camera may be silent
+    assert camera.next_stats().received == before.received
+    assert camera.status('image').level == OK
+    pictures = []
+    subscription = camera.node.create_subscription(Image, 'overlay', pictures.append, 10)
+    check(True, 'images/s, latency')
+    camera.wait_until(lambda: pictures)
+    assert camera.set(overlay=False)[0].successful  # then nothing is made for that reader
+    check(False, 'idle')
+    assert camera.set(lazy=False)[0].successful
+    check(True, 'images/s, latency')
+    camera.node.destroy_subscription(subscription)
+    assert camera.set(lazy=True)[0].successful
+    check(False, 'idle')
+    camera.read()
+    camera.received.clear()
+    check(True, 'images/s, latency')
+    assert camera.received
+    assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+    camera.wait_until(lambda: camera.camera.get_subscription_count() == 0)
+    stats = camera.stats[-1]
+    assert stats.received == stats.processed + stats.dropped_newer + stats.dropped_stopped

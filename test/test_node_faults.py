@@ -19,7 +19,7 @@ from lifecycle_msgs.msg import Transition
 from node_rig import ROOT, TIMEOUT, Usage, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import Image
+from sensor_msgs.msg import CompressedImage, Image
 
 from edgepoint2_ros.msg import KeypointArray
 
@@ -126,12 +126,88 @@ def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
     camera.unplug()
     camera.plug_in(qos_profile_sensor_data)
     process.wait_for(
-        'a publisher of /deaf/image cannot be heard: it offers best-effort images, and image_reliability asks for '
-        'reliable ones; set image_reliability to auto or best_effort'
+        'a publisher of /deaf/image cannot be heard: best-effort images are offered, and image_reliability asks for '
+        'reliable ones; set it to auto or best_effort'
     )
+    camera.status('image', lambda status: 'on /deaf/image: best-effort images are offered' in status.message)
     qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     camera.node.create_subscription(KeypointArray, 'keypoints', lambda message: None, qos)
     process.wait_for('a subscriber of /deaf/keypoints cannot hear it: it asks for more than is offered')
+
+
+RAW, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+
+
+@pytest.mark.parametrize(
+    ('transport', 'image', 'published', 'reason'),
+    [
+        (
+            'raw',
+            'cam/image_raw/compressed',
+            ('cam/image_raw/compressed', CompressedImage),
+            f'it carries {COMPRESSED}, not {RAW}: set transport to compressed and set image to {{ns}}/cam/image_raw',
+        ),
+        (
+            'raw',
+            'cam/image_raw',
+            ('cam/image_raw/compressed', CompressedImage),
+            f'nobody publishes it, but {{ns}}/cam/image_raw/compressed carries {COMPRESSED}: set transport to '
+            'compressed',
+        ),
+        (
+            'compressed',
+            'cam/image_raw',
+            ('cam/image_raw', Image),
+            f'nobody publishes it, but {{ns}}/cam/image_raw carries {RAW}: set transport to raw',
+        ),
+        (
+            'compressed',
+            'cam/image_raw/compressed',
+            ('cam/image_raw/compressed', CompressedImage),
+            f'nobody publishes it, but {{ns}}/cam/image_raw/compressed carries {COMPRESSED}: set image to '
+            '{ns}/cam/image_raw',
+        ),
+    ],
+)
+def test_images_of_the_other_transport_are_explained(transport, image, published, reason, start, rig):
+    process = start('types', transport=transport, image=image)
+    camera = rig('types')
+    camera.unplug()
+    reason = reason.format(ns='/types')
+    process.wait_for('nobody publishes it')
+    name, type = published
+    publisher = camera.node.create_publisher(type, name, qos_profile_sensor_data)
+    status = camera.status('image', lambda status: reason in status.message)
+    assert status.level == DiagnosticStatus.WARN
+    assert 'shared memory' not in status.message
+    process.wait_for(reason)
+    camera.node.destroy_publisher(publisher)
+
+
+def test_masks_of_another_type_are_explained(gray, start, rig):
+    start('mask_type', mask='mask_compressed', image_reliability='reliable')
+    camera = rig('mask_type')
+    camera.wait_until(lambda: camera.camera.get_subscription_count() == 1)
+    camera.node.create_publisher(CompressedImage, 'mask_compressed', 10)
+
+    def complains(status) -> bool:
+        camera.send(gray)
+        return status.level == DiagnosticStatus.WARN and 'no mask' in status.message
+
+    status = camera.status('image', complains)
+    assert status.message == f'no mask can be read: /mask_type/mask_compressed carries {COMPRESSED}, expected {RAW}'
+
+
+def test_a_silent_camera_is_blamed_for_its_size_only_where_it_is_large(photograph, gray, start, rig):
+    start('size', image_reliability='reliable')
+    camera = rig('size')
+    camera.connect()
+    for pixels, reason in ((gray, 'nothing is sent, or this machine'), (photograph, 'images above 0.5 MB')):
+        camera.answer(pixels)
+        message = camera.status('image', lambda status: status.level == DiagnosticStatus.ERROR).message
+        assert f'on /size/image: 1 publish it; {reason}' in message
+        camera.answer(pixels)
+        camera.status('image', lambda status: status.level == DiagnosticStatus.OK)
 
 
 def test_images_of_any_size_arrive_with_the_shared_memory_of_our_profile(start, rig, monkeypatch):

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.node.parameters import PARAMETERS, check_changes, to_markdown, to_yaml
+from edgepoint2_ros.node.parameters import PARAMETERS, TOPICS, check_changes, name_topics, to_markdown, to_yaml
 from edgepoint2_ros.variants import NAMES
 
 ROOT = Path(__file__).parents[1]
@@ -42,14 +43,19 @@ def test_every_variant_is_listed():
         (
             'cameras',
             'left',
-            "cameras: expected unique names of letters, digits, _ and /, or one empty name, got 'left'",
+            r'cameras: expected a list like \[left, right\] of unique names of letters, digits, _ and /, which begin '
+            r"with no digit; or \[''\], got 'left'",
         ),
-        ('cameras', [], 'expected unique names'),
-        ('cameras', ['left', 'left'], 'expected unique names'),
-        ('cameras', ['left', ''], 'expected unique names'),
-        ('cameras', ['2nd'], 'expected unique names'),
-        ('cameras', ['a//b'], 'expected unique names'),
-        ('cameras', [1, 2], 'expected unique names'),
+        ('cameras', [], 'expected a list like'),
+        ('cameras', ['left', 'left'], 'expected a list like'),
+        ('cameras', ['left', ''], 'expected a list like'),
+        ('cameras', ['2nd'], 'expected a list like'),
+        ('cameras', ['a//b'], 'expected a list like'),
+        ('cameras', [1, 2], 'expected a list like'),
+        ('image', '/cam//image', "image: expected a topic, or nothing, got '/cam//image'"),
+        ('mask', 'mask/', 'expected a topic'),
+        ('keypoints', '{camera', 'expected a topic'),
+        ('keypoints', '2nd/keypoints', 'expected a topic'),
     ],
 )
 def test_a_bad_value_is_refused_with_what_was_expected(name, value, complaint):
@@ -65,6 +71,76 @@ def test_an_integer_will_do_for_a_number():
 def test_cameras_have_names_that_topics_can_have():
     for names in ([''], ['left'], ['left', 'right'], ['rig_1/front', 'rig_1/rear']):
         assert BY_NAME['cameras'].check(names) == names
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'value'),
+    [
+        ('max_keypoints', '77', 77),
+        ('score_threshold', '-3', -3.0),
+        ('autostart', 'false', False),
+        ('cameras', '[left, right]', ['left', 'right']),
+        ('cameras', "['']", ['']),
+        ('weights', '123', '123'),
+        ('image', '/{camera}/image', '/{camera}/image'),
+    ],
+)
+def test_a_launch_argument_is_read_as_in_a_parameter_file(name, text, value):
+    pytest.importorskip('yaml', reason='PyYAML is not installed')
+    read = BY_NAME[name].parse(text)
+    assert (read, type(read)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'complaint'),
+    [
+        ('max_keypoints', '1000.0', 'max_keypoints: expected integer from 1 to 3840, got 1000.0'),
+        ('max_keypoints', 'many', "max_keypoints: expected integer from 1 to 3840, got 'many'"),
+        ('autostart', '1', 'autostart: expected true or false, got 1'),
+        ('cameras', "['0','1']", r"cameras: expected a list .* which begin with no digit.*, got \['0', '1'\]"),
+        ('cameras', 'left', "cameras: expected a list like .*, got 'left'"),
+        ('cameras', '[left', r"cameras: expected a list like .*, got '\[left'"),
+    ],
+)
+def test_a_launch_argument_that_is_wrong_is_named(name, text, complaint):
+    pytest.importorskip('yaml', reason='PyYAML is not installed')
+    with pytest.raises(EdgePoint2Error, match=f'parameter {complaint}'):
+        BY_NAME[name].parse(text)
+
+
+def settings(cameras, **topics):
+    return SimpleNamespace(**{**dict.fromkeys(TOPICS, ''), 'cameras': cameras, **topics})
+
+
+def test_the_topics_of_a_camera_bear_its_name():
+    assert name_topics(settings(['']), '') == {
+        'image': 'image',
+        'mask': 'mask',
+        'keypoints': 'keypoints',
+        'overlay': 'overlay',
+        'stats': 'stats',
+    }
+    assert name_topics(settings(['left', 'right']), 'right')['stats'] == 'right/stats'
+
+
+def test_a_topic_has_the_name_that_its_parameter_gives():
+    stereo = settings(['left', 'right'], image='/stereo/{camera}/image_rect', keypoints='{camera}_keypoints')
+    topics = name_topics(stereo, 'left')
+    assert topics['image'] == '/stereo/left/image_rect'
+    assert topics['keypoints'] == 'left_keypoints'
+    assert topics['mask'] == 'left/mask'
+    for cameras in (['front'], ['']):
+        assert name_topics(settings(cameras, image='/cam/image'), cameras[0])['image'] == '/cam/image'
+
+
+def test_a_topic_that_does_not_fit_the_cameras_is_refused():
+    complaint = r"parameter image: expected {camera} in it, one topic for each of \['a', 'b'\], got '/cam/image'"
+    with pytest.raises(EdgePoint2Error, match=complaint):
+        name_topics(settings(['a', 'b'], image='/cam/image'), 'a')
+    with pytest.raises(
+        EdgePoint2Error, match='parameter mask: expected no {camera} in it, because cameras gives no names'
+    ):
+        name_topics(settings([''], mask='/{camera}/mask'), '')
 
 
 def test_changes_are_checked_together_and_others_parameters_are_left_alone():

@@ -60,12 +60,11 @@ def _serve(executor, stop) -> int:
     """Run the node in ``executor`` until ``stop`` is set and return the exit code."""
     from rclpy.logging import get_logger
 
-    from edgepoint2_ros.errors import EdgePoint2Error
     from edgepoint2_ros.node.extractor_node import ExtractorNode
 
     try:
         node = ExtractorNode()
-    except EdgePoint2Error as error:
+    except Exception as error:  # a parameter of ours, or a name, namespace or parameter that rclpy refuses
         get_logger('extractor').error(str(error))
         return 1
     executor.add_node(node)

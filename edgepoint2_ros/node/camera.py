@@ -13,33 +13,42 @@ except ImportError:  # Humble
 
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
-from edgepoint2_ros.node.health import OK, STAGES, Health, Report
+from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
 from edgepoint2_ros.node.masks import Masks
+
+DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
 
 
 class Camera:
     """One camera of the node: what exists from configure to cleanup, and its subscriptions while the node is active.
 
     Attributes:
-        name: as the parameter ``cameras`` says; its topics are ``<name>/image`` and so on, or ``image`` without a name.
+        name: as the parameter ``cameras`` says.
         topic: full name of the topic of its images.
         keypoints, overlay: publishers.
         frame_id: of its last image.
         health: what became of its images since activation.
-        level: how grave its last diagnostics were.
+        verdict: what its last diagnostics were about: their level, why no image and no mask came, whether it was idle.
         masks: those that came on its mask topic since activation.
     """
 
-    def __init__(self, node, name: str, transport: str):
+    def __init__(self, node, name: str, topics: dict[str, str], transport: str):
+        """Offer the topics of a camera.
+
+        Args:
+            node: the node that they belong to.
+            name: of the camera, or ''.
+            topics: their names before remapping, see `parameters.name_topics`.
+            transport: ``raw`` or ``compressed``.
+        """
         self._node = node
         self.name = name
-        prefix = f'{name}/' if name else ''
-        self._image_topic = f'{prefix}image'
-        self._mask_topic = f'{prefix}mask'
+        self._image_topic = topics['image']
+        self._mask_topic = topics['mask']
         self._type = Image
         if transport == 'compressed':
             # As image_transport does: a remapping names the image, its transport comes after that.
-            self._image_topic = f'{node.resolve_topic_name(self._image_topic)}/compressed'
+            self._image_topic = f'{node.resolve_topic_name(self._image_topic)}{COMPRESSED}'
             self._type = CompressedImage
         # Only to be shown and counted: whatever else is given a name remaps it, and this one a second time.
         self.topic = node.resolve_topic_name(self._image_topic)
@@ -47,11 +56,13 @@ class Camera:
             node.create_publisher,
             PublisherEventCallbacks(incompatible_qos=self._explain_reader),
             KeypointArray,
-            f'{prefix}keypoints',
+            topics['keypoints'],
             10,
         )
-        self.overlay = node.create_publisher(Image, f'{prefix}overlay', 1)
-        self._stats = node.create_publisher(CameraStats, f'{prefix}stats', 10)
+        self.overlay = node.create_publisher(Image, topics['overlay'], 1)
+        self._stats = node.create_publisher(CameraStats, topics['stats'], 10)
+        self._transport = transport
+        self._receive = None
         self._image_subscription = None
         self._mask_subscription = None
         self._reliability = None  # that the images are asked with
@@ -67,20 +78,20 @@ class Camera:
     def reset(self) -> None:
         """Forget everything that came so far."""
         self.health = Health(time.monotonic())
-        self.level = OK
+        self.verdict = OK, '', '', False
         self.masks = Masks()
 
-    def subscribe(self, receive, reliability: str, depth: int) -> None:
+    def subscribe(self, receive, settings, depth: int) -> None:
         """Begin to receive.
 
         Args:
             receive: called with each image message.
-            reliability: ``best_effort``, ``reliable``, or ``auto``: as the publishers offer, see `adapt`.
+            settings: the values of the parameters.
             depth: of the middleware's queue for images.
         """
         self._receive, self._depth = receive, depth
-        self._adapts = reliability == 'auto'
-        self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
+        self._adapts = settings.image_reliability == 'auto'
+        self.adapt(settings)
         self._mask_subscription = self._node.create_subscription(
             Image,
             self._mask_topic,
@@ -88,29 +99,44 @@ class Camera:
             QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
         )
 
-    def adapt(self) -> None:
-        """With reliability ``auto``, ask for reliable images where every publisher offers them, else for any.
+    def adapt(self, settings) -> None:
+        """Ask for images as they are offered, and, where lazy, only while somebody subscribes to what comes of them.
 
-        Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
+        With reliability ``auto``, ask for reliable images where every publisher offers them, else for any. Best effort
+        hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
         """
-        if not self._adapts or self._image_subscription is None:
+        if self._receive is None:
             return
-        offered = self._offered()
-        if offered != self._reliability:
+        if settings.lazy and not self.is_wanted(settings):
+            if self._image_subscription is not None:
+                self._node.destroy_subscription(self._image_subscription)
+                self._image_subscription = None
+            self.health.pause()
+            return
+        asked = self._offered() if self._adapts else ReliabilityPolicy[settings.image_reliability.upper()]
+        if self._image_subscription is None:
+            self.health.resume(time.monotonic())
+        elif asked == self._reliability:
+            return
+        else:
             self._node.destroy_subscription(self._image_subscription)
-            self._listen(offered)
+        self._listen(asked)
 
     def unsubscribe(self) -> None:
         for subscription in (self._image_subscription, self._mask_subscription):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        self._image_subscription = self._mask_subscription = None
+        self._receive = self._image_subscription = self._mask_subscription = None
 
     def destroy(self) -> None:
         """Give its topics back."""
         self.unsubscribe()
         for publisher in (self.keypoints, self.overlay, self._stats):
             self._node.destroy_publisher(publisher)
+
+    def is_wanted(self, settings) -> bool:
+        """Tell whether somebody subscribes to what is made of its images."""
+        return self.keypoints.get_subscription_count() > 0 or (settings.overlay and self.is_watched())
 
     def is_watched(self) -> bool:
         """Tell whether somebody looks at the overlay."""
@@ -178,9 +204,32 @@ class Camera:
         }
         return values
 
-    def count_publishers(self) -> int:
-        """Return how many publishers its image topic has."""
-        return self._node.count_publishers(self.topic)
+    def explain_silence(self) -> str:
+        """Return why no image comes, as far as the other nodes' topics tell, and the settings that mend it."""
+        publishers = self._node.get_publishers_info_by_topic(self._image_topic)
+        fitting = [info for info in publishers if info.topic_type == TYPES[self._transport]]
+        if not fitting:
+            return explain_types(self.topic, self._transport, self._published) or 'nobody publishes it'
+        offers_best_effort = all(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in fitting)
+        if offers_best_effort and self._reliability == ReliabilityPolicy.RELIABLE and not self._adapts:
+            return DEAF
+        return f'{len(fitting)} publish it; {LARGE if self.health.may_be_large else "nothing is sent, or " + BUSY}'
+
+    def explain_masks(self) -> str:
+        """Return why no mask can come, where that is so: the topic has another type."""
+        types = {info.topic_type for info in self._node.get_publishers_info_by_topic(self._mask_topic)}
+        if not types or TYPES['raw'] in types:
+            return ''
+        topic = self._node.resolve_topic_name(self._mask_topic)
+        return f'no mask can be read: {topic} carries {", ".join(sorted(types))}, expected {TYPES["raw"]}'
+
+    def _published(self, topic: str) -> set[str]:
+        """Return the types that are published under the full name of a topic."""
+        if topic == self.topic:
+            return {info.topic_type for info in self._node.get_publishers_info_by_topic(self._image_topic)}
+        # What looks for publishers by name would remap this one a second time.
+        types = dict(self._node.get_topic_names_and_types()).get(topic, [])
+        return set(types) if self._node.count_publishers(topic) else set()
 
     def _offered(self) -> ReliabilityPolicy:
         offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)]
@@ -205,10 +254,7 @@ class Camera:
     def _explain_writer(self, event) -> None:
         if self._adapts:
             return  # it is asked for again in a moment, as it offers
-        self._node.get_logger().error(
-            f'a publisher of {self.topic} cannot be heard: it offers best-effort images, and image_reliability asks '
-            f'for reliable ones; set image_reliability to auto or best_effort'
-        )
+        self._node.get_logger().error(f'a publisher of {self.topic} cannot be heard: {DEAF}')
 
     def _explain_reader(self, event) -> None:
         self._node.get_logger().warning(

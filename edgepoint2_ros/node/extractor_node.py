@@ -17,7 +17,7 @@ from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
-from edgepoint2_ros.node.health import ERROR, OK, WARN, judge
+from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.masks import combine, read_mask_file
 from edgepoint2_ros.node.overlay import draw_overlay
@@ -43,7 +43,7 @@ def explained(transition):
     return run
 
 
-class ExtractorNode(LifecycleNode):
+class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     """Subscribes to the images of its cameras while active and answers each one processed by a message of keypoints.
 
     The executor's thread only puts images into a mailbox; a worker thread extracts and publishes.
@@ -88,6 +88,7 @@ class ExtractorNode(LifecycleNode):
         self._failure, self._waits_for = '', 'not ready: opening the engine'
         self.report()  # opening can take minutes, and no timer runs meanwhile
         try:
+            topics = {name: parameters.name_topics(settings, name) for name in settings.cameras}
             self._static_masks = _read_masks(settings)
             self._extractor = Extractor(
                 settings.model,
@@ -105,7 +106,7 @@ class ExtractorNode(LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         finally:
             self._waits_for = ''
-        self._cameras = [Camera(self, name, settings.transport) for name in settings.cameras]
+        self._cameras = [Camera(self, name, topics[name], settings.transport) for name in settings.cameras]
         self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
@@ -120,7 +121,7 @@ class ExtractorNode(LifecycleNode):
             camera.reset()
             camera.subscribe(
                 lambda message, number=number: self.receive(message, number),
-                settings.image_reliability,
+                settings,
                 max(settings.image_depth, _capacity(settings)),  # a burst waits in the middleware first
             )
         self._state = 'active'
@@ -160,7 +161,7 @@ class ExtractorNode(LifecycleNode):
         """Take an image message of a camera; it waits for the worker."""
         now = time.monotonic()
         health = self._cameras[camera].health
-        health.arrive(now)
+        health.arrive(now, len(message.data))
         idle = self._mailbox.is_idle
         if self._mailbox.put((message, now), camera):
             health.drop(_reason(self._settings))
@@ -185,11 +186,14 @@ class ExtractorNode(LifecycleNode):
         message.header.stamp = self.get_clock().now().to_msg()
         message.status.append(self._engine_status())
         for camera in self._cameras if self._state == 'active' else ():
-            camera.adapt()
+            camera.adapt(self._settings)
             report = camera.health.report(time.monotonic())
-            level, reason = judge(report, camera.health, camera.topic, camera.count_publishers())
-            if level != camera.level:
-                camera.level = level
+            silence = camera.explain_silence() if report.silent > SILENCE else ''
+            masks = camera.explain_masks()
+            level, reason = judge(report, camera.health, camera.topic, silence, masks)
+            verdict = level, silence, masks, report.idle
+            if verdict != camera.verdict:
+                camera.verdict = verdict
                 if level == OK:
                     self.get_logger().info(f'{camera.label}: {reason}')
                 else:

@@ -1,6 +1,7 @@
 """What became of the images of one camera: counted as it happens, and judged once a second."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,11 @@ SILENCE = 2.0  # seconds without an image after which a camera counts as silent
 TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
 
 LARGE = 'images above 0.5 MB need more shared memory in the process of the camera (config/fastdds.xml)'
+LIMIT = 500_000  # bytes of such an image
+BUSY = 'this machine or the network is overloaded'
+
+TYPES = {'raw': 'sensor_msgs/msg/Image', 'compressed': 'sensor_msgs/msg/CompressedImage'}  # by transport
+COMPRESSED = '/compressed'  # what image_transport adds to the topic of an image
 
 OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 
@@ -31,7 +37,8 @@ class Report:
         dropped: images dropped in it, by reason.
         lost: images that the middleware lost in it.
         masks_bad: masks that could not be read in it.
-        silent: seconds since the last image, or since activation where none has come.
+        silent: seconds since the last image, or since it was first asked for where none has come; 0 while idle.
+        idle: no image was answered, because nobody wants what is made of it and none is asked for.
     """
 
     period: float
@@ -43,6 +50,7 @@ class Report:
     lost: int
     masks_bad: int
     silent: float
+    idle: bool
 
     @property
     def rate_in(self) -> float:
@@ -66,6 +74,8 @@ class Health:
     masks_bad: int = 0
     last_error: str = ''
     last_arrival: float | None = None
+    size: int | None = None  # of the last image, in bytes
+    idle: bool = False
     last_rate_out: float = 0.0
 
     def __post_init__(self):
@@ -73,10 +83,20 @@ class Health:
         self._frames = []  # (keypoints, *times in seconds) of each image processed in this period
         self._before = self._counters()
 
-    def arrive(self, now: float) -> None:
-        """Count an image that was received."""
+    def arrive(self, now: float, size: int = 0) -> None:
+        """Count an image that was received, of a size in bytes."""
         self.received += 1
         self.last_arrival = now
+        self.size = size
+
+    def pause(self) -> None:
+        """From now on no image is asked for."""
+        self.idle = True
+
+    def resume(self, now: float) -> None:
+        """From now on images are asked for."""
+        if self.idle:
+            self.idle, self._begun, self.last_arrival = False, now, None
 
     def serve(self, keypoints: int, times: tuple) -> None:
         """Count an image that was answered, with the seconds of each of the STAGES."""
@@ -88,6 +108,11 @@ class Health:
         self.dropped[reason] += count
         if error:
             self.last_error = error
+
+    @property
+    def may_be_large(self) -> bool:
+        """Tell whether images exceed the buffers of the middleware, by the last one, or may where none has come."""
+        return self.size is None or self.size > LIMIT
 
     @property
     def waiting(self) -> int:
@@ -110,7 +135,8 @@ class Health:
             dropped={reason: change[reason] for reason in REASONS},
             lost=change['lost'],
             masks_bad=change['masks_bad'],
-            silent=now - (self._begun if self.last_arrival is None else self.last_arrival),
+            silent=0.0 if self.idle else now - (self._begun if self.last_arrival is None else self.last_arrival),
+            idle=self.idle and not frames,
         )
 
     def _counters(self) -> dict[str, int]:
@@ -123,19 +149,19 @@ class Health:
         }
 
 
-def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[int, str]:
+def judge(report: Report, health: Health, topic: str, silence: str, masks: str = '') -> tuple[int, str]:
     """Return the level of a camera (OK, WARN or ERROR) and the reason for it in one line, the gravest first.
 
     Args:
         report: its last period.
         health: its counters.
         topic: full name of its image topic.
-        publishers: how many publish there.
+        silence: why no image may come.
+        masks: why no mask can come, where that is so.
     """
     if report.silent > SILENCE:
         since = 'no image yet' if health.last_arrival is None else f'no image for {report.silent:.0f} s'
-        who = 'nobody publishes it' if publishers == 0 else f'{publishers} publish it; {LARGE}'
-        return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {who}'
+        return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {silence}'
     if report.dropped['error']:
         return ERROR, f'{report.dropped["error"]} of {report.received} images failed: {health.last_error}'
     if report.dropped['bad']:
@@ -148,14 +174,53 @@ def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[
             f'model, image or rate takes less'
         )
     if report.lost:
-        return WARN, f'{report.lost} images lost on the way here: {LARGE}'
+        return WARN, f'{report.lost} images lost on the way here: {LARGE if health.may_be_large else BUSY}'
+    if masks:
+        return WARN, masks
     if report.masks_bad:
         return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
     if report.processed and report.keypoints == 0:
         return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
+    if report.idle:
+        return OK, 'idle: nobody subscribes to keypoints or overlay'
     if not report.processed:
         return OK, 'no image in this second'
     return OK, f'{report.rate_out:.1f} images/s, latency {report.times["latency"][0]:.1f} ms'
+
+
+def explain_types(topic: str, transport: str, published: Callable[[str], set[str]]) -> str:
+    """Return where images are published as the transport does not read them, and what mends it; '' where they are not.
+
+    Args:
+        topic: full name of the topic that is read.
+        transport: ``raw`` or ``compressed``.
+        published: gives the types that are published under the full name of a topic.
+    """
+    image = topic.removesuffix(COMPRESSED)
+    if transport == 'raw':
+        places = [
+            (topic, 'compressed', f'set transport to compressed and {_read_as_compressed(topic)}'),
+            (topic + COMPRESSED, 'compressed', 'set transport to compressed'),
+        ]
+    else:
+        places = [
+            (topic, 'raw', f'set transport to raw and image to {topic}'),
+            (image, 'raw', 'set transport to raw'),
+            (image, 'compressed', _read_as_compressed(image)),
+        ]
+    for place, found, mend in places:
+        if TYPES[found] in published(place):
+            if place == topic:
+                return f'it carries {TYPES[found]}, not {TYPES[transport]}: {mend}'
+            return f'nobody publishes it, but {place} carries {TYPES[found]}: {mend}'
+    types = ', '.join(sorted(published(topic)))
+    return types and f'it carries {types}, not {TYPES[transport]}'
+
+
+def _read_as_compressed(topic: str) -> str:
+    """Return what makes the compressed transport, which adds its name to that of the image, read a topic."""
+    image = topic.removesuffix(COMPRESSED)
+    return f'set image to {image}' if image != topic else f'remap {topic}{COMPRESSED} to {topic}'
 
 
 def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:

@@ -4,9 +4,10 @@
 README.md and docs/node.md.
 """
 
+import difflib
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,11 @@ from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.variants import NAMES
 
+TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
+
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
 _CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+_TOPIC = re.compile(r'(~?/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
 
 
@@ -72,11 +76,30 @@ class Parameter:
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
         return value
 
+    def parse(self, text: str):
+        """Return the value that ``text``, written as in a parameter file, gives; needs PyYAML.
+
+        Raises:
+            EdgePoint2Error: as `check` does.
+        """
+        import yaml
+
+        if self.type is str:
+            return self.check(text)
+        try:
+            return self.check(yaml.safe_load(text))
+        except yaml.YAMLError:
+            return self.check(text)
+
 
 def _are_cameras(names: list) -> bool:
     return names == [''] or (
         0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
     )
+
+
+def _is_topic(name: str) -> bool:
+    return not name or bool(_TOPIC.fullmatch(name.replace('{camera}', 'camera')))
 
 
 PARAMETERS = (
@@ -124,8 +147,19 @@ PARAMETERS = (
         ('',),
         'The cameras that share the model; `left` has the topics `left/image`, `left/keypoints` and so on. One empty '
         'name is one camera with the topics `image`, `keypoints` and so on.',
-        allowed='unique names of letters, digits, _ and /, or one empty name',
+        allowed='a list like [left, right] of unique names of letters, digits, _ and /, which begin with no digit; or '
+        "['']",
         test=_are_cameras,
+    ),
+    *(
+        Parameter(
+            topic,
+            '',
+            f'Topic instead of `{topic}`; `{{camera}}` in it stands for the name of each camera.',
+            allowed='a topic, or nothing',
+            test=_is_topic,
+        )
+        for topic in TOPICS
     ),
     Parameter(
         'transport',
@@ -172,24 +206,35 @@ PARAMETERS = (
         minimum=1,
         maximum=1000,
     ),
+    Parameter(
+        'lazy',
+        False,
+        'Take images only while somebody subscribes to `keypoints` or `overlay`; looked at once a second.',
+        live=True,
+    ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
 )
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
-def declare(node) -> None:
-    """Declare every parameter on an rclpy node; values come from the command line, a parameter file or the default.
+def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict:
+    """Declare every parameter on an rclpy node and return the values by name.
+
+    They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
+    the node is logged.
 
     Raises:
         EdgePoint2Error: a value has the wrong type or is out of range.
     """
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
-    for parameter in PARAMETERS:
+    values = {}
+    for parameter in table:
         # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
-        descriptor = ParameterDescriptor(dynamic_typing=True)
         default = parameter.check(parameter.default)
-        parameter.check(node.declare_parameter(parameter.name, default, descriptor).value)
+        value = node.declare_parameter(parameter.name, default, ParameterDescriptor(dynamic_typing=True)).value
+        values[parameter.name] = parameter.check(value)
+        descriptor = ParameterDescriptor(dynamic_typing=True, read_only=read_only)
         descriptor.description = parameter.description
         descriptor.additional_constraints = parameter.expected
         if parameter.minimum is not None:
@@ -199,11 +244,71 @@ def declare(node) -> None:
             else:
                 descriptor.floating_point_range = [FloatingPointRange(**limits)]
         node.set_descriptor(parameter.name, descriptor)
+    _warn_of_unknown(node, list(values))
+    return values
+
+
+def _warn_of_unknown(node, names: list[str]) -> None:
+    """Log each value that the command line or a parameter file gives to a parameter that does not exist."""
+    import rclpy.parameter
+
+    with node.handle:
+        given = node.handle.get_parameters(rclpy.parameter.Parameter)
+    for name in given:
+        if not node.has_parameter(name):
+            similar = difflib.get_close_matches(name, names, 1)
+            hint = f'; did you mean {similar[0]}?' if similar else ''
+            node.get_logger().warning(f'parameter {name} does not exist, its value is not used{hint}')
+
+
+class AcceptsUnchanged:
+    """For an rclpy node: a parameter may be set to the value that it has, whether or not it may change now.
+
+    So `ros2 param load` can load what `ros2 param dump` wrote. Parameters that may change at any time are set
+    nevertheless: a mask file may have another content.
+    """
+
+    def set_parameters_atomically(self, parameter_list):
+        from rcl_interfaces.msg import SetParametersResult
+
+        changes = [parameter for parameter in parameter_list if not self._is_unchanged(parameter)]
+        if parameter_list and not changes:
+            return SetParametersResult(successful=True)
+        return super().set_parameters_atomically(changes)
+
+    def _is_unchanged(self, parameter) -> bool:
+        known = _BY_NAME.get(parameter.name)
+        if (known is not None and known.live) or not self.has_parameter(parameter.name):
+            return False
+        present = self.get_parameter(parameter.name)
+        return (parameter.type_, parameter.value) == (present.type_, present.value)
 
 
 def read(node) -> SimpleNamespace:
     """Return the values of all parameters as attributes."""
     return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
+
+
+def name_topics(settings, camera: str) -> dict[str, str]:
+    """Return the names of a camera's topics, before remapping, by what they carry: image, mask, keypoints and so on.
+
+    Raises:
+        EdgePoint2Error: a parameter gives several cameras the same topic, or names cameras that have no name.
+    """
+    prefix = f'{camera}/' if camera else ''
+    topics = {topic: f'{prefix}{topic}' for topic in (*TOPICS, 'overlay', 'stats')}
+    for topic in TOPICS:
+        pattern = getattr(settings, topic)
+        if not pattern:
+            continue
+        if '{camera}' not in pattern and len(settings.cameras) > 1:
+            expected = f'{{camera}} in it, one topic for each of {settings.cameras}'
+            raise EdgePoint2Error(f'parameter {topic}: expected {expected}, got {pattern!r}')
+        if '{camera}' in pattern and not camera:
+            expected = 'no {camera} in it, because cameras gives no names'
+            raise EdgePoint2Error(f'parameter {topic}: expected {expected}, got {pattern!r}')
+        topics[topic] = pattern.replace('{camera}', camera)
+    return topics
 
 
 def check_changes(changes: dict, configured: bool) -> dict:

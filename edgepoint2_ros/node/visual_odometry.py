@@ -17,7 +17,6 @@ import numpy as np
 import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
-from rcl_interfaces.msg import ParameterDescriptor
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -30,7 +29,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.frames import Frames, to_quaternion
-from edgepoint2_ros.node.parameters import Parameter
+from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
@@ -83,14 +82,12 @@ PARAMETERS = (
 )
 
 
-class VisualOdometryNode(Node):
+class VisualOdometryNode(AcceptsUnchanged, Node):
     """Follows the camera whose keypoints arrive."""
 
     def __init__(self):
         super().__init__('visual_odometry')
-        # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
-        descriptor = ParameterDescriptor(dynamic_typing=True, read_only=True)
-        values = {p.name: p.check(self.declare_parameter(p.name, p.default, descriptor).value) for p in PARAMETERS}
+        values = declare(self, PARAMETERS, read_only=True)
         self._odom_frame, self._base_frame = values['odom_frame'], values['base_frame']
         if self._odom_frame == self._base_frame:
             raise EdgePoint2Error(
