@@ -1,4 +1,4 @@
-"""A soak: two cameras at 30 Hz that restart at random while parameters change at random.
+"""A soak: two cameras at 30 Hz that restart at random while parameters change at random, and a third that floods.
 
 Nothing may be lost uncounted, and nothing may grow. One minute by default, ``SOAK_SECONDS`` of it if that is set;
 `make soak` runs ten minutes and prints the figures.
@@ -14,7 +14,7 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from node_rig import Process, Rig, Usage
+from node_rig import Flood, Process, Rig, Usage
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 
@@ -39,10 +39,11 @@ class Camera(Rig):
         self._next = self._resume = time.monotonic() + SETTLE
         self._stop = self._next + chance.uniform(4, 12)
         self._watching = None
+        self._connected = False
         executor.add_node(self.node)
 
     def connect(self) -> None:
-        while self.camera.get_subscription_count() == 0 or self.mask.get_subscription_count() == 0:
+        while not self.is_connected():
             time.sleep(0.05)
 
     def step(self, now: float) -> float:
@@ -58,9 +59,11 @@ class Camera(Rig):
                 self._image = self._chance.choice(self._images)
                 self._next = now + SETTLE
                 self._stop = now + self._chance.uniform(4, 12)
+                self._connected = False
             return now + 0.05
-        if self.camera.get_subscription_count() == 0:
-            self._next = now + SETTLE  # the node does not know of it yet
+        if not self._connected:
+            self._next = now + SETTLE  # the node does not know of it yet, or not how reliable it is
+            self._connected = self.is_connected()
         if now >= self._next:
             self._send()
             self._next = max(self._next + 1 / RATE, now)
@@ -117,40 +120,64 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
     picture = np.ascontiguousarray(photograph[:, :, 1])
     mask = tmp_path / 'mask.png'
     cv2.imwrite(str(mask), np.tri(480, 640, dtype=np.uint8) * 255)
-    settings = {'cameras': '[left, right]', 'image_reliability': 'reliable', 'image_depth': 100, 'border': 1}
+    settings = {'cameras': '[left, right, wild]', 'image_depth': 20, 'border': 1}
     process = Process(tmp_path, 'soak', **settings)
     executor = SingleThreadedExecutor()
     cameras = [Camera('soak', name, picture, executor, chance) for name in ('left', 'right')]
-    try:
-        for camera in cameras:
-            camera.connect()
-        operator = Rig('soak')
-        begin = time.monotonic()
-        change = begin + 5
-        usage, changes, refusals = [], 0, 0
-        for camera in cameras:
-            camera.watch(True)
-        for border in (0, 1) * 4:  # with and without a mask: whatever is made for each kind of input is made now
-            assert operator.set_together(border=border, queue_policy='all', queue_size=3).successful
-            for camera in cameras:
-                camera.burst()
-            settled = time.monotonic() + 0.7
-            while time.monotonic() < settled:
-                executor.spin_once(timeout_sec=0.1)
-        while (now := time.monotonic()) < begin + SECONDS:
-            again = min(camera.step(now) for camera in cameras)
-            executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
-            if now >= change:
-                change = now + chance.uniform(0.5, 3)
-                values, right = random_parameters(chance, [str(mask)])
-                assert operator.set_together(**values).successful == right, values
-                changes, refusals = changes + right, refusals + (not right)
-                chance.choice(cameras).watch(chance.random() < 0.5)
-            if len(usage) < now - begin:
-                usage.append(Usage(process.pid))
+    wild = Rig('soak', 'wild')
+    wild.unplug()
+    executor.add_node(wild.node)
+
+    def settle() -> None:
+        """Wait until nothing comes any more, and all of it is in the stats."""
+        for camera in (*cameras, wild):
+            camera.stats.clear()
         settled = time.monotonic() + 3
-        while time.monotonic() < settled:
+        while time.monotonic() < settled or not all(
+            camera.stats and camera.stats[-1].rate_in == camera.stats[-1].waiting == 0 for camera in (*cameras, wild)
+        ):
             executor.spin_once(timeout_sec=0.1)
+
+    def come_through() -> tuple[int, int]:
+        """Return how many images the flood has published, and how many of them the node knows of."""
+        published = flood.stop()
+        settle()
+        return published, wild.stats[-1].received + wild.stats[-1].lost
+
+    try:
+        with Flood(wild.topic('image'), [1024]) as flood:
+            for camera in cameras:
+                camera.connect()
+            operator = Rig('soak')
+            while wild.node.count_publishers(wild.topic('image')) == 0:
+                time.sleep(0.05)
+            begin = time.monotonic()
+            change = begin + 5
+            usage, changes, refusals = [], 0, 0
+            for camera in cameras:
+                camera.watch(True)
+            for border in (0, 1) * 4:  # with and without a mask: whatever is made for each kind of input is made now
+                assert operator.set_together(border=border, queue_policy='all', queue_size=3).successful
+                flood.start()
+                for camera in cameras:
+                    camera.burst()
+                settled = time.monotonic() + 0.7
+                while time.monotonic() < settled:
+                    executor.spin_once(timeout_sec=0.1)
+                before = come_through()
+            flood.start()
+            while (now := time.monotonic()) < begin + SECONDS:
+                again = min(camera.step(now) for camera in cameras)
+                executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
+                if now >= change:
+                    change = now + chance.uniform(0.5, 3)
+                    values, right = random_parameters(chance, [str(mask)])
+                    assert operator.set_together(**values).successful == right, values
+                    changes, refusals = changes + right, refusals + (not right)
+                    chance.choice(cameras).watch(chance.random() < 0.5)
+                if len(usage) < now - begin:
+                    usage.append(Usage(process.pid))
+            after = come_through()
         for camera in cameras:
             camera.answered += len(camera.received)
             stats = camera.stats[-1]
@@ -166,6 +193,15 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
             assert camera.sent == stats.received + stats.lost
             assert camera.answered == stats.processed > 0
             assert camera.restarts > 0
+        stats = wild.stats[-1]
+        print(
+            f'wild: {after[0] - before[0]} sent, {after[1] - before[1]} received or lost by the middleware; in all '
+            f'{stats.received} received, {stats.lost} lost, {stats.processed} processed'
+        )
+        assert after[0] - before[0] == after[1] - before[1]
+        assert stats.lost > 0
+        assert stats.received - stats.processed == stats.dropped_newer + stats.dropped_full
+        assert len(wild.received) == stats.processed
         warm = usage[int(WARM_UP) :]
         first, last = warm[: len(warm) // 4], warm[-(len(warm) // 4) :]
         growth = np.median([each.memory for each in last]) - np.median([each.memory for each in first])

@@ -13,7 +13,7 @@ except ImportError:  # Humble
 
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
-from edgepoint2_ros.node.health import OK, STAGES, Health, Report
+from edgepoint2_ros.node.health import OK, STAGES, Health, Report, to_lost
 from edgepoint2_ros.node.masks import Masks
 
 
@@ -188,19 +188,19 @@ class Camera:
         return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
-        self._reliability = reliability
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
         self._image_subscription = _with_events(
             self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
         )
+        self._reliability = reliability  # now that it is so
 
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
     def _count_lost(self, event) -> None:
-        self.health.lost += event.total_count_change
+        self.health.lost += to_lost(event.total_count_change)
 
     def _explain_writer(self, event) -> None:
         if self._adapts:
