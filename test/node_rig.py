@@ -64,7 +64,15 @@ class Flood:
     """A camera in a process of its own that publishes large images at best effort as fast as it can, see flood.py."""
 
     def __init__(self, topic: str, rows: list[int]):
-        command = [sys.executable, str(Path(__file__).with_name('flood.py')), topic, *map(str, rows)]
+        command = [
+            'nice',
+            '-n',
+            '19',
+            sys.executable,
+            str(Path(__file__).with_name('flood.py')),
+            topic,
+            *map(str, rows),
+        ]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> 'Flood':

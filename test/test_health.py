@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from edgepoint2_ros.node.health import ERROR, OK, REASONS, WARN, Health, judge, to_lost
+from edgepoint2_ros.node.health import ERROR, OK, REASONS, WARN, Health, judge
 
 TIMES = (0.001, 0.002, 0.003, 0.004, 0.010, 0.050)
 
@@ -121,22 +121,3 @@ def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
     assert verdict(health, 2.0) == (WARN, '2 masks could not be used: mask: it is empty')
     feed(health, 10, begin=2.0, keypoints=0)
     assert verdict(health, 3.0) == (WARN, 'no keypoints in any image: is it dark, covered or all masked?')
-
-
-@pytest.mark.parametrize(
-    ('change', 'lost'),
-    [
-        (0, 0),
-        (1, 1),
-        (48, 48),
-        (2**31 - 1, 0),  # as Fast DDS says them: the fault alone,
-        (2**64 - 2**31, 1),  # the fault and 1 lost, in 32 bits, as 64 bits without a sign
-        (2**64 - 2**31 + 37, 38),
-        (-(2**31) + 12, 13),
-        (2**64 - 1, 1),  # the fault twice and 1 lost
-        (10**9, 1),  # nonsense of another kind
-        (10**30, 1),
-    ],
-)
-def test_of_the_lost_messages_those_are_counted_that_can_be_true(change, lost):
-    assert to_lost(change) == lost

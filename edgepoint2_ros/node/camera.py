@@ -4,6 +4,7 @@ import time
 from array import array
 
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -13,7 +14,8 @@ except ImportError:  # Humble
 
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
-from edgepoint2_ros.node.health import OK, STAGES, Health, Report, to_lost
+from edgepoint2_ros.node.health import OK, STAGES, Health, Report
+from edgepoint2_ros.node.losses import Losses
 from edgepoint2_ros.node.masks import Masks
 
 
@@ -69,6 +71,7 @@ class Camera:
         self.health = Health(time.monotonic())
         self.level = OK
         self.masks = Masks()
+        self._losses = Losses()
 
     def subscribe(self, receive, reliability: str, depth: int) -> None:
         """Begin to receive.
@@ -80,7 +83,10 @@ class Camera:
         """
         self._receive, self._depth = receive, depth
         self._adapts = reliability == 'auto'
-        self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
+        if self._adapts:
+            self._listen(self._offered() or ReliabilityPolicy.BEST_EFFORT)
+        else:
+            self._listen(ReliabilityPolicy[reliability.upper()])
         self._mask_subscription = self._node.create_subscription(
             Image,
             self._mask_topic,
@@ -92,11 +98,13 @@ class Camera:
         """With reliability ``auto``, ask for reliable images where every publisher offers them, else for any.
 
         Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
+        While nobody publishes it stays as it is: a camera that comes back offers what it did, and what it has sent when
+        it is discovered would be lost with the old subscription.
         """
         if not self._adapts or self._image_subscription is None:
             return
         offered = self._offered()
-        if offered != self._reliability:
+        if offered not in (None, self._reliability):
             self._node.destroy_subscription(self._image_subscription)
             self._listen(offered)
 
@@ -182,25 +190,36 @@ class Camera:
         """Return how many publishers its image topic has."""
         return self._node.count_publishers(self.topic)
 
-    def _offered(self) -> ReliabilityPolicy:
-        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)]
-        all_reliable = offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
-        return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
+    def _offered(self) -> ReliabilityPolicy | None:
+        """Return the reliability that every publisher offers, or None where there is no publisher."""
+        offers = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)}
+        if not offers:
+            return None
+        return ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
+        receive = self._receive_numbered if hasattr(Subscription, 'CallbackType') else self._receive  # Humble
+        self._losses.take(None)
         self._image_subscription = _with_events(
-            self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
+            self._node.create_subscription, events, self._type, self._image_topic, receive, qos
         )
         self._reliability = reliability  # now that it is so
+
+    def _receive_numbered(self, message, info) -> None:
+        alone = self._image_subscription.get_publisher_count() <= 1
+        self._losses.take(info.get('publication_sequence_number') if alone else None)
+        self.health.lost = self._losses.count
+        self._receive(message)
 
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
     def _count_lost(self, event) -> None:
-        self.health.lost += to_lost(event.total_count_change)
+        self._losses.tell(event.total_count_change)
+        self.health.lost = self._losses.count
 
     def _explain_writer(self, event) -> None:
         if self._adapts:

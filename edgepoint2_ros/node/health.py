@@ -13,8 +13,6 @@ REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dr
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
 TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
 
-MOST_LOST = 100_000  # messages that one event may tell of: more than any camera sends between two turns of the executor
-
 LARGE = 'images above 0.5 MB need more shared memory in the process of the camera (config/fastdds.xml)'
 
 OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
@@ -158,20 +156,6 @@ def judge(report: Report, health: Health, topic: str, publishers: int) -> tuple[
     if not report.processed:
         return OK, 'no image in this second'
     return OK, f'{report.rate_out:.1f} images/s, latency {report.times["latency"][0]:.1f} ms'
-
-
-def to_lost(change: int) -> int:
-    """Return how many messages were lost, by the ``total_count_change`` of a message_lost event.
-
-    Fast DDS counts in 32 bits, with a fault: where a message that comes in pieces is given up after a later small one
-    has overtaken it, it adds 2^31 - 1, though it has counted that message already. What remains without that is right.
-    An event that still makes no sense tells of one lost message, no more.
-    """
-    for faults in range(8):
-        lost = (change - faults * (2**31 - 1)) % 2**32
-        if lost <= MOST_LOST:
-            return lost
-    return 1
 
 
 def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:
