@@ -16,7 +16,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from node_rig import ROOT, TIMEOUT, Usage, wait_until
+from node_rig import ROOT, TIMEOUT, Flood, Usage, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
@@ -234,6 +234,30 @@ def test_images_of_any_size_arrive_with_the_shared_memory_of_our_profile(start, 
     finally:
         camera_process.kill()
         camera_process.wait()
+
+
+def test_where_the_middleware_loses_images_they_are_counted_and_the_next_one_is_answered(gray, start, rig):
+    """Large images between small ones: Fast DDS tells of 2^31 - 1 and 2^64 - 2^31 lost ones then."""
+    process = start('flooded', max_keypoints=100)
+    camera = rig('flooded')
+    camera.unplug()
+    camera.plug_in(qos_profile_sensor_data)
+    camera.connect()
+    with Flood(camera.topic('image'), [0, 0, 0, 256, 1024]) as flood:
+        camera.wait_until(lambda: camera.node.count_publishers(camera.topic('image')) == 2)
+        flood.start()
+        camera.wait_until(lambda: camera.stats and camera.stats[-1].lost > 1000)
+        sent = flood.stop()
+        image, asked = camera.image(gray), 0
+        while not any(message.header == image.header for message in camera.received):
+            camera.camera.publish(image)
+            asked += 1
+            camera.spin(0.5)
+        stats = camera.next_stats()
+    print(f'{sent} images sent, {stats.received} received with the good ones, {stats.lost} counted as lost')
+    assert stats.received + stats.lost <= sent + asked
+    assert stats.received == stats.processed + stats.dropped_newer
+    assert 'a callback failed' not in process.output
 
 
 def test_a_node_that_was_killed_is_replaced(gray, start, rig):

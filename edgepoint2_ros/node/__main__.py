@@ -61,6 +61,7 @@ def _serve(executor, stop) -> int:
     from rclpy.logging import get_logger
 
     from edgepoint2_ros.node.extractor_node import ExtractorNode
+    from edgepoint2_ros.node.survival import spin
 
     try:
         node = ExtractorNode()
@@ -71,8 +72,8 @@ def _serve(executor, stop) -> int:
     gc.freeze()  # what is loaded by now stays; a search through it all for garbage would hold up an image by 20 ms
     try:
         ready = node.start(stop.is_set)
-        while ready and not stop.is_set():
-            executor.spin_once()
+        if ready:
+            spin(executor, node, stop)
     finally:
         node.stop()
         node.destroy_node()

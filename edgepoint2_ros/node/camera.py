@@ -4,6 +4,7 @@ import time
 from array import array
 
 from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -14,6 +15,7 @@ except ImportError:  # Humble
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
+from edgepoint2_ros.node.losses import Losses
 from edgepoint2_ros.node.masks import Masks
 
 DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
@@ -80,6 +82,7 @@ class Camera:
         self.health = Health(time.monotonic())
         self.verdict = OK, '', '', False
         self.masks = Masks()
+        self._losses = Losses()
 
     def subscribe(self, receive, settings, depth: int) -> None:
         """Begin to receive.
@@ -103,7 +106,9 @@ class Camera:
         """Ask for images as they are offered, and, where lazy, only while somebody subscribes to what comes of them.
 
         With reliability ``auto``, ask for reliable images where every publisher offers them, else for any. Best effort
-        hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
+        hears every publisher, but the middleware may lose each of its images that exceeds its buffers. While nobody
+        publishes it stays as it is: a camera that comes back offers what it did, and what it has sent when it is
+        discovered would be lost with the old subscription.
         """
         if self._receive is None:
             return
@@ -113,7 +118,10 @@ class Camera:
                 self._image_subscription = None
             self.health.pause()
             return
-        asked = self._offered() if self._adapts else ReliabilityPolicy[settings.image_reliability.upper()]
+        if self._adapts:
+            asked = self._offered() or self._reliability or ReliabilityPolicy.BEST_EFFORT
+        else:
+            asked = ReliabilityPolicy[settings.image_reliability.upper()]
         if self._image_subscription is None:
             self.health.resume(time.monotonic())
         elif asked == self._reliability:
@@ -231,25 +239,36 @@ class Camera:
         types = dict(self._node.get_topic_names_and_types()).get(topic, [])
         return set(types) if self._node.count_publishers(topic) else set()
 
-    def _offered(self) -> ReliabilityPolicy:
-        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)]
-        all_reliable = offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
-        return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
+    def _offered(self) -> ReliabilityPolicy | None:
+        """Return the reliability that every publisher offers, or None where there is no publisher."""
+        offers = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)}
+        if not offers:
+            return None
+        return ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
-        self._reliability = reliability
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
+        receive = self._receive_numbered if hasattr(Subscription, 'CallbackType') else self._receive  # Humble
+        self._losses.take(None)
         self._image_subscription = _with_events(
-            self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
+            self._node.create_subscription, events, self._type, self._image_topic, receive, qos
         )
+        self._reliability = reliability  # now that it is so
+
+    def _receive_numbered(self, message, info) -> None:
+        alone = self._image_subscription.get_publisher_count() <= 1
+        self._losses.take(info.get('publication_sequence_number') if alone else None)
+        self.health.lost = self._losses.count
+        self._receive(message)
 
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
     def _count_lost(self, event) -> None:
-        self.health.lost += event.total_count_change
+        self._losses.tell(event.total_count_change)
+        self.health.lost = self._losses.count
 
     def _explain_writer(self, event) -> None:
         if self._adapts:

@@ -48,7 +48,7 @@ class Masks:
         if not isinstance(entry[1], np.ndarray):
             try:
                 entry[1] = to_mask(entry[1])
-            except EdgePoint2Error:
+            except Exception:
                 with self._lock:
                     self._kept = [other for other in self._kept if other is not entry]
                 raise

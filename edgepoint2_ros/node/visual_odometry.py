@@ -30,6 +30,7 @@ from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.frames import Frames, to_quaternion
 from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.survival import Failures, spin
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
@@ -87,6 +88,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
 
     def __init__(self):
         super().__init__('visual_odometry')
+        self.failures = Failures(self)
         values = declare(self, PARAMETERS, read_only=True)
         self._odom_frame, self._base_frame = values['odom_frame'], values['base_frame']
         if self._odom_frame == self._base_frame:
@@ -324,8 +326,7 @@ def main(args=None) -> int:
     try:
         node = VisualOdometryNode()
         executor.add_node(node)
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=0.2)
+        spin(executor, node, stop, timeout_sec=0.2)
         node.destroy_node()
     except EdgePoint2Error as error:
         print(f'visual_odometry: {error}', file=sys.stderr)
