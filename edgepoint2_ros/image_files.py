@@ -60,7 +60,7 @@ def decode(data: bytes) -> Picture:
     """Decode an image file, whatever may follow its end.
 
     Raises:
-        ImageError: it is no image, damaged, truncated, or larger than OpenCV takes.
+        ImageError: it is no image that OpenCV knows, damaged, truncated, or larger than OpenCV takes.
     """
     kind = format_of(data)
     pixels = _decode_jpeg(data) if kind == 'jpeg' else _decode(data, kind)
@@ -83,7 +83,7 @@ def load(path: str | Path) -> Picture:
         reason = getattr(error, 'strerror', None) or error
     except ImageError as error:
         reason = error
-    raise ImageError(f'expected an image file, but {path} cannot be read as one: {reason}')
+    raise ImageError(f'expected an image, but {path} cannot be read as one: {reason}')
 
 
 def read_orientation(path: str | Path) -> int:
@@ -115,24 +115,17 @@ def _undo_opencv(pixels: np.ndarray, orientation: int, sample_format: int) -> np
 
 
 def _decode(data: bytes, kind: str) -> np.ndarray:
-    pixels, reason = _try_decode(data)
-    if pixels is None:
-        what = (
-            f'the {kind} of {len(data)} bytes is damaged or truncated' if kind else 'it is no image that OpenCV reads'
-        )
-        raise ImageError(what + reason)
-    return pixels
-
-
-def _try_decode(data: bytes) -> tuple[np.ndarray | None, str]:
-    """Return the pixels, or None and the reason where OpenCV gives one."""
-    if len(data) == 0:
-        return None, ''
-    try:
-        # Unchanged: with all bits, with alpha, and not turned.
-        return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED), ''
-    except cv2.error as error:  # such as more pixels than it takes
-        return None, f': {error.err}'
+    if data:
+        try:
+            # Unchanged: with all bits, with alpha, and not turned.
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        except cv2.error as error:  # such as more pixels than it takes
+            raise ImageError(f'OpenCV refuses the {kind or "file"} of {len(data)} bytes: {error.err}') from None
+        if pixels is not None:
+            return pixels
+    raise ImageError(
+        f'the {kind} of {len(data)} bytes is damaged or truncated' if kind else 'OpenCV knows no such images'
+    )
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
@@ -217,10 +210,12 @@ def _decode_whatever_follows(body: bytes) -> np.ndarray | None:
         restarts = _RESTART.findall(body, scans[-1]) if scans else []
         following = (restarts[-1][1] + 1) % 8 if restarts else 0
         tails.append(bytes([0xFF, 0xD0 + following]) + noise)
-    pixels = _try_decode(body + tails[0])[0]
-    if pixels is None or any(not np.array_equal(_try_decode(body + tail)[0], pixels) for tail in tails[1:]):
+    try:
+        pixels = _decode(body + tails[0], 'jpeg')
+        same = all(np.array_equal(_decode(body + tail, 'jpeg'), pixels) for tail in tails[1:])
+    except ImageError:
         return None
-    return pixels
+    return pixels if same else None
 
 
 def _find_exif(data: bytes, kind: str) -> bytes:

@@ -136,7 +136,7 @@ def test_what_truncated_files_of_other_kinds_hold_is_refused(crop, tmp_path):
         for share in (0.1, 0.5, 0.99):
             file = tmp_path / f'cut{suffix}'
             file.write_bytes(data[: int(len(data) * share)])
-            with pytest.raises(ImageError, match=f'expected an image file, but {file} cannot be read as one: '):
+            with pytest.raises(ImageError, match=f'expected an image, but {file} cannot be read as one: '):
                 read_image(file)
 
 
@@ -146,10 +146,10 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path):
     huge[16:24] = struct.pack('>II', 50_000, 50_000)
     huge[29:33] = struct.pack('>I', zlib.crc32(huge[12:29]))
     for name, data, reason in (
-        ('text.png', b'text', 'it is no image that OpenCV reads'),
-        ('empty.jpg', b'', 'it is no image that OpenCV reads'),
+        ('text.png', b'text', 'OpenCV knows no such images'),
+        ('empty.jpg', b'', 'OpenCV knows no such images'),
         ('half.jpg', b'\xff\xd8', 'the jpeg of 2 bytes is truncated'),
-        ('huge.png', bytes(huge), r'the png of \d+ bytes is damaged or truncated'),
+        ('huge.png', bytes(huge), r'OpenCV refuses the png of \d+ bytes: pixels'),
         ('missing.png', None, 'No such file or directory'),
         ('a' * 300 + '.png', None, 'File name too long'),
         ('nul\0.png', None, 'null'),
@@ -157,7 +157,7 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path):
     ):
         if data is not None:
             (tmp_path / name).write_bytes(data)
-        with pytest.raises(ImageError, match=f'expected an image file, but .* cannot be read as one: .*{reason}'):
+        with pytest.raises(ImageError, match=f'expected an image, but .* cannot be read as one: .*{reason}'):
             read_image(tmp_path / name)
 
 

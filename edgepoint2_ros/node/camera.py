@@ -1,9 +1,10 @@
 """The topics of one camera: images and masks in; keypoints, overlay and stats out."""
 
+import functools
 import time
 from array import array
 
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -11,10 +12,10 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
+from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import OK, STAGES, Health, Report
-from edgepoint2_ros.node.masks import Masks
 
 
 class Camera:
@@ -55,6 +56,7 @@ class Camera:
         self._image_subscription = None
         self._mask_subscription = None
         self._reliability = None  # that the images are asked with
+        self._mask_policies = None  # reliability and durability that the masks are asked with
         self._adapts = False
         self.frame_id = ''
         self.reset()
@@ -81,18 +83,16 @@ class Camera:
         self._receive, self._depth = receive, depth
         self._adapts = reliability == 'auto'
         self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
-        self._mask_subscription = self._node.create_subscription(
-            Image,
-            self._mask_topic,
-            self._receive_mask,
-            QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
-        )
+        self._listen_for_masks()
 
     def adapt(self) -> None:
         """With reliability ``auto``, ask for reliable images where every publisher offers them, else for any.
 
         Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
+        Masks are always asked for as they are offered.
         """
+        if self._mask_subscription is not None:
+            self._listen_for_masks()
         if not self._adapts or self._image_subscription is None:
             return
         offered = self._offered()
@@ -104,7 +104,7 @@ class Camera:
         for subscription in (self._image_subscription, self._mask_subscription):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        self._image_subscription = self._mask_subscription = None
+        self._image_subscription = self._mask_subscription = self._mask_policies = None
 
     def destroy(self) -> None:
         """Give its topics back."""
@@ -151,6 +151,7 @@ class Camera:
             lost=health.lost,
             masks_received=health.masks_received,
             masks_bad=health.masks_bad,
+            masks_lost=health.masks_lost,
             **{f'dropped_{reason}': count for reason, count in health.dropped.items()},
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
@@ -174,6 +175,8 @@ class Camera:
             'lost by the middleware': str(health.lost),
             'masks': str(health.masks_received),
             'bad masks': str(health.masks_bad),
+            'masks lost by the middleware': str(health.masks_lost),
+            'images before every mask': str(health.unmasked),
             'last error': health.last_error,
         }
         return values
@@ -190,17 +193,45 @@ class Camera:
     def _listen(self, reliability: ReliabilityPolicy) -> None:
         self._reliability = reliability
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
-        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
+        count_lost = functools.partial(self._count_lost, 'lost')
+        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=count_lost)
         self._image_subscription = _with_events(
             self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
         )
+
+    def _listen_for_masks(self) -> None:
+        """Ask for masks as every publisher of them offers.
+
+        Where there is none yet, ask for the most: then a mask that is published once, or was before the node started,
+        is not missed. A publisher that offers less is heard from the next turn on.
+        """
+        offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(self._mask_topic)]
+        are_reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
+        are_latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+        policies = {
+            'reliability': ReliabilityPolicy.RELIABLE if are_reliable else ReliabilityPolicy.BEST_EFFORT,
+            'durability': DurabilityPolicy.TRANSIENT_LOCAL if are_latched else DurabilityPolicy.VOLATILE,
+        }
+        if policies == self._mask_policies:
+            return
+        if self._mask_subscription is not None:
+            self._node.destroy_subscription(self._mask_subscription)
+        # The default callback would warn of a publisher that is heard in a moment.
+        events = SubscriptionEventCallbacks(
+            incompatible_qos=lambda event: None, message_lost=functools.partial(self._count_lost, 'masks_lost')
+        )
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
+        self._mask_subscription = _with_events(
+            self._node.create_subscription, events, Image, self._mask_topic, self._receive_mask, qos
+        )
+        self._mask_policies = policies
 
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
-    def _count_lost(self, event) -> None:
-        self.health.lost += event.total_count_change
+    def _count_lost(self, counter: str, event) -> None:
+        setattr(self.health, counter, getattr(self.health, counter) + event.total_count_change)
 
     def _explain_writer(self, event) -> None:
         if self._adapts:
