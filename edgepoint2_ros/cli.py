@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from edgepoint2_ros import __version__
-from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
 
 # Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
@@ -52,7 +52,12 @@ def _parser(called: str) -> argparse.ArgumentParser:
     add_extractor_arguments(extract)
     extract.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
     extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
-    extract.add_argument('--mask', type=Path, help='image, nonzero where keypoints are allowed, for all images')
+    extract.add_argument('--mask', help='image, not black where keypoints are allowed, scaled to each image')
+    extract.add_argument(
+        '--stored-orientation',
+        action='store_true',
+        help='take images as they are stored, as COLMAP and hloc do; by default upright, as their EXIF says',
+    )
     extract.add_argument('--output', type=Path, help='folder for IMAGE.npz with xy, scores, descriptors, ...')
     extract.add_argument('--overlay', type=Path, help='folder for IMAGE.png with the keypoints drawn')
     extract.set_defaults(run=_extract)
@@ -104,15 +109,11 @@ def _extract(options: argparse.Namespace) -> int:
 
     from edgepoint2_ros.drawing import draw_keypoints
     from edgepoint2_ros.extractor import Extractor
+    from edgepoint2_ros.image_files import read_orientation
+    from edgepoint2_ros.images import read_image
+    from edgepoint2_ros.masks import combine, read_mask_file
 
-    def read(path: Path, flag: int):
-        # imread prints a warning of its own for a missing file
-        image = cv2.imread(str(path), flag) if path.is_file() else None
-        if image is None:
-            raise ImageError(f'expected an image file, but {path} cannot be read as one')
-        return image
-
-    mask = None if options.mask is None else read(options.mask, cv2.IMREAD_GRAYSCALE)
+    masks = [read_mask_file(options.mask)] if options.mask else []
     extractor = Extractor(
         options.model,
         options.weights,
@@ -128,18 +129,26 @@ def _extract(options: argparse.Namespace) -> int:
     failed = 0
     for path in options.images:
         try:
-            image = read(path, cv2.IMREAD_COLOR)
-            features = extractor.extract(image, mask)
+            image = read_image(path, upright=not options.stored_orientation)
+            features = extractor.extract(image, combine(masks, 0, image.shape[1], image.shape[0]))
         except EdgePoint2Error as error:
             print(f'edgepoint2: {path}: {error}', file=sys.stderr)
             failed += 1
             continue
-        print(f'{path}: {len(features)} keypoints')
+        print(f'{path}: {len(features)} keypoints{_way_up(read_orientation(path), options.stored_orientation)}')
         if options.output:
             np.savez(options.output / f'{path.stem}.npz', **vars(features))
         if options.overlay:
             cv2.imwrite(str(options.overlay / f'{path.stem}.png'), draw_keypoints(image, features))
     return 1 if failed else 0
+
+
+def _way_up(orientation: int, as_stored: bool) -> str:
+    """Return which way an image was read, where its EXIF turns it."""
+    if orientation == 1:
+        return ''
+    way = 'as stored, which is not upright' if as_stored else 'turned upright'
+    return f', {way} (EXIF orientation {orientation})'
 
 
 def _list_models(options: argparse.Namespace) -> int:

@@ -1,13 +1,16 @@
-"""Camera messages as arrays: what the extractor eats, from what a camera driver publishes."""
+"""Camera messages and image files as arrays: what the extractor eats, from what cameras publish and people keep."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.image_files import decode, format_of, load, turn_upright
 
-# 16-bit images: these percentiles of the pixels become black and white. A few hot or dead pixels then spoil nothing.
+# Images of more than 8 bits: these percentiles of the pixels become black and white. A few hot or dead pixels then
+# spoil nothing.
 STRETCH = (0.5, 99.5)
 
 
@@ -17,7 +20,7 @@ class _Encoding(NamedTuple):
     channels: int
     conversion: int | None = None
     dtype: type = np.uint8
-    even: tuple[int, int] = (1, 1)  # width and height are multiples of this
+    even: bool = False  # width and height are multiples of 2
     rows: float = 1  # rows of data for each row of the image: the planes of colour come below that of brightness
 
 
@@ -41,15 +44,18 @@ def _encodings() -> dict[str, _Encoding]:
     for name in ('mono', 'bgr', 'rgb', 'bgra', 'rgba', 'bayer_rggb', 'bayer_bggr', 'bayer_gbrg', 'bayer_grbg'):
         found[f'{name}16'] = found[f'{name}8']._replace(dtype=np.uint16)
     found['16UC1'] = found['mono16']
-    found['uyvy'] = found['yuv422'] = _Encoding(2, cv2.COLOR_YUV2BGR_UYVY, even=(2, 1))
-    found['yuyv'] = found['yuv422_yuy2'] = _Encoding(2, cv2.COLOR_YUV2BGR_YUY2, even=(2, 1))
-    found['nv12'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV12, even=(2, 2), rows=1.5)
-    found['nv21'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV21, even=(2, 2), rows=1.5)
-    found['nv24'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV12, even=(2, 2), rows=3)
+    found['16SC1'] = _Encoding(1, dtype=np.int16)
+    found['32FC1'] = _Encoding(1, dtype=np.float32)
+    found['uyvy'] = found['yuv422'] = _Encoding(2, cv2.COLOR_YUV2BGR_UYVY)
+    found['yuyv'] = found['yuv422_yuy2'] = _Encoding(2, cv2.COLOR_YUV2BGR_YUY2)
+    found['nv12'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV12, even=True, rows=1.5)
+    found['nv21'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV21, even=True, rows=1.5)
+    found['nv24'] = _Encoding(1, cv2.COLOR_YUV2BGR_NV12, even=True, rows=3)
     return found
 
 
 _ENCODINGS = _encodings()
+_YUV422 = (cv2.COLOR_YUV2BGR_UYVY, cv2.COLOR_YUV2BGR_YUY2)
 ENCODINGS = tuple(_ENCODINGS)
 MASK_ENCODINGS = ('mono8', '8UC1', 'mono16', '16UC1')
 
@@ -64,8 +70,8 @@ def to_array(message) -> np.ndarray:
 
     Returns:
         (H, W) uint8 for one or two channels (of which it takes the mean), else (H, W, 3) uint8 in BGR order. Images of
-        16 bits are stretched: the STRETCH percentiles of their pixels become 0 and 255. 8-bit gray and BGR are views
-        of the message's data.
+        more bits are stretched: the STRETCH percentiles of their finite pixels become 0 and 255, NaN 0. 8-bit gray and
+        BGR are views of the message's data.
 
     Raises:
         ImageError: the encoding or compression is not supported, the image has no pixels, or step or data does not
@@ -76,14 +82,13 @@ def to_array(message) -> np.ndarray:
     pixels = _pixels(message, ENCODINGS)
     encoding = _ENCODINGS[message.encoding]
     width, height = message.width, message.height
-    if width % encoding.even[0] or height % encoding.even[1]:
-        raise ImageError(
-            f'image of {width} x {height} pixels: {message.encoding} needs multiples of {encoding.even[0]} x '
-            f'{encoding.even[1]}'
-        )
+    if encoding.even and (width % 2 or height % 2):
+        raise ImageError(f'image of {width} x {height} pixels: {message.encoding} needs multiples of 2 x 2')
     if message.encoding == 'nv24':
         pixels = _halve_colour(pixels, height, width)
-    return _to_uint8(_to_bgr(pixels, message.encoding, width, height))
+    if width % 2 and encoding.conversion in _YUV422:
+        pixels = _complete_last_pair(pixels)
+    return _to_uint8(_to_bgr(pixels, message.encoding, width, height)[:, :width])
 
 
 def to_mask(message) -> np.ndarray:
@@ -96,7 +101,7 @@ def to_mask(message) -> np.ndarray:
 
 
 def _pixels(message, allowed: tuple[str, ...]) -> np.ndarray:
-    """Return a view of the data: (rows, W) or (rows, W, C), uint8 or uint16, in the encoding's own order."""
+    """Return a view of the data: (rows, W) or (rows, W, C), in the encoding's own type and order."""
     if message.encoding not in allowed:
         raise ImageError(f'image encoding {message.encoding!r} is unknown: expected one of {", ".join(allowed)}')
     encoding = _ENCODINGS[message.encoding]
@@ -113,9 +118,9 @@ def _pixels(message, allowed: tuple[str, ...]) -> np.ndarray:
     if len(data) != step * rows:
         raise ImageError(f'image has {len(data)} bytes: expected {step * rows} for {rows} rows of {step} bytes')
     pixels = data.reshape(rows, step)[:, :row_bytes]
-    if encoding.dtype == np.uint16:
-        order = '>' if message.is_bigendian else '<'
-        pixels = np.ascontiguousarray(pixels).view(f'{order}u2').astype(np.uint16, copy=False)
+    if encoding.dtype != np.uint8:
+        stored = np.dtype(encoding.dtype).newbyteorder('>' if message.is_bigendian else '<')
+        pixels = np.ascontiguousarray(pixels).view(stored).astype(encoding.dtype, copy=False)
     return pixels if encoding.channels == 1 else pixels.reshape(rows, width, encoding.channels)
 
 
@@ -123,6 +128,15 @@ def _halve_colour(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return nv24 (3 H, W) as nv12 (1.5 H, W): OpenCV knows no nv24."""
     colour = np.ascontiguousarray(pixels[height:]).reshape(height, width, 2)[::2, ::2]
     return np.concatenate([pixels[:height], colour.reshape(height // 2, width)])
+
+
+def _complete_last_pair(pixels: np.ndarray) -> np.ndarray:
+    """Return yuv422 (H, W, 2) of odd width with another column: OpenCV takes pairs alone, or reads past the end.
+
+    The last pixel has one of the two colours that a pair shares; the other is that of the pair before.
+    """
+    last = pixels[:, -2:-1] if pixels.shape[1] > 1 else np.full_like(pixels, 128)
+    return np.concatenate([pixels, last], axis=1)
 
 
 def _to_bgr(pixels: np.ndarray, encoding: str, width: int, height: int) -> np.ndarray:
@@ -136,41 +150,21 @@ def _to_bgr(pixels: np.ndarray, encoding: str, width: int, height: int) -> np.nd
 
 
 def _decompress(message) -> np.ndarray:
-    data = np.frombuffer(message.data, np.uint8)
-    kind = message.format or 'no format'
-    if 'compressedDepth' in kind:
-        raise ImageError(f'compressed image of format {kind!r}: expected jpeg or png; depth has no keypoints')
-    begins, ends = data[:8].tobytes(), _end(data)
+    data = bytes(message.data)
+    name = message.format or 'no format'
+    if 'compressedDepth' in name:
+        raise ImageError(f'compressed image of format {name!r}: expected jpeg or png; depth has no keypoints')
     # Only these two: OpenCV reads a dozen more, which no camera sends.
-    if begins.startswith(b'\xff\xd8'):
-        compression, is_whole = 'jpeg', ends.endswith(b'\xff\xd9')
-    elif begins == b'\x89PNG\r\n\x1a\n':
-        compression, is_whole = 'png', b'IEND' in ends
-    else:
-        raise ImageError(f'compressed image of format {kind!r}: expected jpeg or png, got {len(data)} other bytes')
-    # OpenCV fills up what is missing of a truncated picture in gray; keypoints there would be inventions.
-    if not is_whole:
-        raise ImageError(f'compressed image of format {kind!r}: the {compression} of {len(data)} bytes has no end')
+    if format_of(data) not in ('jpeg', 'png'):
+        raise ImageError(f'compressed image of format {name!r}: expected jpeg or png, got {len(data)} other bytes')
     try:
-        pixels = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-    except cv2.error:  # more pixels than OpenCV takes
-        pixels = None
-    if pixels is None:
-        raise ImageError(f'compressed image of format {kind!r}: the {compression} of {len(data)} bytes is damaged')
-    if pixels.ndim == 3 and pixels.shape[2] == 4:
-        pixels = pixels[:, :, :3]
-    encoding = _encoding_of(kind)
+        pixels = _without_alpha(decode(data).pixels)
+    except ImageError as error:
+        raise ImageError(f'compressed image of format {name!r}: {error}') from None
+    encoding = _encoding_of(name)
     if encoding.startswith('bayer_') and encoding in _ENCODINGS and pixels.ndim == 2:
         pixels = _to_bgr(pixels, encoding, pixels.shape[1], pixels.shape[0])
-    return _to_uint8(np.ascontiguousarray(pixels))
-
-
-def _end(data: np.ndarray) -> bytes:
-    """Return the last bytes, at least a dozen, before the zeros with which some cameras fill up what they send."""
-    length = 64
-    while length < len(data) and not data[-length:].any():
-        length *= 2
-    return data[-2 * length :].tobytes().rstrip(b'\0')
+    return _to_uint8(pixels)
 
 
 def _encoding_of(format: str) -> str:
@@ -182,12 +176,56 @@ def _encoding_of(format: str) -> str:
     return rest.partition('compressed')[2].strip() or original.strip()
 
 
+def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
+    """Return an image file as (H, W, 3) uint8 in BGR order, of any depth that OpenCV reads, without its alpha.
+
+    More than 8 bits are stretched as by `to_array`.
+
+    Args:
+        path: the file.
+        upright: turn it as its EXIF orientation says, which viewers do; COLMAP and hloc take it as it is stored.
+
+    Raises:
+        ImageError: it is missing, no image, damaged, truncated, or larger than OpenCV takes.
+    """
+    picture = load(path)
+    pixels = turn_upright(picture.pixels, picture.orientation) if upright else picture.pixels
+    pixels = _to_uint8(_without_alpha(pixels))
+    return cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR) if pixels.ndim == 2 else pixels
+
+
+def _without_alpha(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels[:, :, :3]) if pixels.ndim == 3 else pixels
+
+
 def _to_uint8(pixels: np.ndarray) -> np.ndarray:
-    if pixels.dtype == np.uint16:
-        # The network subtracts the mean and divides by the deviation: any linear scale is the same to it.
-        low, high = np.percentile(pixels[::4, ::4], STRETCH)
-        levels = (np.arange(2**16) - low) * (255 / max(high - low, 1))
-        pixels = np.rint(np.clip(levels, 0, 255)).astype(np.uint8)[pixels]
+    if pixels.dtype != np.uint8:
+        pixels = _stretch(pixels)
     if pixels.ndim == 3 and pixels.shape[2] == 2:
         pixels = pixels.mean(axis=2).round().astype(np.uint8)
     return pixels
+
+
+def _stretch(pixels: np.ndarray) -> np.ndarray:
+    """Return pixels of any type as uint8: the STRETCH percentiles become 0 and 255, and NaN becomes 0.
+
+    The network subtracts the mean and divides by the deviation: any linear scale is the same to it.
+    """
+    sample = pixels[::4, ::4]
+    sample = sample[np.isfinite(sample)].astype(np.float64)
+    if len(sample) == 0:
+        return np.zeros(pixels.shape, np.uint8)
+    with np.errstate(over='ignore', invalid='ignore'):  # in floats that span all there is
+        low, high = np.percentile(sample, STRETCH)
+        span = max(high - low, 1) if pixels.dtype.kind in 'iu' else high - low
+        scale = 255 / span if span > 0 else 0
+        if pixels.dtype in (np.uint16, np.int16):
+            # By a table of all values.
+            values = np.arange(2**16, dtype=np.uint16).view(pixels.dtype)
+            return _scale(values, low, scale)[pixels.view(np.uint16)]
+        return _scale(pixels, low, scale)
+
+
+def _scale(values: np.ndarray, low: float, scale: float) -> np.ndarray:
+    levels = (values.astype(np.float32 if values.dtype == np.float32 else np.float64) - low) * scale
+    return np.rint(np.nan_to_num(np.clip(levels, 0, 255))).astype(np.uint8)

@@ -31,9 +31,9 @@ from evo.tools import file_interface
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import walk
-from edgepoint2_ros.evaluation.pairs import read_image
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.odometry import Camera, VisualOdometry
 
 FRAMES = 240  # of a walk

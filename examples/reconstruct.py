@@ -11,13 +11,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pycolmap
 
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation.pairs import fit
 from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.reconstruction import exhaustive_pairs, write_colmap
 
 
@@ -35,14 +35,17 @@ def reconstruct(
     output.mkdir(parents=True)
     features = {}
     for path in sorted(photos.iterdir()):
-        image = cv2.imread(str(path))
-        if image is not None:
-            smaller, scale = fit(image, long_side)
-            found = extractor.extract(smaller)
-            # In pixels of the photograph itself, where COLMAP looks the colours up.
-            xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
-            features[path.name] = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
-            print(f'{path.name}: {len(features[path.name])} keypoints')
+        try:
+            image = read_image(path, upright=False)
+        except ImageError as error:
+            print(f'left out: {error}')
+            continue
+        smaller, scale = fit(image, long_side)
+        found = extractor.extract(smaller)
+        # In pixels of the photograph itself as it is stored, where COLMAP looks the colours up.
+        xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
+        features[path.name] = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
+        print(f'{path.name}: {len(features[path.name])} keypoints')
     pairs = exhaustive_pairs(list(features))
     # Photographs that people took have a camera each.
     matched = write_colmap(output / 'database.db', features, pairs, one_camera=False)

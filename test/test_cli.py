@@ -1,12 +1,17 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from exif import store
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.cli import main
+from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.images import to_array
 from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.variants import find_variant
 
@@ -48,6 +53,52 @@ def test_extract_obeys_a_mask(official_model, image_file, tmp_path):
     cv2.imwrite(str(tmp_path / 'mask.png'), mask)
     assert main(['extract', str(image_file), '--mask', str(tmp_path / 'mask.png'), '--output', str(tmp_path)]) == 0
     assert np.load(tmp_path / 'photo.npz')['xy'][:, 0].min() >= 319
+
+
+def test_extract_scales_a_mask_to_each_image_as_the_node_does(official_model, image_file, tmp_path):
+    official_model('T-32')
+    cv2.imwrite(str(tmp_path / 'half.png'), cv2.imread(str(image_file))[:240])
+    mask = np.zeros((24, 32), np.uint16)
+    mask[:, 16:] = 1  # of 16 bits, and small: it is not black
+    cv2.imwrite(str(tmp_path / 'mask.png'), mask)
+    files = str(image_file), str(tmp_path / 'half.png')
+    assert main(['extract', *files, '--mask', f'file://{tmp_path}/mask.png', '--output', str(tmp_path)]) == 0
+    for name in ('photo', 'half'):
+        x = np.load(tmp_path / f'{name}.npz')['xy'][:, 0]
+        assert len(x) > 100
+        assert x.min() >= 319
+
+
+def test_extract_sees_in_a_thermal_image_what_the_node_sees(official_model, photograph, tmp_path):
+    official_model('T-32')
+    thermal = 7000 + cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY).astype(np.uint16) * 100 // 255
+    cv2.imwrite(str(tmp_path / 'thermal.png'), thermal)
+    assert main(['extract', str(tmp_path / 'thermal.png'), '--output', str(tmp_path)]) == 0
+    found = np.load(tmp_path / 'thermal.npz')
+    message = SimpleNamespace(
+        height=480, width=640, encoding='mono16', is_bigendian=0, step=1280, data=thermal.tobytes()
+    )
+    expected = Extractor('T-32').extract(to_array(message))
+    assert len(expected) > 500
+    share, cosine = compare(
+        (found['xy'], found['scores'], found['descriptors']), (expected.xy, expected.scores, expected.descriptors)
+    )
+    assert share > 0.98
+    assert cosine > 0.99
+
+
+def test_extract_says_which_way_up_it_reads_a_photograph(official_model, photograph, tmp_path, capsys):
+    official_model('T-32')
+    store(tmp_path / 'phone.jpg', photograph, 6)
+    command = ['extract', str(tmp_path / 'phone.jpg'), '--output', str(tmp_path), '--overlay', str(tmp_path)]
+    for option, size, way in (
+        ([], (640, 480), 'turned upright (EXIF orientation 6)'),
+        (['--stored-orientation'], (480, 640), 'as stored, which is not upright (EXIF orientation 6)'),
+    ):
+        assert main([*command, *option]) == 0
+        assert f' keypoints, {way}\n' in capsys.readouterr().out
+        assert tuple(np.load(tmp_path / 'phone.npz')['image_size']) == size
+        assert cv2.imread(str(tmp_path / 'phone.png')).shape[1::-1] == size
 
 
 def test_an_unreadable_image_is_named_and_the_others_are_extracted(official_model, image_file, tmp_path, capsys):

@@ -76,7 +76,7 @@ class TestLoadPhotos:
         with caplog.at_level(logging.WARNING):
             photos = load_photos(find_images([tmp_path]), tmp_path / 'cache')
         assert [name.rsplit('/', 1)[1] for name in photos.names] == ['good.png']
-        assert 'broken.jpg: cannot be read' in caplog.text
+        assert 'broken.jpg cannot be read' in caplog.text
         assert 'small.png: 100x480 is too small: expected at least 200' in caplog.text
 
     def test_without_any_usable_image_it_names_the_first(self, tmp_path):

@@ -182,7 +182,7 @@ class TestPosePairs:
         listing = self.listing(tmp_path, f'a.png none.png 0 0 {self.intrinsics} {self.intrinsics} {self.pose}')
         with caplog.at_level(logging.WARNING):
             assert list(read_pose_pairs(listing, tmp_path, 320)) == []
-        assert 'skipped pair 3: no image' in caplog.text
+        assert 'skipped pair 3: expected an image, but' in caplog.text
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(ImageError, match='no pairs file'):

@@ -202,3 +202,42 @@ def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
     assert verdict(health, 3.0, masks='no mask can be read') == (WARN, 'no mask can be read')
     feed(health, 10, begin=3.0, keypoints=0)
     assert verdict(health, 4.0) == (WARN, 'no keypoints in any image: is it dark, covered or all masked?')
+
+
+def test_what_the_first_inference_at_a_size_takes_is_no_overload():
+    health = Health(0.0)
+    health.begin_warm_up('the first inference at 640 x 480 pixels')
+    for number in range(4):
+        health.arrive(0.2 * number)
+    health.drop('newer', 3)
+    assert verdict(health, 1.0) == (OK, 'the first inference at 640 x 480 pixels goes on, 3 images dropped meanwhile')
+    health.arrive(1.1)
+    health.drop('newer')
+    health.end_warm_up(1.234)
+    health.serve(500, TIMES)
+    assert verdict(health, 2.0) == (
+        OK,
+        'the first inference at 640 x 480 pixels took 1234 ms, 1 images dropped meanwhile',
+    )
+    for _ in range(5):
+        health.arrive(2.5)
+    health.drop('newer', 3)
+    assert verdict(health, 3.0)[0] == WARN  # from now on it is
+
+
+def test_masks_that_are_lost_or_stamped_after_every_image_are_warnings():
+    health = Health(0.0)
+    feed(health, 10)
+    health.masks_lost += 2
+    level, reason = verdict(health, 1.0)
+    assert level == WARN
+    assert reason.startswith('2 masks lost on the way here, older ones count instead: masks above 0.5 MB need')
+    feed(health, 10, begin=1.0)
+    for _ in range(10):
+        health.pass_masks(12.5)
+    level, reason = verdict(health, 2.0)
+    assert level == WARN
+    assert reason.startswith('no mask counts: each is stamped 12.5 s or more after the images')
+    feed(health, 10, begin=2.0)
+    health.pass_masks(0.01)  # the first mask of all, made from the image behind this one
+    assert verdict(health, 3.0)[0] == OK

@@ -77,6 +77,51 @@ def test_sixteen_bits_without_contrast_stay_without(value):
     assert to_array(message(np.full((HEIGHT, WIDTH), value, np.uint16), 'mono16')).std() == 0
 
 
+@pytest.mark.parametrize('is_bigendian', [0, 1])
+def test_signed_and_float_images_are_stretched_as_well(is_bigendian):
+    order = '>' if is_bigendian else '<'
+    celsius = noise(HEIGHT, WIDTH) * 0.01 - 1.5
+    for encoding, pixels in (
+        ('16SC1', np.rint(celsius * 100).astype(f'{order}i2')),
+        ('32FC1', celsius.astype(f'{order}f4')),
+    ):
+        result = to_array(message(pixels, encoding, padding=8, is_bigendian=is_bigendian))
+        assert result.dtype == np.uint8
+        low, high = np.percentile(pixels[::4, ::4].astype(float), [0.5, 99.5])
+        expected = np.clip((pixels.astype(float) - low) * 255 / (high - low), 0, 255)
+        np.testing.assert_allclose(result, expected, atol=0.51)
+
+
+def test_signed_values_have_the_contrast_of_unsigned_ones():
+    unsigned = 7000 + noise(HEIGHT, WIDTH).astype(np.uint16)
+    signed = (unsigned.astype(int) - 7100).astype(np.int16)
+    np.testing.assert_array_equal(to_array(message(signed, '16SC1')), to_array(message(unsigned, 'mono16')))
+
+
+def test_what_is_no_number_is_black_and_what_is_infinite_black_or_white():
+    pixels = noise(HEIGHT, WIDTH).astype(np.float32) * 0.1 + 20
+    expected = to_array(message(pixels, '32FC1'))
+    pixels[1, 1:4] = np.nan, np.inf, -np.inf  # none of them is in the sample of which the stretch is taken
+    expected[1, 1:4] = 0, 255, 0
+    np.testing.assert_array_equal(to_array(message(pixels, '32FC1')), expected)
+    pixels[::4, ::4] = np.nan
+    assert to_array(message(pixels, '32FC1')).max() == 0  # nothing is left to stretch by
+
+
+@pytest.mark.filterwarnings('error')
+@pytest.mark.parametrize(
+    'values', [(3.4e38, -3.4e38), (1e-45, 0), (5e-39, 1e-39), (np.inf, 1), (np.inf, -np.inf), (np.nan, 3.4e38), (0, 0)]
+)
+def test_floats_at_their_limits_give_an_image(values):
+    pixels = np.tile(np.array(values, np.float32), (HEIGHT, WIDTH // 2))
+    assert to_array(message(pixels, '32FC1')).shape == (HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize('value', [0, -40, 36.6, 1e9])
+def test_floats_without_contrast_stay_without(value):
+    assert to_array(message(np.full((HEIGHT, WIDTH), value, np.float32), '32FC1')).std() == 0
+
+
 def test_names_by_type_are_gray_bgr_and_bgra():
     for channels, name in {1: 'mono8', 3: 'bgr8', 4: 'bgra8'}.items():
         pixels = noise(HEIGHT, WIDTH, channels)
@@ -121,6 +166,21 @@ def test_yuv_gives_the_colours_back(encoding, padding):
     np.testing.assert_allclose(result, smooth(), atol=4)
 
 
+@pytest.mark.parametrize('padding', [0, 1, 6])
+@pytest.mark.parametrize('width', [1, 3, 7])
+@pytest.mark.parametrize('encoding', ['uyvy', 'yuv422', 'yuyv', 'yuv422_yuy2'])
+def test_yuv_of_odd_width_gives_the_colours_back(encoding, width, padding):
+    """OpenCV 4.5 and 4.6 read and write past the end of such an image, as cv_bridge lets them; later ones refuse it."""
+    pixels = np.ascontiguousarray(yuv(encoding)[:, :width])
+    image = message(pixels, encoding, padding)
+    image.width = width
+    result = to_array(image)
+    assert result.shape == (HEIGHT, width, 3)
+    np.testing.assert_array_equal(result[:, :-1], to_array(message(yuv(encoding), encoding))[:, : width - 1])
+    # The last pixel misses one of its colours: that of the pixels before it stands in.
+    np.testing.assert_allclose(result[:, -1], smooth()[:, width - 1], atol=6 if width > 1 else 255)
+
+
 @pytest.mark.parametrize('encoding', ['mono8', '8UC1', 'bgr8', '8UC3'])
 def test_what_needs_no_conversion_is_not_copied(encoding):
     pixels = noise(HEIGHT, WIDTH, 1 if encoding in ('mono8', '8UC1') else 3)
@@ -150,8 +210,10 @@ def test_cv_bridge_sees_the_same(encoding):
     channels = 2 if 'yu' in encoding else CHANNELS.get(encoding.rstrip('0123456789'), 1)
     if encoding.startswith('8UC'):
         channels = int(encoding[3])
-    sixteen = '16' in encoding
+    sixteen = '8' not in encoding and 'yu' not in encoding
     pixels = noise(HEIGHT, WIDTH, channels, dtype=np.uint16 if sixteen else np.uint8)
+    if encoding in ('16SC1', '32FC1'):
+        pixels = pixels.astype(np.int16 if encoding == '16SC1' else np.float32)
     image = sensor_msgs.Image(**vars(message(pixels, encoding, wrap=lambda data: array('B', data))))
     gray = channels == 1 and 'bayer' not in encoding
     wanted = 'passthrough' if gray or encoding.startswith('8UC') else 'bgr16' if sixteen else 'bgr8'
@@ -195,9 +257,9 @@ PNG = cv2.imencode('.png', noise(64, 64))[1].tobytes()
         ('jpeg', b'', "format 'jpeg': expected jpeg or png, got 0 other bytes"),
         ('jpeg', b'no picture', 'got 10 other bytes'),
         ('', b'no picture', "format 'no format'"),
-        ('jpeg', JPEG[:-40], 'the jpeg of .* bytes has no end'),
-        ('png', PNG[: len(PNG) // 2], 'the png of .* bytes has no end'),
-        ('jpeg', PNG[:30] + bytes(100) + PNG[-12:], 'the png of 142 bytes is damaged'),
+        ('jpeg', JPEG[:-40], "format 'jpeg': the jpeg of .* bytes is truncated"),
+        ('png', PNG[: len(PNG) // 2], 'the png of .* bytes is damaged or truncated'),
+        ('jpeg', PNG[:30] + bytes(100) + PNG[-12:], 'the png of 142 bytes is damaged or truncated'),
         ('tiff', cv2.imencode('.tiff', noise(64, 64))[1].tobytes(), 'expected jpeg or png, got'),
         ('16UC1; compressedDepth png', bytes(12) + PNG, 'depth has no keypoints'),
     ],
@@ -206,15 +268,6 @@ PNG = cv2.imencode('.png', noise(64, 64))[1].tobytes()
 def test_compressed_images_that_cannot_be_read_are_named(format, data, complaint):
     with pytest.raises(ImageError, match=complaint):
         to_array(SimpleNamespace(format=format, data=data))
-
-
-@pytest.mark.parametrize('zeros', [1, 20, 62, 63, 64, 127, 128, 5000, 100_000])
-def test_zeros_behind_a_picture_are_padding(zeros):
-    for whole, cut in ((JPEG, JPEG[:-40]), (PNG, PNG[:-40])):
-        expected = to_array(SimpleNamespace(format='', data=whole))
-        np.testing.assert_array_equal(to_array(SimpleNamespace(format='', data=whole + bytes(zeros))), expected)
-        with pytest.raises(ImageError, match='has no end'):
-            to_array(SimpleNamespace(format='', data=cut + bytes(zeros)))
 
 
 @pytest.mark.parametrize('bits', [8, 16])
@@ -255,7 +308,7 @@ def test_a_mask_has_one_channel():
 @pytest.mark.parametrize(
     ('changes', 'complaint'),
     [
-        ({'encoding': '32FC1'}, "image encoding '32FC1' is unknown: expected one of mono8, bgr8, rgb8"),
+        ({'encoding': '64FC1'}, "image encoding '64FC1' is unknown: expected one of mono8, bgr8, rgb8"),
         ({'encoding': ''}, "image encoding '' is unknown"),
         ({'width': 0}, 'image of 0 x 6 pixels is empty'),
         ({'height': 0, 'data': b''}, 'image of 8 x 0 pixels is empty'),
@@ -264,7 +317,8 @@ def test_a_mask_has_one_channel():
         ({'encoding': 'rgb8'}, 'image step is 8 bytes: expected at least 24 for 8 pixels of rgb8'),
         ({'encoding': 'mono16'}, 'image step is 8 bytes: expected at least 16 for 8 pixels of mono16'),
         ({'encoding': 'nv12'}, 'image has 48 bytes: expected 72 for 9 rows of 8 bytes'),
-        ({'encoding': 'yuyv', 'width': 3}, 'image of 3 x 6 pixels: yuyv needs multiples of 2 x 1'),
+        ({'encoding': '32FC1'}, 'image step is 8 bytes: expected at least 32 for 8 pixels of 32FC1'),
+        ({'encoding': 'nv12', 'width': 7, 'height': 4}, 'image of 7 x 4 pixels: nv12 needs multiples of 2 x 2'),
         ({'data': bytes(34)}, 'image has 34 bytes: expected 48 for 6 rows of 8 bytes'),
         ({'data': b''}, 'image has 0 bytes: expected 48'),
         ({'step': 9}, 'image has 48 bytes: expected 54 for 6 rows of 9 bytes'),

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.image_files import SUFFIXES
+from edgepoint2_ros.images import read_image
 
 FRAME_RATE = 30  # frames per second
-IMAGE_SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.pgm', '.ppm', '.tif', '.tiff', '.webp')
 
 # Photographs that the scikit-image package ships, in rows of the wall.
 _WALL = (('motorcycle_left.png', 'coffee.png', 'rocket.jpg'), ('brick.png', 'astronaut.png', 'motorcycle_right.png'))
@@ -70,9 +71,9 @@ class Folder:
 
     def __init__(self, path: Path, colour: bool = False):
         self._colour = colour
-        self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+        self._files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
         if not self._files:
-            raise ImageError(f'{path} holds no images ({", ".join(IMAGE_SUFFIXES)})')
+            raise ImageError(f'{path} holds no images ({", ".join(SUFFIXES)})')
 
     def image(self, k: int) -> np.ndarray:
         return _read(self._files[k % len(self._files)], self._colour)
@@ -125,7 +126,5 @@ def _fill_tile(photo: np.ndarray) -> np.ndarray:
 
 
 def _read(path: Path, colour: bool) -> np.ndarray:
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR if colour else cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise ImageError(f'{path} cannot be read as an image')
-    return image
+    image = read_image(path)
+    return image if colour else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)

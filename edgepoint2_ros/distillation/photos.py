@@ -11,13 +11,14 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.image_files import SUFFIXES
+from edgepoint2_ros.images import read_image
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.webp'}
 MIN_SIDE = 200  # pixels; a smaller photograph would fill a training view with blur
 MAX_SIDE = 2048  # pixels; a larger one only makes the cache larger
-_FORMAT = 1  # of the cache; raise it when the file's content changes
+_FORMAT = 2  # of the cache; raise it when the file's content changes
 
 
 class Photos:
@@ -59,7 +60,7 @@ def find_images(folders: Iterable[str | Path]) -> list[Path]:
             raise ImageError(f'no such folder or image: {folder}')
     if not found:
         looked = ', '.join(str(folder) for folder in folders) or 'nothing'
-        raise ImageError(f'no images found in {looked}: expected files ending in {" ".join(sorted(SUFFIXES))}')
+        raise ImageError(f'no images found in {looked}: expected files ending in {" ".join(SUFFIXES)}')
     return found
 
 
@@ -99,7 +100,7 @@ def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[
             try:
                 pyramid = _read_pyramid(path)
             except ImageError as error:
-                skipped.append(f'{path}: {error}')
+                skipped.append(str(error))
                 continue
             names.append(str(path))
             shapes.append([level.shape for level in pyramid])
@@ -112,15 +113,10 @@ def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[
 
 
 def _read_pyramid(path: Path) -> list[np.ndarray]:
-    try:
-        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    except cv2.error as error:  # OpenCV raises where an image is larger than it dares to read
-        raise ImageError(f'cannot be read: {error.err}') from error
-    if image is None:
-        raise ImageError('cannot be read as an image')
+    image = read_image(path)
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE:
-        raise ImageError(f'{width}x{height} is too small: expected at least {MIN_SIDE} pixels each way')
+        raise ImageError(f'{path}: {width}x{height} is too small: expected at least {MIN_SIDE} pixels each way')
     gray = cv2.transform(image, np.full((1, 3), 1 / 3, np.float32))  # the plain mean, as the network's input
     shrink = MAX_SIDE / max(height, width)
     if shrink < 1:

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.image_files import SUFFIXES
+from edgepoint2_ros.images import read_image
 
 log = logging.getLogger(__name__)
 
-SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.pgm', '.tif', '.tiff', '.webp'}
 VIEWS, LIGHTS = 3, 2  # synthetic pairs of a photograph: changes of viewpoint, changes of light
 MIN_SIDE = 200  # pixels of a photograph for synthetic pairs
 
@@ -52,20 +53,6 @@ class PosePair:
     intrinsics_a: np.ndarray
     intrinsics_b: np.ndarray
     pose: np.ndarray
-
-
-def read_image(path: Path) -> np.ndarray:
-    """Return an image file as uint8 (H, W, 3).
-
-    Raises:
-        ImageError: it is missing or unreadable.
-    """
-    if not path.is_file():
-        raise ImageError(f'no image {path}')
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise ImageError(f'{path} cannot be read as an image')
-    return image
 
 
 def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -180,8 +167,9 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PoseP
         if numbers[:2].any():
             raise ImageError(f'{listing}:{number}: expected upright images (rotation 0), got {fields[2]} {fields[3]}')
         try:
-            image_a, scale_a = fit(read_image(Path(root) / fields[0]), long_side)
-            image_b, scale_b = fit(read_image(Path(root) / fields[1]), long_side)
+            # As stored, like the camera matrices.
+            image_a, scale_a = fit(read_image(Path(root) / fields[0], upright=False), long_side)
+            image_b, scale_b = fit(read_image(Path(root) / fields[1], upright=False), long_side)
         except ImageError as error:
             log.warning('skipped pair %d: %s', number, error)
             continue

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.evaluation.pairs import PosePair, log, read_image
+from edgepoint2_ros.evaluation.pairs import PosePair, log
+from edgepoint2_ros.images import read_image
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
 INTRINSICS = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])

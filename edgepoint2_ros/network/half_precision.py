@@ -7,13 +7,13 @@ that sums in fp32 rounds no more than that, and less where it fuses layers.
 
 import sys
 
-import cv2
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.models import STRIDE
 from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network
@@ -75,7 +75,7 @@ def open_model(model: onnx.ModelProto):
 
 def main(paths: list[str]) -> None:
     """Print the table of docs/fp16.md for the given photographs."""
-    images = [cv2.imread(path) for path in paths]
+    images = [read_image(path) for path in paths]
     print('| variant | keypoints found again, mean | worst image | cosine of descriptors, mean | worst image |')
     print('|---|---|---|---|---|')
     for variant in VARIANTS:

@@ -3,7 +3,7 @@
 import time
 from array import array
 
-from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
@@ -12,11 +12,11 @@ try:
 except ImportError:  # Humble
     from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
 
+from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
 from edgepoint2_ros.node.losses import Losses
-from edgepoint2_ros.node.masks import Masks
 
 DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
 
@@ -68,6 +68,7 @@ class Camera:
         self._image_subscription = None
         self._mask_subscription = None
         self._reliability = None  # that the images are asked with
+        self._mask_policies = None  # reliability and durability that the masks are asked with
         self._adapts = False
         self.frame_id = ''
         self.reset()
@@ -83,6 +84,7 @@ class Camera:
         self.verdict = OK, '', '', False
         self.masks = Masks()
         self._losses = Losses()
+        self._mask_losses = Losses()
 
     def subscribe(self, receive, settings, depth: int) -> None:
         """Begin to receive.
@@ -95,12 +97,6 @@ class Camera:
         self._receive, self._depth = receive, depth
         self._adapts = settings.image_reliability == 'auto'
         self.adapt(settings)
-        self._mask_subscription = self._node.create_subscription(
-            Image,
-            self._mask_topic,
-            self._receive_mask,
-            QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=10, reliability=ReliabilityPolicy.BEST_EFFORT),
-        )
 
     def adapt(self, settings) -> None:
         """Ask for images as they are offered, and, where lazy, only while somebody subscribes to what comes of them.
@@ -108,10 +104,11 @@ class Camera:
         With reliability ``auto``, ask for reliable images where every publisher offers them, else for any. Best effort
         hears every publisher, but the middleware may lose each of its images that exceeds its buffers. While nobody
         publishes it stays as it is: a camera that comes back offers what it did, and what it has sent when it is
-        discovered would be lost with the old subscription.
+        discovered would be lost with the old subscription. Masks are always asked for as they are offered.
         """
         if self._receive is None:
             return
+        self._listen_for_masks()
         if settings.lazy and not self.is_wanted(settings):
             if self._image_subscription is not None:
                 self._node.destroy_subscription(self._image_subscription)
@@ -134,7 +131,7 @@ class Camera:
         for subscription in (self._image_subscription, self._mask_subscription):
             if subscription is not None:
                 self._node.destroy_subscription(subscription)
-        self._receive = self._image_subscription = self._mask_subscription = None
+        self._receive = self._image_subscription = self._mask_subscription = self._mask_policies = None
 
     def destroy(self) -> None:
         """Give its topics back."""
@@ -185,6 +182,7 @@ class Camera:
             lost=health.lost,
             masks_received=health.masks_received,
             masks_bad=health.masks_bad,
+            masks_lost=health.masks_lost,
             **{f'dropped_{reason}': count for reason, count in health.dropped.items()},
         )
         message.header.stamp = self._node.get_clock().now().to_msg()
@@ -208,6 +206,8 @@ class Camera:
             'lost by the middleware': str(health.lost),
             'masks': str(health.masks_received),
             'bad masks': str(health.masks_bad),
+            'masks lost by the middleware': str(health.masks_lost),
+            'images before every mask': str(health.unmasked),
             'last error': health.last_error,
         }
         return values
@@ -262,6 +262,31 @@ class Camera:
         self.health.lost = self._losses.count
         self._receive(message)
 
+    def _listen_for_masks(self) -> None:
+        """Ask for masks as every publisher of them offers.
+
+        Where there is none yet, ask for the most: then a mask that is published once, or was before the node started,
+        is not missed. A publisher that offers less is heard from the next turn on.
+        """
+        offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(self._mask_topic)]
+        are_reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
+        are_latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
+        policies = {
+            'reliability': ReliabilityPolicy.RELIABLE if are_reliable else ReliabilityPolicy.BEST_EFFORT,
+            'durability': DurabilityPolicy.TRANSIENT_LOCAL if are_latched else DurabilityPolicy.VOLATILE,
+        }
+        if policies == self._mask_policies:
+            return
+        if self._mask_subscription is not None:
+            self._node.destroy_subscription(self._mask_subscription)
+        # The default callback would warn of a publisher that is heard in a moment.
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: None, message_lost=self._count_lost_masks)
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
+        self._mask_subscription = _with_events(
+            self._node.create_subscription, events, Image, self._mask_topic, self._receive_mask, qos
+        )
+        self._mask_policies = policies
+
     def _receive_mask(self, message) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
@@ -269,6 +294,10 @@ class Camera:
     def _count_lost(self, event) -> None:
         self._losses.tell(event.total_count_change)
         self.health.lost = self._losses.count
+
+    def _count_lost_masks(self, event) -> None:
+        self._mask_losses.tell(event.total_count_change)
+        self.health.masks_lost = self._mask_losses.count
 
     def _explain_writer(self, event) -> None:
         if self._adapts:

@@ -14,18 +14,19 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.images import to_array
+from edgepoint2_ros.masks import combine, read_mask_file
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
-from edgepoint2_ros.node.masks import combine, read_mask_file
 from edgepoint2_ros.node.overlay import draw_overlay
 from edgepoint2_ros.node.survival import Failures
 
 YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
 REPORT_PERIOD = 1.0  # seconds between two diagnostics
+MOST_SIZES = 1000  # of images that are remembered: a camera may crop each one in another way
 OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
 
 
@@ -61,6 +62,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._state = 'unconfigured'
         self._failure = ''  # why it is unconfigured, where that was not asked for
         self._waits_for = ''  # what the engine says while it is not ready
+        self._sizes: set[tuple] = set()  # shapes of images that the engine has run at
         self._last_overlay = 0.0
         self._last_complaint: dict[tuple[str, str], float] = {}
         parameters.declare(self)
@@ -220,6 +222,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             camera.destroy()
         self._cameras = []
         self._extractor = None
+        self._sizes.clear()
         self._state = 'unconfigured'
 
     def _work(self, mailbox: Mailbox) -> None:
@@ -239,7 +242,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         image = to_array(message)
         mask = self._mask(camera, message.header.stamp, image, settings)
         read = time.monotonic()
-        features = self._extractor.extract(image, mask)
+        features = self._extract(image, mask)
         extracted = time.monotonic()
         if self.context.ok():
             camera.keypoints.publish(encode(features, message.header, settings.descriptor_encoding))
@@ -254,13 +257,30 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             except Exception as error:  # this image was answered
                 self.failures.add(error)
 
+    def _extract(self, image: np.ndarray, mask: np.ndarray | None):
+        """Return the features of an image; the first inference at a size takes longer, and all cameras wait for it."""
+        if image.shape in self._sizes:
+            return self._extractor.extract(image, mask)
+        if len(self._sizes) >= MOST_SIZES:
+            self._sizes.clear()
+        self._sizes.add(image.shape)
+        height, width = image.shape[:2]
+        begun = time.monotonic()
+        for camera in self._cameras:
+            camera.health.begin_warm_up(f'the first inference at {width} x {height} pixels')
+        try:
+            return self._extractor.extract(image, mask)
+        finally:
+            for camera in self._cameras:
+                camera.health.end_warm_up(time.monotonic() - begun)
+
     def _mask(self, camera: Camera, stamp, image: np.ndarray, settings) -> np.ndarray | None:
         """Return where keypoints are allowed in an image, or None for everywhere."""
         masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
-        newest = None
+        newest, moment = None, to_nanoseconds(stamp)
         while True:
             try:
-                newest = camera.masks.at(to_nanoseconds(stamp))
+                newest = camera.masks.at(moment)
                 break
             except Exception as error:  # that one is forgotten
                 camera.health.masks_bad += 1
@@ -268,6 +288,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
                 self._complain(camera, error, 'mask')
         if newest is not None:
             masks.append(newest)
+        elif lead := camera.masks.lead(moment):
+            camera.health.pass_masks(lead * 1e-9)
         return combine(masks, settings.border, image.shape[1], image.shape[0])
 
     def _draw(self, camera: Camera, image, features, header) -> None:
@@ -361,7 +383,10 @@ def _read_masks(settings) -> dict[str, np.ndarray]:
     """Return the mask files of the cameras by the cameras' names; none where the parameter is empty."""
     if not settings.mask_file:
         return {}
-    return {name: read_mask_file(settings.mask_file.replace('{camera}', name)) for name in settings.cameras}
+    try:
+        return {name: read_mask_file(settings.mask_file.replace('{camera}', name)) for name in settings.cameras}
+    except EdgePoint2Error as error:
+        raise EdgePoint2Error(f'mask_file: {error}') from None
 
 
 def _in_words(error: Exception) -> str:

@@ -37,6 +37,9 @@ class Report:
         dropped: images dropped in it, by reason.
         lost: images that the middleware lost in it.
         masks_bad: masks that could not be read in it.
+        masks_lost: masks that the middleware lost in it.
+        unmasked: images answered in it although masks had come, because all of these are stamped later.
+        warm_up: the first inference at a size of images, which takes long, where one went on in it; else ''.
         silent: seconds since the last image, or since it was first asked for where none has come; 0 while idle.
         idle: no image was answered, because nobody wants what is made of it and none is asked for.
     """
@@ -49,6 +52,9 @@ class Report:
     dropped: dict[str, int]
     lost: int
     masks_bad: int
+    masks_lost: int
+    unmasked: int
+    warm_up: str
     silent: float
     idle: bool
 
@@ -72,6 +78,9 @@ class Health:
     lost: int = 0
     masks_received: int = 0
     masks_bad: int = 0
+    masks_lost: int = 0
+    unmasked: int = 0
+    mask_lead: float = 0.0  # seconds by which every mask was later than the last image of these
     last_error: str = ''
     last_arrival: float | None = None
     size: int | None = None  # of the last image, in bytes
@@ -82,6 +91,8 @@ class Health:
         self._begun = self._since = self.now
         self._frames = []  # (keypoints, *times in seconds) of each image processed in this period
         self._before = self._counters()
+        self._warm_up = ''  # what the engine does for the first time now
+        self._warmed_up = ''  # and what is to be said of that in this period
 
     def arrive(self, now: float, size: int = 0) -> None:
         """Count an image that was received, of a size in bytes."""
@@ -109,6 +120,19 @@ class Health:
         if error:
             self.last_error = error
 
+    def pass_masks(self, lead: float) -> None:
+        """Count an image that is ``lead`` seconds earlier than every mask, where there are any."""
+        self.unmasked += 1
+        self.mask_lead = lead
+
+    def begin_warm_up(self, what: str) -> None:
+        """Note that the engine does something for the first time, which takes long: images are dropped meanwhile."""
+        self._warm_up, self._warmed_up = what, f'{what} goes on'
+
+    def end_warm_up(self, seconds: float) -> None:
+        """Note that this is done, and how long it took."""
+        self._warm_up, self._warmed_up = '', f'{self._warm_up} took {seconds * 1e3:.0f} ms'
+
     @property
     def may_be_large(self) -> bool:
         """Tell whether images exceed the buffers of the middleware, by the last one, or may where none has come."""
@@ -123,6 +147,7 @@ class Health:
         """Return what happened since the last report, and begin a new period."""
         frames, self._frames = self._frames, []
         before, self._before = self._before, self._counters()
+        warm_up, self._warmed_up = self._warmed_up, self._warmed_up if self._warm_up else ''
         period, self._since = max(now - self._since, 1e-3), now
         change = {name: self._before[name] - before[name] for name in before}
         self.last_rate_out = len(frames) / period
@@ -135,6 +160,9 @@ class Health:
             dropped={reason: change[reason] for reason in REASONS},
             lost=change['lost'],
             masks_bad=change['masks_bad'],
+            masks_lost=change['masks_lost'],
+            unmasked=change['unmasked'],
+            warm_up=warm_up,
             silent=0.0 if self.idle else now - (self._begun if self.last_arrival is None else self.last_arrival),
             idle=self.idle and not frames,
         )
@@ -145,6 +173,8 @@ class Health:
             'processed': self.processed,
             'lost': self.lost,
             'masks_bad': self.masks_bad,
+            'masks_lost': self.masks_lost,
+            'unmasked': self.unmasked,
             **self.dropped,
         }
 
@@ -168,7 +198,7 @@ def judge(report: Report, health: Health, topic: str, silence: str, masks: str =
         level = WARN if report.processed else ERROR
         return level, f'{report.dropped["bad"]} of {report.received} images could not be used: {health.last_error}'
     behind = report.dropped['newer'] + report.dropped['full']
-    if behind > TOLERATED * max(report.received, 1):
+    if behind > TOLERATED * max(report.received, 1) and not report.warm_up:
         return WARN, (
             f'{behind} of {report.received} images dropped, they come faster than they can be processed: a smaller '
             f'model, image or rate takes less'
@@ -177,12 +207,24 @@ def judge(report: Report, health: Health, topic: str, silence: str, masks: str =
         return WARN, f'{report.lost} images lost on the way here: {LARGE if health.may_be_large else BUSY}'
     if masks:
         return WARN, masks
+    if report.masks_lost:
+        return WARN, (
+            f'{report.masks_lost} masks lost on the way here, older ones count instead: masks above 0.5 MB need a '
+            f'reliable publisher, or more shared memory in its process (config/fastdds.xml)'
+        )
     if report.masks_bad:
         return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
+    if report.unmasked and report.unmasked >= report.processed:
+        return WARN, (
+            f'no mask counts: each is stamped {health.mask_lead:.3g} s or more after the images; give it the stamp of '
+            f'the image that it was made from, or 0 to count for all'
+        )
     if report.processed and report.keypoints == 0:
         return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
     if report.idle:
         return OK, 'idle: nobody subscribes to keypoints or overlay'
+    if report.warm_up:
+        return OK, f'{report.warm_up}{f", {behind} images dropped meanwhile" if behind else ""}'
     if not report.processed:
         return OK, 'no image in this second'
     return OK, f'{report.rate_out:.1f} images/s, latency {report.times["latency"][0]:.1f} ms'

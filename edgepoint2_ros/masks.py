@@ -3,11 +3,13 @@
 import bisect
 import threading
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import cv2
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.image_files import load, turn_upright
 from edgepoint2_ros.images import to_mask
 
 KEPT = 30  # masks of one camera that wait for their images
@@ -54,22 +56,48 @@ class Masks:
                 raise
         return entry[1]
 
+    def lead(self, stamp: int) -> int:
+        """Return by how many nanoseconds all masks are later than ``stamp``, or 0 where one counts or none has come."""
+        with self._lock:
+            return max(0, self._kept[0][0] - stamp) if self._kept else 0
+
 
 def read_mask_file(path: str) -> np.ndarray:
-    """Return a mask (H, W) uint8 from an image file, 255 = allowed: where the image is not black.
+    """Return a mask (H, W) uint8 from an image file, 255 = allowed: where the image is neither black nor transparent.
+
+    JPEG and others that change values a little leave traces in the black: of those, what is darker than half is black.
+
+    Args:
+        path: the file: also ``~/PATH``, ``file:///PATH``, or ``package://NAME/PATH`` in the share folder of a package.
 
     Raises:
-        EdgePoint2Error: there is no such file, or it is not an image, or it is too large.
+        ImageError: there is no such file, or it is no image, damaged, truncated, or too large.
     """
+    picture = load(_find_file(path))
+    pixels = np.atleast_3d(turn_upright(picture.pixels, picture.orientation))
+    half = np.iinfo(pixels.dtype).max / 2 if pixels.dtype.kind in 'iu' else 0.5
+    brightness = np.nan_to_num(pixels[:, :, :3]).max(axis=2)
+    allowed = brightness != 0 if picture.is_lossless else brightness > half
+    if pixels.shape[2] == 4:
+        allowed &= pixels[:, :, 3] > half
+    return allowed.astype(np.uint8) * 255
+
+
+def _find_file(path: str) -> Path:
     try:
-        file = Path(path).expanduser()
-        # Any depth: made 8 bits, small values of 16 bits would become 0.
-        mask = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_ANYDEPTH) if file.is_file() else None
-    except (OSError, RuntimeError, ValueError, cv2.error) as error:
-        raise EdgePoint2Error(f'mask_file: expected an image, but {path} cannot be read as one: {error}') from error
-    if mask is None:
-        raise EdgePoint2Error(f'mask_file: expected an image, but {file} cannot be read as one')
-    return (mask != 0).astype(np.uint8) * 255
+        url = urlsplit(path)
+        if url.scheme == 'package':
+            from ament_index_python.packages import get_package_share_directory  # there is one only with ROS
+
+            return Path(get_package_share_directory(url.netloc)) / unquote(url.path).lstrip('/')
+        if url.scheme == 'file':
+            if url.netloc not in ('', 'localhost'):
+                raise ValueError(f'{url.netloc} is another host')
+            return Path(unquote(url.path))
+        return Path(path).expanduser()
+    except (ImportError, LookupError, OSError, RuntimeError, ValueError) as error:
+        reason = error.args[0] if error.args else error
+        raise ImageError(f'expected an image, but {path} cannot be read as one: {reason}') from None
 
 
 def combine(masks: list[np.ndarray], border: int, width: int, height: int) -> np.ndarray | None:

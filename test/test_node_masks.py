@@ -1,0 +1,138 @@
+"""Masks on their topic, over DDS: large ones, latched ones, lost ones, and ones that come from the future."""
+
+import time
+from array import array
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+
+from diagnostic_msgs.msg import DiagnosticStatus
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import Image
+
+OK, WARN = DiagnosticStatus.OK, DiagnosticStatus.WARN
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def model(official_model):
+    official_model('T-32')
+
+
+@pytest.fixture
+def gray(photograph):
+    return np.ascontiguousarray(photograph[:, :, 1])
+
+
+@pytest.fixture
+def left_half(gray):
+    mask = np.zeros_like(gray)
+    mask[:, :320] = 255
+    return mask
+
+
+def policies(camera) -> list[tuple]:
+    """Return what the node asks for its masks."""
+    infos = camera.node.get_subscriptions_info_by_topic(camera.topic('mask'))
+    return [(info.qos_profile.reliability, info.qos_profile.durability) for info in infos]
+
+
+def test_large_masks_of_a_reliable_publisher_all_arrive(start, rig):
+    """0.9 MB each, of which best effort loses most."""
+    start('large_masks')
+    camera = rig('large_masks')
+    camera.connect()
+    mask = camera.image(np.full((720, 1280), 255, np.uint8))
+    for number in range(40):
+        mask.header.stamp.nanosec = number
+        camera.mask.publish(mask)
+        camera.spin(0.05)
+        assert camera.mask.wait_for_all_acked(rclpy.duration.Duration(seconds=20))
+    camera.wait_until(lambda: camera.next_stats().masks_received == 40)
+    assert camera.stats[-1].masks_lost == 0
+    assert camera.status('image').level == WARN  # there are no images, that is all
+    assert 'no image' in camera.diagnostics['image'].message
+
+
+def test_a_mask_that_was_latched_before_the_node_started_counts(start, rig, gray, left_half):
+    camera = rig('latched')
+    camera.node.destroy_publisher(camera.mask)
+    camera.mask = camera.node.create_publisher(Image, 'mask', LATCHED)
+    camera.mask.publish(camera.image(left_half, stamp=0))
+    start('latched')
+    camera.connect()
+    camera.wait_until(lambda: camera.stats and camera.stats[-1].masks_received)
+    assert policies(camera) == [(ReliabilityPolicy.RELIABLE, DurabilityPolicy.TRANSIENT_LOCAL)]
+    assert max(camera.answer(gray).x) <= 320
+
+
+def test_masks_are_asked_for_as_they_are_offered(start, rig, gray, left_half):
+    start('offers')
+    camera = rig('offers')
+    camera.connect()
+    for qos in (qos_profile_sensor_data, LATCHED, QoSProfile(depth=5)):
+        camera.node.destroy_publisher(camera.mask)
+        camera.mask = camera.node.create_publisher(Image, 'mask', qos)
+        camera.connect()
+        expected = [(qos.reliability, qos.durability)]
+        camera.wait_until(lambda: policies(camera) == expected)  # noqa: B023
+        camera.wait_until(lambda: camera.mask.get_subscription_count() == 1)
+        camera.spin(0.3)
+        camera.send_mask(left_half, stamp=0)
+        assert max(camera.answer(gray).x) <= 320
+        camera.send_mask(np.full_like(gray, 255), stamp=0)
+        assert max(camera.answer(gray).x) > 400
+
+
+def test_a_mask_that_is_later_than_every_image_is_said(start, rig, gray, left_half):
+    process = start('later')
+    camera = rig('later')
+    camera.connect()
+    stamp = camera._stamp
+    camera.send_mask(left_half, stamp=stamp + 3600)
+    answers = []
+
+    def is_said(status) -> bool:
+        answers.append(camera.answer(gray))
+        return status.level == WARN and status.message.startswith('no mask counts: each is stamped 3.6e+03 s or more')
+
+    camera.status('image', is_said)
+    assert all(max(answer.x) > 400 for answer in answers)
+    assert 'no mask counts' in process.output
+    camera.send_mask(left_half, stamp=0)  # for all
+
+    def counts(status) -> bool:
+        return max(camera.answer(gray).x) <= 320 and status.level == OK
+
+    camera.status('image', counts)
+
+
+def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    node = ExtractorNode(namespace='lost_masks')
+    assert node.start(lambda: False)
+    camera = node._cameras[0]
+    image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
+    reports = []
+    node._diagnostics = SimpleNamespace(publish=reports.append)
+    for lost, level in ((3, WARN), (0, OK)):
+        camera._count_lost('masks_lost', SimpleNamespace(total_count_change=lost))
+        processed = camera.health.processed
+        node.receive(image)
+        end = time.monotonic() + 20
+        while camera.health.processed == processed:
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        node.report()
+        status = reports[-1].status[1]
+        assert status.level == level
+        assert ('3 masks lost on the way here, older ones count instead' in status.message) == (level == WARN)
+        assert {pair.key: pair.value for pair in status.values}['masks lost by the middleware'] == '3'
+    node.stop()
+    node.destroy_node()
