@@ -10,6 +10,7 @@ from edgepoint2_ros.distillation.losses import (  # noqa: E402
     detection_loss,
     low_rank,
     orthogonal_procrustes_loss,
+    principal_basis,
     procrustes,
     similarity_loss,
 )
@@ -47,6 +48,18 @@ class TestLowRank:
     def test_refuses_more_values_than_there_are(self):
         with pytest.raises(ValueError, match='of 32 values to 48'):
             low_rank(unit_rows(10, 32), 48)
+
+
+class TestPrincipalBasis:
+    def test_spans_the_subspace_that_the_descriptors_lie_in(self):
+        inside = unit_rows(100, 32) @ random_rotation(64)[:32]
+        basis = principal_basis(inside, 32)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(32), atol=1e-5, rtol=0)
+        torch.testing.assert_close(inside @ basis @ basis.T, inside, atol=1e-5, rtol=0)
+
+    def test_has_the_most_telling_direction_last(self):
+        rows = unit_rows(200, 8) * torch.arange(1.0, 9.0)
+        assert (rows @ principal_basis(rows, 4)).square().sum(dim=0).diff().min() > 0
 
 
 class TestProcrustes:

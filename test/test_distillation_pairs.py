@@ -113,7 +113,7 @@ class TestLoadPhotos:
 class TestPairs:
     def test_have_the_promised_shapes_and_types(self, photos):
         pair = make_pair(photos, np.random.default_rng(0))
-        assert pair.views.shape == pair.labels.shape == (2, HEIGHT, WIDTH)
+        assert pair.views.shape == pair.clean.shape == pair.labels.shape == (2, HEIGHT, WIDTH)
         assert pair.views.dtype == pair.labels.dtype == torch.uint8
         assert pair.homographies.shape == (MAX_PIECES + 1, 3, 3)
         assert pair.photos.shape == (MAX_PIECES + 1,)
@@ -124,6 +124,14 @@ class TestPairs:
         assert torch.equal(one.views, same.views)
         assert not torch.equal(one.views, other_number.views)
         assert not torch.equal(one.views, other_seed.views)
+
+    def test_clean_views_differ_by_the_light_alone(self, photos, monkeypatch):
+        pair = make_pair(photos, np.random.default_rng(0))
+        assert not torch.equal(pair.views, pair.clean)
+        monkeypatch.setattr('edgepoint2_ros.distillation.pairs.change_light', lambda view, rng: view)
+        same = make_pair(photos, np.random.default_rng(0))
+        assert torch.equal(same.views, pair.clean)
+        assert torch.equal(same.clean, pair.clean)
 
     def test_corresponding_places_look_alike(self, photos, monkeypatch):
         monkeypatch.setattr('edgepoint2_ros.distillation.pairs.change_light', lambda view, rng: view)

@@ -15,7 +15,7 @@ pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot
 from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, best_places, sample, train  # noqa: E402
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, best_places, fit_bases, sample, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
@@ -112,6 +112,18 @@ class TestStudent:
                 torch.testing.assert_close(ours, theirs)
             torch.testing.assert_close(student.extract(find_variant('T-32'))(gray)[0], given(gray)[0])
 
+    def test_last_layers_are_fitted_to_what_the_heads_should_give(self):
+        torch.manual_seed(0)
+        student = Student([find_variant('T-32'), find_variant('T-48')]).eval()
+        grays = torch.rand(2, 1, 1, 64, 96)
+        with torch.no_grad():
+            wanted = [[2 * m[:, :32] for m in student(gray)[1]] for gray in grays]
+            wanted = [(one, torch.cat([other, -other[:, :16]], dim=1)) for one, other in wanted]
+            student.fit_last_layers(zip(grays, wanted))
+            for gray, targets in zip(grays, wanted):
+                for given, target in zip(student(gray)[1], targets):
+                    torch.testing.assert_close(given, target, atol=1e-3, rtol=1e-3)
+
     def test_does_not_start_from_another_size(self):
         with pytest.raises(ModelError, match='are of M-32, expected a variant of size T'):
             Student([find_variant('T-32')]).start_from(EdgePoint2(find_variant('M-32')))
@@ -131,6 +143,11 @@ class TestPlaces:
 
 
 class TestSchedule:
+    def test_the_larger_the_network_the_less_contrast(self):
+        weights = [Schedule(steps=1).weights(size).get('contrastive', 0) for size in 'TSMLE']
+        assert weights == sorted(weights, reverse=True)
+        assert weights[0] > weights[-1] == 0
+
     def test_warms_up_then_falls_to_zero_along_a_cosine(self):
         schedule = Schedule(steps=1100, learning_rate=1.0, warm_up=100)
         assert schedule.rate(0) == pytest.approx(0.01)
@@ -151,12 +168,29 @@ class TestTraining:
             for entry in ('"teacher": "S-64 [', '"start": "random weights"', 'noise, CC0', '"steps": 2', '"seed": 0'):
                 assert entry in card
 
-    def test_learns(self, place, tmp_path):
-        run(*arguments(place, tmp_path, '--steps', '40', '--pairs', '1'))
+    @pytest.mark.parametrize(
+        ('recipe', 'losses'),
+        [
+            ('scenes', ('regression', 'map', 'contrastive', 'detection')),
+            ('paper', ('procrustes', 'contrastive', 'detection')),
+        ],
+    )
+    def test_learns(self, place, tmp_path, recipe, losses):
+        run(*arguments(place, tmp_path, '--steps', '40', '--pairs', '1', '--recipe', recipe))
         log = read_log(tmp_path)
-        for loss in ('procrustes', 'contrastive', 'detection'):
+        for loss in losses:
             first, last = (sum(float(row[loss]) for row in rows) for rows in (log[:8], log[-8:]))
             assert last < first, loss
+
+    def test_variants_that_learn_together_agree_on_what_is_alike(self, place):
+        """The fixed bases are nested: the smaller descriptors are the larger ones' most telling coordinates."""
+        torch.manual_seed(0)
+        student = Student([find_variant('T-32'), find_variant('T-48')])
+        teacher = EdgePoint2(find_variant('E-64')).eval()
+        views = [torch.randint(0, 256, (1, 96, 96), dtype=torch.uint8) for _ in range(4)]
+        small, large = fit_bases(student, teacher, views)
+        torch.testing.assert_close(large.T @ large, torch.eye(48), atol=1e-4, rtol=0)
+        torch.testing.assert_close(small, large[:, -32:])
 
     @pytest.mark.slow
     def test_killed_and_started_again_it_does_the_same_as_without_the_kill(self, place, tmp_path):
@@ -179,7 +213,7 @@ class TestTraining:
         assert [row['step'] for row in resumed] == [str(step) for step in range(16)]
         for row, same in zip(whole, resumed, strict=True):
             assert row['learning_rate'] == same['learning_rate']
-            for loss in ('procrustes', 'similarity', 'detection', 'contrastive'):
+            for loss in ('regression', 'map', 'similarity', 'contrastive', 'detection'):
                 assert float(same[loss]) == pytest.approx(float(row[loss]), rel=0.02, abs=1e-3)
 
     def test_a_finished_training_started_again_does_nothing_more(self, place, tmp_path):

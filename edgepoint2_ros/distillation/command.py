@@ -16,7 +16,7 @@ import torch
 
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, train
+from edgepoint2_ros.distillation.train import RECIPES, Schedule, TrainingError, train
 from edgepoint2_ros.engines.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import find_model, is_shipped
@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='of this size, by name (T-32, T-32@official) or a .pth file, to start from (default: random numbers)',
     )
     parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='checkpoint, log, weights, models')
+    parser.add_argument(
+        '--recipe',
+        choices=RECIPES,
+        default=RECIPES[0],
+        help="what is learnt from the teacher, for real scenes or by the paper's losses (default: %(default)s)",
+    )
     parser.add_argument('--steps', type=int, default=12000, help='(default: %(default)s)')
     parser.add_argument('--pairs', type=int, default=2, help='image pairs a step (default: %(default)s)')
     parser.add_argument(
@@ -140,7 +146,7 @@ def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
             raise TrainingError(f'--{name.replace("_", "-")}: expected {least} or more, got {value}')
     if not 0 < rate < 1:
         raise TrainingError(f'--learning-rate: expected more than 0 and less than 1, got {rate}')
-    return Schedule(options.steps, options.pairs, rate, min(300, options.steps // 10), options.seed)
+    return Schedule(options.steps, options.pairs, rate, min(300, options.steps // 10), options.seed, options.recipe)
 
 
 def _card(
@@ -154,6 +160,7 @@ def _card(
             'start': f'{start.variant} [{weights_digest(start)}]' if start else 'random weights',
             'images': len(photos),
             'data': options.data_note,
+            'recipe': schedule.recipe,
             'steps': schedule.steps,
             'pairs_per_step': schedule.pairs,
             'learning_rate': schedule.learning_rate,

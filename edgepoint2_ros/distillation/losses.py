@@ -1,9 +1,8 @@
 """The losses of the distillation, as plain functions of torch tensors.
 
-Descriptors are rows. The first three functions follow Yao et al., "EdgePoint2", arXiv 2504.17280, section 3: the
-teacher's descriptors are brought to the student's size by a low-rank approximation, rotated onto the student's by the
-closed-form orthogonal Procrustes solution, and compared by cosine. The detection and the contrastive loss are this
-project's addition: without them a short training stays behind.
+Descriptors are rows. The low-rank approximation, the orthogonal Procrustes and the similarity loss follow Yao et al.,
+"EdgePoint2", arXiv 2504.17280, section 3: the teacher's descriptors are brought to the student's size, rotated onto the
+student's by the closed-form orthogonal Procrustes solution, and compared by cosine. The others are this project's.
 """
 
 import torch
@@ -11,11 +10,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def low_rank(descriptors: Tensor, size: int) -> Tensor:
-    """Return the best rank-``size`` coordinates of the rows, renormalised.
+def principal_basis(descriptors: Tensor, size: int) -> Tensor:
+    """Return the ``size`` largest right singular vectors (D, size) of the rows (N, D), the largest last.
 
-    The subspace is that of the largest right singular vectors; it keeps the rows' inner products as well as any
-    ``size`` numbers a row can.
+    Their subspace keeps the rows' inner products as well as any ``size`` numbers a row can.
+    """
+    if size > descriptors.shape[1]:
+        raise ValueError(f'cannot reduce descriptors of {descriptors.shape[1]} values to {size}')
+    # The right singular vectors are the eigenvectors of the small D x D Gram matrix, in ascending order.
+    _, basis = torch.linalg.eigh(descriptors.T @ descriptors)
+    return basis[:, -size:]
+
+
+def low_rank(descriptors: Tensor, size: int) -> Tensor:
+    """Return the rows in their own :func:`principal_basis`, renormalised.
 
     Args:
         descriptors: (N, D) teacher descriptors.
@@ -24,11 +32,7 @@ def low_rank(descriptors: Tensor, size: int) -> Tensor:
     Returns:
         (N, size), rows of unit length.
     """
-    if size > descriptors.shape[1]:
-        raise ValueError(f'cannot reduce descriptors of {descriptors.shape[1]} values to {size}')
-    # The right singular vectors are the eigenvectors of the small D x D Gram matrix, in ascending order.
-    _, basis = torch.linalg.eigh(descriptors.T @ descriptors)
-    return F.normalize(descriptors @ basis[:, -size:], dim=1)
+    return F.normalize(descriptors @ principal_basis(descriptors, size), dim=1)
 
 
 def procrustes(source: Tensor, target: Tensor) -> Tensor:
@@ -41,7 +45,10 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over rows of 1 - cosine; 0 for equal directions, 2 for opposite ones."""
+    """Return the mean over rows (N, D), or over the places of maps (N, D, H, W), of 1 - cosine.
+
+    It is 0 for equal directions and 2 for opposite ones.
+    """
     return (1 - F.cosine_similarity(a, b, dim=1)).mean()
 
 

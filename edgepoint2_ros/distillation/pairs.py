@@ -31,12 +31,14 @@ class Pair(NamedTuple):
 
     Attributes:
         views: (2, H, W) uint8, gray.
+        clean: (2, H, W) uint8, the same views before light, blur and noise changed.
         labels: (2, H, W) uint8, the layer that each pixel shows: 0 the photograph, 1.. the pieces, 255 nothing.
         homographies: (MAX_PIECES + 1, 3, 3) float32, maps pixels of a to pixels of b for each layer.
         photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
     """
 
     views: Tensor
+    clean: Tensor
     labels: Tensor
     homographies: Tensor
     photos: Tensor
@@ -86,8 +88,8 @@ def make_pair(photos: Photos, rng: np.random.Generator) -> Pair:
             cv2.fillPoly(mask, [np.round(here).clip(-30000, 30000).astype(np.int32)], 1)
             np.copyto(views[view], texture, where=(mask == 1) | (layer == 0))
             labels[view][mask == 1] = layer
-    views = np.stack([change_light(view, rng) for view in views])
     return Pair(
+        torch.from_numpy(np.stack([change_light(view, rng) for view in views])),
         torch.from_numpy(views),
         torch.from_numpy(labels),
         torch.from_numpy(homographies.astype(np.float32)),
@@ -146,6 +148,14 @@ def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.7:
         contrast, brightness = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.08)
         image = (image - 0.5) * np.float32(contrast) + np.float32(0.5 + brightness)
+    if rng.random() < 0.1:  # fog, or a dirty lens
+        kept = np.float32(np.exp(rng.uniform(np.log(0.15), np.log(0.7))))
+        image = image * kept + (1 - kept) * np.float32(rng.uniform(0.4, 0.95))
+    if rng.random() < 0.1:  # night: little light, so shot noise, and a gain that makes up for some of it
+        exposure = np.float32(np.exp(rng.uniform(np.log(0.03), np.log(0.3))))
+        image = np.maximum(image, 0) * exposure
+        image += rng.standard_normal(image.shape, np.float32) * np.sqrt(image * np.float32(0.0004) + np.float32(1e-6))
+        image *= exposure ** np.float32(rng.uniform(-1, -0.3))
     kind = rng.random()
     if kind < 0.3:
         image = cv2.GaussianBlur(image, None, rng.uniform(0.3, 1.6))

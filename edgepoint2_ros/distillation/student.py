@@ -1,6 +1,6 @@
 """The student: one network size that learns its descriptor sizes together, on one backbone with one detector."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,15 +10,29 @@ from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.variants import Variant
 
 
-class DescriptorHeads(nn.ModuleDict):
-    """Descriptor heads of several sizes side by side; returns their maps joined along the channels."""
+class DescriptorHeads(nn.Module):
+    """Descriptor heads that share all but the last layer; returns their maps joined along the channels.
+
+    Attributes:
+        shared: the layers before the last one.
+        last: the last layer of each descriptor size, by its name.
+    """
+
+    def __init__(self, variants: Sequence[Variant]):
+        super().__init__()
+        heads = [EdgePoint2(variant).desc_head for variant in variants]
+        self.shared = heads[0][:-1]
+        self.last = nn.ModuleDict({str(v.descriptor_size): head[-1] for v, head in zip(variants, heads)})
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([head(x) for head in self.values()], dim=1)
+        x = self.shared(x)
+        return torch.cat([layer(x) for layer in self.last.values()], dim=1)
 
 
 class Student(nn.Module):
-    """Variants of one size that share everything but the descriptor head, and so detect the same keypoints.
+    """Variants of one size that share everything but the last layer of the descriptor head.
+
+    They detect the same keypoints.
 
     Args:
         variants: variants of one network size, for example T-32 and T-48.
@@ -34,9 +48,7 @@ class Student(nn.Module):
             raise ModelError(f'variants that learn together must share one size (such as T-32 T-48); got: {names}')
         self.variants = tuple(variants)
         self.network = EdgePoint2(variants[0])
-        self.network.desc_head = DescriptorHeads(
-            {str(variant.descriptor_size): EdgePoint2(variant).desc_head for variant in variants}
-        )
+        self.network.desc_head = DescriptorHeads(variants)
         # Keypoints are rare: a detector that begins with "nowhere" does not spend its first steps on learning that.
         nn.init.constant_(self.network.score_head[-1].bias, -6.0)
 
@@ -56,31 +68,49 @@ class Student(nn.Module):
             raise ModelError(
                 f'weights to start from are of {given}, expected a variant of size {self.variants[0].size}'
             )
-        own = str(given.descriptor_size)
-        state = {}
-        for name, value in network.state_dict().items():
-            if not name.startswith('desc_head.'):
-                state[name] = value
-                continue
-            inner = name.removeprefix('desc_head.')
-            if own in self.network.desc_head:
-                state[f'desc_head.{own}.{inner}'] = value
-            # The head's first layers do not depend on the descriptor size: every other head starts from them too.
-            for size, head in self.network.desc_head.items():
-                if size != own and head.state_dict()[inner].shape == value.shape:
-                    state[f'desc_head.{size}.{inner}'] = value
-        self.network.load_state_dict(state, strict=False)
+        state = {_joint_name(name, given): value for name, value in network.state_dict().items()}
+        own = self.state_dict()
+        self.load_state_dict({**own, **{name: value for name, value in state.items() if name in own}})
+
+    @torch.no_grad()
+    def fit_last_layers(self, views: Iterable[tuple[Tensor, Sequence[Tensor]]]) -> None:
+        """Set the last layer of each head to the least-squares solution for the descriptors that it should give.
+
+        Args:
+            views: batches of gray images (B, 1, H, W), as for `EdgePoint2`, and for each variant the descriptor map
+                (B, D, H/4, W/4) that it should give there.
+        """
+        inputs = []
+        hook = self.network.desc_head.shared.register_forward_hook(lambda _, __, output: inputs.append(output))
+        gram, products = 0, [0] * len(self.variants)
+        for gray, targets in views:
+            self.network(gray)
+            rows = _rows(inputs.pop())
+            rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
+            gram = gram + rows.T @ rows
+            products = [before + rows.T @ _rows(target) for before, target in zip(products, targets, strict=True)]
+        hook.remove()
+        gram.diagonal().add_(1e-6 * gram.diagonal().mean())
+        for layer, product in zip(self.network.desc_head.last.values(), products, strict=True):
+            solution = torch.linalg.solve(gram, product).float()  # (inputs + 1, D)
+            layer.weight.copy_(solution[:-1].T[:, :, None, None])
+            layer.bias.copy_(solution[-1])
 
     def extract(self, variant: Variant) -> EdgePoint2:
         """Return one variant as a network of its own, on the CPU, in evaluation mode."""
-        state = {}
-        for name, value in self.network.state_dict().items():
-            if name.startswith('desc_head.'):
-                _, size, inner = name.split('.', 2)
-                if size == str(variant.descriptor_size):
-                    state[f'desc_head.{inner}'] = value
-            else:
-                state[name] = value
+        joint = self.state_dict()
         network = EdgePoint2(variant)
-        network.load_state_dict({name: value.cpu() for name, value in state.items()})
+        network.load_state_dict({name: joint[_joint_name(name, variant)].cpu() for name in network.state_dict()})
         return network.eval()
+
+
+def _joint_name(name: str, variant: Variant) -> str:
+    """Return the name in the student's state of a weight or buffer of one variant's network."""
+    if name.startswith('desc_head.2.'):
+        return name.replace('desc_head.2', f'network.desc_head.last.{variant.descriptor_size}')
+    return f'network.{name}'.replace('network.desc_head.', 'network.desc_head.shared.')
+
+
+def _rows(map_: Tensor) -> Tensor:
+    """Return the vectors of a map (B, C, H, W) as double rows (B * H * W, C)."""
+    return map_.permute(0, 2, 3, 1).flatten(0, 2).double()

@@ -5,7 +5,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader, Subset
 
 from edgepoint2_ros.distillation.losses import (
     contrastive_loss,
+    cosine_distance,
     detection_loss,
     low_rank,
     orthogonal_procrustes_loss,
+    principal_basis,
     similarity_loss,
 )
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
@@ -30,7 +32,12 @@ from edgepoint2_ros.network.export import weights_digest
 
 log = logging.getLogger(__name__)
 
-WEIGHTS = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
+PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
+SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
+# The contrastive loss helps on homographies and costs on real scenes, the more the larger the network.
+CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
+RECIPES = ('scenes', 'paper')
+BASIS_VIEWS = 64  # views of which the fixed basis of the teacher's descriptors is made
 TEACHER_POINTS = 256  # places where the teacher sees a keypoint, a pair
 RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound between keypoints too
 MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
@@ -48,6 +55,9 @@ class Schedule:
     """What decides the outcome of a training besides the images, the teacher and the weights to start from.
 
     Attributes:
+        recipe: ``scenes``: the student regresses the teacher's descriptors of the clean views in one fixed basis;
+            ``paper``: those of the same views as the student's, up to a low-rank approximation a pair and a rotation
+            a view.
         steps: optimiser steps.
         pairs: image pairs a step.
         learning_rate: the highest; reached after the warm-up, then falling to zero along a cosine.
@@ -60,6 +70,13 @@ class Schedule:
     learning_rate: float = 3e-3
     warm_up: int = 300
     seed: int = 0
+    recipe: str = 'scenes'
+
+    def weights(self, size: str) -> dict[str, float]:
+        """Return the weight of each loss for a student of a network size."""
+        if self.recipe == 'paper':
+            return PAPER
+        return SCENES | ({'contrastive': CONTRASTIVE[size]} if CONTRASTIVE[size] else {})
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -110,12 +127,16 @@ def train(
         norm.momentum = 0.01  # few images a step: average over many steps
     optimiser = torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate)
     checkpoint = output / 'checkpoint.pt'
-    start = _resume(checkpoint, student, optimiser, identity)
+    weights = schedule.weights(student.variants[0].size)
+    start, bases = _resume(checkpoint, student, optimiser, identity)
+    if not start and schedule.recipe == 'scenes':
+        views = PairDataset(photos, schedule.seed + 1, BASIS_VIEWS // 2)
+        bases = fit_bases(student, teacher, (views[i].clean for i in range(len(views))))
 
     dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs)
     remaining = Subset(dataset, range(start * schedule.pairs, len(dataset)))
     loader = DataLoader(remaining, schedule.pairs, num_workers=workers, pin_memory=device == 'cuda')
-    with _open_log(output / 'log.csv', start) as file:
+    with _open_log(output / 'log.csv', start, list(weights)) as file:
         rows = csv.writer(file)
         for step, batch in zip(progress(range(start, schedule.steps), start), loader, strict=True):
             for norm in norms:
@@ -124,8 +145,10 @@ def train(
                 group['lr'] = schedule.rate(step)
             # The points of a step follow from the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-            losses = pair_losses(student, teacher, Pair(*(part.to(device) for part in batch)), generator)
-            total = sum(WEIGHTS[name] * value for name, value in losses.items())
+            losses = pair_losses(
+                student, teacher, Pair(*(part.to(device) for part in batch)), generator, weights, bases
+            )
+            total = sum(weights[name] * value for name, value in losses.items())
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
                 names = sorted({photos.names[i] for i in batch.photos.flatten().tolist() if i >= 0})
@@ -134,30 +157,71 @@ def train(
             total.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
             optimiser.step()
-            rows.writerow([step, f'{schedule.rate(step):.3g}', *(f'{losses[name].item():.5f}' for name in WEIGHTS)])
+            rows.writerow([step, f'{schedule.rate(step):.3g}', *(f'{losses[name].item():.5f}' for name in weights)])
             if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.steps:
                 file.flush()
-                _save(checkpoint, step + 1, student, optimiser, identity)
+                _save(checkpoint, step + 1, student, optimiser, identity, bases)
     return student.eval()
 
 
-def pair_losses(student: Student, teacher: EdgePoint2, batch: Pair, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return the four losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
+@torch.no_grad()
+def fit_bases(student: Student, teacher: EdgePoint2, views: Iterable[Tensor]) -> list[Tensor]:
+    """Return for each variant the basis (D of the teacher, D) in which its descriptors are the teacher's.
+
+    It spans the principal subspace of the teacher's unit descriptors over the views. The last layer of each of the
+    student's heads is set to the least-squares solution for it, so that what a student has learnt before is kept.
+
+    Args:
+        views: batches of gray images (B, H, W) uint8.
+    """
+    device = next(teacher.parameters()).device
+    grays = [view[:, None].float().div(255).to(device) for view in views]
+    maps = [F.normalize(teacher(gray)[1], dim=1) for gray in grays]
+    rows = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2)[::7] for m in maps])
+    bases = [principal_basis(rows, variant.descriptor_size).contiguous() for variant in student.variants]
+    training = student.training
+    student.eval()
+    student.fit_last_layers((g, [project(m, basis) for basis in bases]) for g, m in zip(grays, maps, strict=True))
+    student.train(training)
+    return bases
+
+
+def project(descriptor_map: Tensor, basis: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) in a basis (C, D): (B, D, H, W) of unit length."""
+    return F.normalize(torch.einsum('bchw,cd->bdhw', descriptor_map, basis), dim=1)
+
+
+def pair_losses(
+    student: Student,
+    teacher: EdgePoint2,
+    batch: Pair,
+    generator: torch.Generator,
+    weights: Iterable[str],
+    bases: Sequence[Tensor] = (),
+) -> dict[str, Tensor]:
+    """Return the losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
 
     Args:
         batch: :class:`Pair` with a batch axis first.
         generator: a CPU generator that draws the random points.
+        weights: names of the losses to compute.
+        bases: for each variant the teacher's fixed basis, for the losses ``regression`` and ``map``.
     """
     device = batch.views.device
-    gray = batch.views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)
+    gray, clean = (
+        views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)
+        for views in (batch.views, batch.clean)
+    )
     with torch.autocast(device.type, torch.bfloat16):
         with torch.no_grad():
-            teacher_scores, teacher_map = teacher(gray)
+            teacher_scores, teacher_map = teacher(clean if bases else gray)
         scores, maps = student(gray)
     teacher_scores, scores = teacher_scores.float(), scores.float()
+    teacher_map, maps = teacher_map.float(), [m.float() for m in maps]
 
-    sums = {name: scores.new_zeros(()) for name in ('procrustes', 'similarity', 'contrastive')}
+    sums = {name: scores.new_zeros(()) for name in weights if name not in ('map', 'detection')}
     counted = 0
+    targets = [project(teacher_map, basis) for basis in bases]
     for index in range(len(batch.views)):
         pair = Pair(*(part[index] for part in batch))
         places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
@@ -167,17 +231,27 @@ def pair_losses(student: Student, teacher: EdgePoint2, batch: Pair, generator: t
         if visible.sum() < MIN_POINTS:
             continue
         xy = (places[visible], moved[visible])
-        taught = [sample(teacher_map[2 * index + view].float(), xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
-        for descriptor_map in maps:
-            learnt = [sample(descriptor_map[2 * index + view].float(), xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
-            # One subspace for both views, so that a place keeps its teacher's likeness across them.
-            both = torch.cat([F.normalize(rows, dim=1) for rows in taught])
-            target = low_rank(both, learnt[0].shape[1]).split(len(xy[0]))
-            sums['procrustes'] += sum(orthogonal_procrustes_loss(t, s) for t, s in zip(target, learnt, strict=True)) / 2
+
+        def sampled(descriptor_map: Tensor, index=index, xy=xy) -> list[Tensor]:
+            return [sample(descriptor_map[2 * index + view], xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
+
+        taught = sampled(teacher_map)
+        for number, descriptor_map in enumerate(maps):
+            learnt = sampled(descriptor_map)
+            if 'regression' in sums:
+                sums['regression'] += sum(map(cosine_distance, sampled(targets[number]), learnt)) / 2
+            if 'procrustes' in sums:
+                # One subspace for both views, so that a place keeps its teacher's likeness across them.
+                both = torch.cat([F.normalize(rows, dim=1) for rows in taught])
+                target = low_rank(both, learnt[0].shape[1]).split(len(xy[0]))
+                sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += similarity_loss(*learnt)
-            sums['contrastive'] += contrastive_loss(*learnt, *xy)
+            if 'contrastive' in sums:
+                sums['contrastive'] += contrastive_loss(*learnt, *xy)
             counted += 1
     losses = {name: value / max(1, counted) for name, value in sums.items()}
+    if 'map' in weights:
+        losses['map'] = sum(map(cosine_distance, targets, maps)) / len(maps)
     losses['detection'] = detection_loss(scores, teacher_scores)
     return losses
 
@@ -208,10 +282,12 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
     }
 
 
-def _resume(checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict) -> int:
-    """Load the checkpoint where there is one and return the step to go on with."""
+def _resume(
+    checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict
+) -> tuple[int, list[Tensor]]:
+    """Load the checkpoint where there is one and return the step to go on with, and the bases."""
     if not checkpoint.exists():
-        return 0
+        return 0, []
     try:
         state = torch.load(checkpoint, map_location='cpu', weights_only=True)
         before = state['identity']
@@ -225,16 +301,25 @@ def _resume(checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer
     student.load_state_dict(state['student'])
     optimiser.load_state_dict(state['optimiser'])
     log.info('continuing %s at step %d', checkpoint, state['step'])
-    return state['step']
+    device = next(student.parameters()).device
+    return state['step'], [basis.to(device) for basis in state['bases']]
 
 
-def _save(checkpoint: Path, step: int, student: Student, optimiser: torch.optim.Optimizer, identity: dict) -> None:
+def _save(
+    checkpoint: Path,
+    step: int,
+    student: Student,
+    optimiser: torch.optim.Optimizer,
+    identity: dict,
+    bases: list[Tensor],
+) -> None:
     """Write the checkpoint so that a kill at any moment leaves either the old or the new one."""
     state = {
         'step': step,
         'identity': identity,
         'student': student.state_dict(),
         'optimiser': optimiser.state_dict(),
+        'bases': bases,
     }
     unfinished = checkpoint.with_suffix('.part')
     with unfinished.open('wb') as file:
@@ -244,9 +329,9 @@ def _save(checkpoint: Path, step: int, student: Student, optimiser: torch.optim.
     unfinished.replace(checkpoint)
 
 
-def _open_log(path: Path, start: int):
+def _open_log(path: Path, start: int, names: list[str]):
     """Open the log for appending, without the rows that a killed training wrote after its last checkpoint."""
-    header = ['step', 'learning_rate', *WEIGHTS]
+    header = ['step', 'learning_rate', *names]
     kept = []
     if start and path.exists():
         with path.open(newline='') as file:
