@@ -140,9 +140,8 @@ def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
 def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, str | tuple[float, float]]]:
     """Return by how much methods differ from their rivals, in rows like those of `summarise`.
 
-    Each column holds the mean difference over the pairs and its standard error. That of the mean over several scenes
-    comes from how much the scenes' differences vary; that of a scene or of homographies from the pairs', where pairs
-    with an image in common are not taken for independent.
+    Each column holds the mean difference, scene by scene and pair by pair, and its standard error: how much it would
+    vary with other images of these scenes, where pairs with an image in common are not taken for independent.
 
     Args:
         results: of all methods on the same pairs.
@@ -151,21 +150,15 @@ def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
     rows = []
     for (benchmark, group), methods in _sort(results).items():
         for method, rival in rivals:
-            gains = []
+            means, errors = [], []
             for own, other in zip(_scenes(methods[method]), _scenes(methods[rival])):
-                columns = list(scores(own[0]))
-                gain = np.array([list(scores(result).values()) for result in own])
-                gain -= [list(scores(result).values()) for result in other]
-                gains.append(gain)
-            if len(gains) == 1:
-                error = metrics.standard_error(gains[0], [result.sources for result in methods[method]])
-            else:
-                error = np.std([gain.mean(axis=0) for gain in gains], axis=0, ddof=1) / np.sqrt(len(gains))
-            mean = np.mean([gain.mean(axis=0) for gain in gains], axis=0)
-            rows.append(
-                {'benchmark': benchmark, 'group': group, 'method': method, 'rival': rival}
-                | {name: (float(m), float(e)) for name, m, e in zip(columns, mean, error)}
-            )
+                gains = np.array([list(scores(result).values()) for result in own])
+                gains -= [list(scores(result).values()) for result in other]
+                means.append(gains.mean(axis=0))
+                errors.append(metrics.standard_error(gains, [result.sources for result in own]))
+            mean, error = np.mean(means, axis=0), np.linalg.norm(errors, axis=0) / len(errors)
+            columns = {name: (float(m), float(e)) for name, m, e in zip(scores(own[0]), mean, error)}
+            rows.append({'benchmark': benchmark, 'group': group, 'method': method, 'rival': rival, **columns})
     return rows
 
 

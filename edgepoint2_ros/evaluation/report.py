@@ -260,9 +260,8 @@ pairs.</li>
 larger of the angles of rotation and translation; the pose is by poselib's LO-RANSAC with
 {metrics.EPIPOLAR_THRESHOLD:g} px, at most {metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}; a
 pair without a pose counts as 180 degrees.</li>
-<li><b>{DIFFERENCES}</b>: the mean of the differences pair by pair. In the mean of several scenes each scene counts the
-same, and the error comes from how much the scenes' differences vary; elsewhere from how much the pairs' do, where
-pairs with an image in common are not taken for independent.</li>
+<li><b>{DIFFERENCES}</b>: the mean of the differences scene by scene and pair by pair; the error is how much it would
+vary with other images of these scenes, where pairs with an image in common are not taken for independent.</li>
 <li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to
 1.5 times as far away, rolled up to 45 degrees (viewpoint), or that stays while lamp, exposure, gamma and noise change
 (light).</li>
