@@ -1,6 +1,7 @@
 import argparse
 import csv
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
 from edgepoint2_ros.evaluation import command
-from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
+from edgepoint2_ros.evaluation.benchmark import run_benchmark
 from edgepoint2_ros.evaluation.methods import OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import HomographyPair
 
@@ -44,7 +45,7 @@ class TestOpenCVMethods:
         (result,), _ = run_benchmark('self', [pair], [OpenCVMethod(name, 500)], 0)
         assert result.repeatability == 1
         assert result.accuracy[0] > 0.98
-        assert result.error < 0.01
+        assert result.errors[0] < 0.01
         assert 300 < result.keypoints <= 510
 
     @pytest.mark.parametrize('name', ['ORB', 'SIFT'])
@@ -53,43 +54,39 @@ class TestOpenCVMethods:
         (result,), _ = run_benchmark(
             'flat', [HomographyPair('flat', 'light', flat, flat, np.eye(3))], [OpenCVMethod(name, 500)], 0
         )
-        assert (result.keypoints, result.matches, result.repeatability, result.error) == (0, 0, 0, np.inf)
-
-
-def test_summary_has_groups_and_their_whole(photograph):
-    pairs = [HomographyPair(group, group, photograph, photograph, np.eye(3)) for group in ('viewpoint', 'light')]
-    results, _ = run_benchmark('self', pairs, [OpenCVMethod('ORB', 200)], 0)
-    rows = summarise(results)
-    assert [(row['group'], row['pairs']) for row in rows] == [('all', 2), ('viewpoint', 1), ('light', 1)]
-    assert rows[0]['MMA@3'] == pytest.approx((rows[1]['MMA@3'] + rows[2]['MMA@3']) / 2)
+        assert (result.keypoints, result.matches, result.right, result.repeatability) == (0, 0, 0, 0)
+        assert result.errors.tolist() == [np.inf]
 
 
 class TestCommand:
     def test_writes_a_table_a_csv_file_and_a_page(self, tmp_path, model, photograph, capsys):
+        pytest.importorskip('poselib', reason='poselib is not installed')
         (tmp_path / 'photos').mkdir()
         cv2.imwrite(str(tmp_path / 'photos' / 'one.png'), photograph)
-        cv2.imwrite(str(tmp_path / 'a.png'), photograph)
-        camera, pose = '500 0 320 0 500 240 0 0 1', '1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1'
-        (tmp_path / 'pairs.txt').write_text(f'a.png a.png 0 0 {camera} {camera} {pose}\n')
+        scene = self.scene(tmp_path, 'street', photograph)
         output = tmp_path / 'out'
         code = run(
-            *(f'T-32@{model}', '--synthetic', tmp_path / 'photos', '--pairs', tmp_path / 'pairs.txt'),
-            *('--output', output, '--resize', '320', '--max-keypoints', '300'),
+            *(f'T-32@{model}', '--synthetic', tmp_path / 'photos', '--pairs', scene),
+            *('--output', output, '--resize', '320', '--max-keypoints', '300', '--seeds', '2'),
         )
         assert code == 0
         table = (output / 'table.txt').read_text()
         assert table in capsys.readouterr().out
         for title in ('synthetic (5 pairs)', 'synthetic, viewpoint (3 pairs)', 'synthetic, light (2 pairs)'):
             assert title in table
-        assert 'relative pose (1 pairs)' in table
+        assert 'relative pose, street (1 pairs)' in table
+        assert 'scenes' not in table
         assert re.search(r'^  SIFT +\d+ +\d+( +\d+\.\d){7}$', table, re.MULTILINE)
+        assert re.search(r'^  SIFT +\d+ +\d+( +\d+\.\d){4}$', table, re.MULTILINE)
 
         with (output / 'results.csv').open(newline='') as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 6 * 3
         assert {row['method'] for row in rows} == {f'T-32 {model}', 'ORB', 'SIFT'}
         sift = [row for row in rows if row['method'] == 'SIFT' and row['group'] == 'light']
-        assert all(float(row['accuracy_3px']) > 0.6 for row in sift)
+        assert all(float(row['accuracy_3px']) == float(row['right']) > 0.6 for row in sift)
+        assert all(row['error_0'] and not row['error_1'] for row in sift)
+        assert [row['error_1'] != '' for row in rows if row['benchmark'] == 'relative pose'] == [True] * 3
 
         page = (output / 'report.html').read_text()
         assert page.count('<svg') == 3 * 2 + 1
@@ -97,13 +94,63 @@ class TestCommand:
         assert 'USAC_MAGSAC' in page
         assert not re.search(r'(src|href)="(?!data:)', page), 'the page must need no other file'
 
+    def scene(self, folder, name, image):
+        """Write a pairs file of one pair, an image and itself moved aside, and return its path."""
+        (folder / name).mkdir()
+        cv2.imwrite(str(folder / name / 'a.png'), image)
+        cv2.imwrite(str(folder / name / 'b.png'), np.roll(image, 20, axis=1))
+        camera, pose = '500 0 320 0 500 240 0 0 1', '1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1'
+        (folder / name / 'pairs.txt').write_text(f'a.png b.png 0 0 {camera} {camera} {pose}\n')
+        return folder / name / 'pairs.txt'
+
+    def test_scenes_get_a_table_each_and_one_of_their_mean(self, tmp_path, model, photograph):
+        pytest.importorskip('poselib', reason='poselib is not installed')
+        scenes = [self.scene(tmp_path, name, photograph) for name in ('street', 'room')]
+        run(f'T-32@{model}', '--pairs', *scenes, '--output', tmp_path, '--resize', '320', '--max-keypoints', '200')
+        table = (tmp_path / 'table.txt').read_text()
+        titles = re.findall(r'^relative pose.*$', table, re.MULTILINE)
+        assert titles == [
+            'relative pose, mean of 2 scenes (2 pairs)',
+            'relative pose, street (1 pairs)',
+            'relative pose, room (1 pairs)',
+        ]
+        page = (tmp_path / 'report.html').read_text()
+        assert all(title in page for title in titles)
+
+    def test_models_are_compared_with_the_last_one_of_their_variant(self, tmp_path, model, photograph):
+        (tmp_path / 'photos').mkdir()
+        cv2.imwrite(str(tmp_path / 'photos' / 'one.png'), photograph)
+        shutil.copytree(model.parent, tmp_path / 'same')
+        models = f'T-32@{model}', f'T-32@{tmp_path / "same"}'
+        run(*models, '--models-only', '--synthetic', tmp_path / 'photos', '--output', tmp_path, '--resize', '320')
+        table = (tmp_path / 'table.txt').read_text()
+        first, last = (name.replace('@', ' ') for name in models)
+        same = re.escape(f'{first} - {last}') + r' +\+0 \(0\) +\+0 \(0\)( +\+0\.0 \(0\.0\)){7}$'
+        assert len(re.findall(f'difference \\(standard error\\)\n  {same}', table, re.MULTILINE)) == 3
+        assert 'SIFT' not in table
+        assert len({len(line) for line in table.splitlines() if '0.0' in line}) <= 3, 'the columns are not aligned'
+        assert f'{first} - {last}' in (tmp_path / 'report.html').read_text()
+
+    def test_scenes_of_one_name(self, tmp_path, model):
+        paths = [tmp_path / 'a' / 'street' / 'pairs.txt', tmp_path / 'b' / 'street.txt']
+        with pytest.raises(EdgePoint2Error, match='files or folders of different names, got street, street'):
+            run(f'T-32@{model}', '--pairs', *paths)
+
+    def test_poses_need_poselib_and_say_so_at_once(self, tmp_path, model, photograph, monkeypatch):
+        monkeypatch.setitem(sys.modules, 'poselib', None)
+        scene = self.scene(tmp_path, 'street', photograph)
+        with pytest.raises(EdgePoint2Error, match='poselib'):
+            run(f'T-32@{model}', '--pairs', scene, '--output', tmp_path / 'out')
+        assert not (tmp_path / 'out').exists()
+
     def test_nothing_to_evaluate_on(self, model):
         with pytest.raises(EdgePoint2Error, match='give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'):
             run(f'T-32@{model}')
 
-    def test_options_out_of_range(self, model, tmp_path):
-        with pytest.raises(EdgePoint2Error, match='expected --max-keypoints from 1'):
-            run(f'T-32@{model}', '--synthetic', tmp_path, '--max-keypoints', '0')
+    @pytest.mark.parametrize(('option', 'least'), [('--max-keypoints', 1), ('--resize', 0), ('--seeds', 1)])
+    def test_options_out_of_range(self, model, tmp_path, option, least):
+        with pytest.raises(EdgePoint2Error, match=f'expected {option} from {least}, got {least - 1}'):
+            run(f'T-32@{model}', '--synthetic', tmp_path, option, str(least - 1))
 
     def test_an_unknown_model(self, tmp_path):
         with pytest.raises(ModelError, match="unknown model 'T-99'"):

@@ -1,6 +1,9 @@
+import sys
+
 import numpy as np
 import pytest
 
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 
 SIZE = (640, 480)
@@ -93,9 +96,31 @@ class TestPose:
         b[:wrong] = rng.uniform((0, 0), SIZE, (wrong, 2))
         return a, b
 
+    @pytest.fixture(autouse=True)
+    def poselib(self):
+        return pytest.importorskip('poselib', reason='poselib is not installed')
+
     def test_is_found_among_wrong_matches(self):
         pose = metrics.estimate_pose(*self.matches(wrong=60), self.intrinsics, self.intrinsics)
         assert metrics.pose_error(pose, self.truth) < 1
+
+    def test_follows_from_the_seed(self):
+        a, b = self.matches(wrong=150)
+        b += np.random.default_rng(1).normal(0, 1, b.shape)
+        cameras = self.intrinsics, self.intrinsics
+        one, same, other = (metrics.estimate_pose(a, b, *cameras, seed) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(one[0], same[0])
+        assert not np.array_equal(one[0], other[0])
+
+    def test_pixels_count_from_the_centre_of_the_first(self):
+        """A principal point that is off by half a pixel would turn the camera by 0.06 degrees."""
+        pose = metrics.estimate_pose(*self.matches(), self.intrinsics, self.intrinsics)
+        assert metrics.pose_error(pose, self.truth) < 0.01
+
+    def test_without_poselib_names_what_to_install(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, 'poselib', None)
+        with pytest.raises(EdgePoint2Error, match=r'poselib .*: pip install "edgepoint2_ros\[evaluation\]"'):
+            metrics.estimate_pose(*self.matches(), self.intrinsics, self.intrinsics)
 
     def test_too_few_matches_give_no_pose_and_the_largest_error(self):
         assert metrics.estimate_pose(*self.matches(4), self.intrinsics, self.intrinsics) is None
@@ -128,3 +153,30 @@ class TestAreaUnderCurve:
     def test_has_its_closed_form(self):
         # A straight line from (0, 0) to (4, 1/2), level up to 10: (4 * 1/4 + 6 * 1/2) / 10.
         np.testing.assert_allclose(metrics.area_under_curve([4, 100], (10,)), [0.4])
+
+
+class TestStandardError:
+    values = np.random.default_rng(0).normal(size=(200, 2)) * [1, 5]
+
+    def test_of_independent_rows_is_that_of_a_mean(self):
+        found = metrics.standard_error(self.values, [(str(k),) for k in range(200)])
+        np.testing.assert_allclose(found, self.values.std(axis=0, ddof=1) / np.sqrt(200))
+
+    def test_rows_of_one_source_tell_no_more_than_one(self):
+        once = metrics.standard_error(self.values, [(str(k),) for k in range(200)])
+        sources = [(str(k),) for k in range(200)] * 4
+        found = metrics.standard_error(np.tile(self.values, (4, 1)), sources)
+        np.testing.assert_allclose(found, once, rtol=0.01)
+
+    def test_pairs_share_either_image(self):
+        """What an image adds to all of its pairs does not average out over the pairs, only over the images."""
+        images = np.random.default_rng(1).normal(size=20)
+        pairs = [(a, b) for a in range(20) for b in range(a)]
+        values = np.array([[images[a] + images[b]] for a, b in pairs])
+        (found,) = metrics.standard_error(values, [(f'{a}.png', f'{b}.png') for a, b in pairs])
+        assert found == pytest.approx(2 * images.std() / np.sqrt(20), rel=0.2)
+
+    def test_is_never_below_that_of_independent_rows(self):
+        values = np.array([[1.0], [-1.0], [1.0], [-1.0]])  # rows of one source that cancel
+        (found,) = metrics.standard_error(values, [('a',), ('a',), ('b',), ('b',)])
+        assert found == pytest.approx(values.std(ddof=1) / 2)

@@ -20,10 +20,11 @@ def photographs(tmp_path, photograph):
 
 
 def test_rooms_are_seen_with_the_pose_they_claim(photographs):
+    pytest.importorskip('poselib', reason='poselib is not installed')
     pairs = list(make_rooms(photographs, 3))
     results, pictures = run_benchmark('rooms', pairs, [OpenCVMethod('SIFT', 1000)], 1)
     assert [result.pair for result in results] == ['room 1', 'room 2', 'room 3']
-    assert np.median([result.error for result in results]) < 3
+    assert np.median([result.errors[0] for result in results]) < 3
     for pair, picture in zip(pairs, pictures, strict=True):
         assert pair.image_a.shape == pair.image_b.shape == (480, 640, 3)
         # Parallax: one homography must not explain what the epipolar geometry does.

@@ -88,7 +88,7 @@ def _check(options: argparse.Namespace) -> None:
             if value not in known:
                 raise EdgePoint2Error(f'--{name}: expected {", ".join(known)}, got {value!r}')
     for size in options.sizes:
-        check_size(*_parse_size(size))
+        check_size(*parse_size(size))
     for path in options.plot:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
@@ -100,7 +100,12 @@ def _check(options: argparse.Namespace) -> None:
             raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
 
 
-def _parse_size(text: str) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of ``640x480``.
+
+    Raises:
+        EdgePoint2Error: the text is something else.
+    """
     match = re.fullmatch(r'(\d+)x(\d+)', text)
     if not match:
         raise EdgePoint2Error(f'--sizes: expected WIDTHxHEIGHT, for example 640x480, got {text!r}')
@@ -179,7 +184,7 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
     flight = VirtualFlight()
     frames = [flight.image(k * 15) for k in range(IMAGES)]
     for size in sizes:
-        np.save(folder / f'{size}.npy', [cv2.resize(frame, _parse_size(size)) for frame in frames])
+        np.save(folder / f'{size}.npy', [cv2.resize(frame, parse_size(size)) for frame in frames])
 
 
 def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> None:

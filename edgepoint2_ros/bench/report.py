@@ -125,7 +125,7 @@ def _table(rows: list[dict]) -> str:
     columns['times ORB'] = [f'{row["orb"]:.2f}' if row['orb'] else '' for row in rows]
     faster = ['' if row['dense'] in (None, 1) else f'{1 / row["dense"]:.1f}x' for row in rows]
     columns['faster than the dense reference'] = faster
-    return _markdown(columns)
+    return markdown(columns)
 
 
 def _list_errors(results: list[dict]) -> str:
@@ -138,7 +138,7 @@ def _list_errors(results: list[dict]) -> str:
 
 
 def _camera_table(rows: list[dict]) -> str:
-    return _markdown(
+    return markdown(
         {
             'cameras at 30 Hz': [row['cameras'] for row in rows],
             'share': [row['model'] for row in rows],
@@ -148,7 +148,8 @@ def _camera_table(rows: list[dict]) -> str:
     )
 
 
-def _markdown(columns: dict[str, list]) -> str:
+def markdown(columns: dict[str, list]) -> str:
+    """Return a table of columns, each a name and its cells."""
     lines = [' | '.join(columns), '|'.join(['---', *['---:'] * (len(columns) - 1)])]
     lines += [' | '.join(map(str, cells)) for cells in zip(*columns.values())]
     return '\n'.join(f'| {line} |' if k != 1 else f'|{line}|' for k, line in enumerate(lines))

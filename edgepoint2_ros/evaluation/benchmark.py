@@ -22,24 +22,28 @@ class Result:
 
     Attributes:
         benchmark: name of the set of pairs, for example ``synthetic``.
-        group: part of the set, for example ``viewpoint``.
+        group: part of the set, for example ``viewpoint``, or a scene.
         pair, method: names.
+        sources: the images that the pair was made from; pairs that share one are not independent.
         keypoints: mean of the two images.
         matches: number of mutual nearest neighbours.
+        right: share of the matches within RIGHT pixels of the true place, or RIGHT_EPIPOLAR of the true epipolar line.
         repeatability: share; None for poses.
         accuracy: share of matches within each of MATCH_THRESHOLDS; None for poses.
-        error: corner error in pixels (homographies) or pose error in degrees.
+        errors: corner error in pixels (homographies) or pose error in degrees, one for each seed of the estimation.
     """
 
     benchmark: str
     group: str
     pair: str
     method: str
+    sources: tuple[str, ...]
     keypoints: float
     matches: int
+    right: float
     repeatability: float | None
     accuracy: np.ndarray | None
-    error: float
+    errors: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -57,40 +61,63 @@ class Picture:
 
 
 def run_benchmark(
-    benchmark: str, pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method], picture_every: int
+    benchmark: str,
+    pairs: Iterable[HomographyPair | PosePair],
+    methods: Sequence[Method],
+    picture_every: int,
+    seeds: int = 1,
 ) -> tuple[list[Result], list[Picture]]:
-    """Return the result of each method on each pair, and pictures of every ``picture_every``-th pair (0: none)."""
+    """Return the result of each method on each pair, and pictures of every ``picture_every``-th pair (0: none).
+
+    ``seeds``: how often each pose is estimated, from other random samples.
+    """
     results, pictures = [], []
+    known = {}  # features of a scene's images, each of which is in several pairs: by image and method
+    scene = None
     for number, pair in enumerate(pairs):
+        if pair.group != scene:
+            known.clear()
+            scene = pair.group
         for method in methods:
-            result, picture = _run_pair(benchmark, pair, method)
+            result, picture = _run_pair(benchmark, pair, method, seeds, known)
             results.append(result)
             if picture_every and number % picture_every == 0:
                 pictures.append(picture)
     return results, pictures
 
 
-def _run_pair(benchmark: str, pair: HomographyPair | PosePair, method: Method) -> tuple[Result, Picture]:
-    a, b = method.extract(pair.image_a), method.extract(pair.image_b)
+def _run_pair(
+    benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict
+) -> tuple[Result, Picture]:
+    if isinstance(pair, PosePair) and pair.sources:
+        for name, image in zip(pair.sources, (pair.image_a, pair.image_b)):
+            if (name, method.name) not in known:
+                known[name, method.name] = method.extract(image)
+        a, b = (known[name, method.name] for name in pair.sources)
+    else:
+        a, b = method.extract(pair.image_a), method.extract(pair.image_b)
     matches = method.match(a, b)
     matched_a, matched_b = a.xy[matches[:, 0]], b.xy[matches[:, 1]]
     if isinstance(pair, HomographyPair):
-        group = pair.group
         misses = metrics.matching_errors(matched_a, matched_b, pair.homography)
+        right = misses <= RIGHT
         repeatability = metrics.repeatability(a.xy, b.xy, pair.homography, a.image_size, b.image_size)
         accuracy = metrics.share_within(misses, MATCH_THRESHOLDS)
         estimated = metrics.estimate_homography(matched_a, matched_b)
-        error = metrics.corner_error(estimated, pair.homography, a.image_size)
-        right = misses <= RIGHT
+        errors = [metrics.corner_error(estimated, pair.homography, a.image_size)]
     else:
-        group, repeatability, accuracy = 'all', None, None
-        pose = metrics.estimate_pose(matched_a, matched_b, pair.intrinsics_a, pair.intrinsics_b)
-        error = metrics.pose_error(pose, pair.pose)
         misses = metrics.epipolar_errors(matched_a, matched_b, pair.intrinsics_a, pair.intrinsics_b, pair.pose)
         right = misses <= RIGHT_EPIPOLAR
-    keypoints = (len(a) + len(b)) / 2
+        repeatability, accuracy = None, None
+        cameras = pair.intrinsics_a, pair.intrinsics_b
+        poses = [metrics.estimate_pose(matched_a, matched_b, *cameras, seed) for seed in range(seeds)]
+        errors = [metrics.pose_error(pose, pair.pose) for pose in poses]
     return (
-        Result(benchmark, group, pair.name, method.name, keypoints, len(matches), repeatability, accuracy, error),
+        Result(
+            *(benchmark, pair.group, pair.name, method.name, pair.sources or (pair.name,)),
+            *((len(a) + len(b)) / 2, len(matches), float(right.mean()) if len(right) else 0.0),
+            *(repeatability, accuracy, np.array(errors)),
+        ),
         Picture(benchmark, pair.name, method.name, pair.image_a, pair.image_b, matched_a, matched_b, right),
     )
 
@@ -98,40 +125,91 @@ def _run_pair(benchmark: str, pair: HomographyPair | PosePair, method: Method) -
 def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
     """Return one row per benchmark, group and method, in order of appearance; shares in percent.
 
-    Where a benchmark has several groups, a row ``all`` over them comes first.
+    Where a benchmark has several groups, a row ``all`` comes first: over all pairs of homographies, but of poses the
+    mean over the groups, for these are scenes.
     """
-    keys = {}  # ordered, without repetitions
-    for result in results:
-        groups = {other.group for other in results if other.benchmark == result.benchmark}
-        if len(groups) > 1:
-            keys.setdefault((result.benchmark, 'all'), {}).setdefault(result.method)
-        keys.setdefault((result.benchmark, result.group), {}).setdefault(result.method)
     rows = []
-    for (benchmark, group), methods in keys.items():
-        for method in methods:
-            own = [
-                result
-                for result in results
-                if (result.benchmark, result.method) == (benchmark, method) and group in ('all', result.group)
-            ]
-            rows.append({'benchmark': benchmark, 'group': group, 'method': method, **_means(own)})
+    for (benchmark, group), methods in _sort(results).items():
+        for method, own in methods.items():
+            parts = [_means(part) for part in _scenes(own)]
+            means = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
+            rows.append({'benchmark': benchmark, 'group': group, 'method': method, 'pairs': len(own), **means})
     return rows
 
 
+def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, str | tuple[float, float]]]:
+    """Return by how much methods differ from their rivals, in rows like those of `summarise`.
+
+    Each column holds the mean difference, scene by scene and pair by pair, and its standard error: how much it would
+    vary with other images of these scenes, where pairs with an image in common are not taken for independent.
+
+    Args:
+        results: of all methods on the same pairs.
+        rivals: names of a method and of the one that is subtracted from it.
+    """
+    rows = []
+    for (benchmark, group), methods in _sort(results).items():
+        for method, rival in rivals:
+            means, errors = [], []
+            for own, other in zip(_scenes(methods[method]), _scenes(methods[rival])):
+                gains = np.array([list(scores(result).values()) for result in own])
+                gains -= [list(scores(result).values()) for result in other]
+                means.append(gains.mean(axis=0))
+                errors.append(metrics.standard_error(gains, [result.sources for result in own]))
+            mean, error = np.mean(means, axis=0), np.linalg.norm(errors, axis=0) / len(errors)
+            columns = {name: (float(m), float(e)) for name, m, e in zip(scores(own[0]), mean, error)}
+            rows.append({'benchmark': benchmark, 'group': group, 'method': method, 'rival': rival, **columns})
+    return rows
+
+
+def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Result]]]:
+    """Return the results by benchmark and group, ``all`` first where there are several, and by method."""
+    groups = {}
+    for result in results:
+        groups.setdefault(result.benchmark, {}).setdefault(result.group)
+    found = {}
+    for benchmark, names in groups.items():
+        for name in ('all', *names) if len(names) > 1 else names:
+            found[benchmark, name] = methods = {}
+            for result in results:
+                if result.benchmark == benchmark and name in ('all', result.group):
+                    methods.setdefault(result.method, []).append(result)
+    return found
+
+
+def _scenes(results: Sequence[Result]) -> list[list[Result]]:
+    """Return the results of one method, those of poses by scene."""
+    scenes = {}
+    for result in results:
+        scenes.setdefault(result.group if result.accuracy is None else '', []).append(result)
+    return list(scenes.values())
+
+
+def scores(result: Result) -> dict[str, float]:
+    """Return what one pair adds to the mean in each column; shares in percent.
+
+    The area under the curve of pose errors is, but for the straight lines that join its steps, the mean over the pairs
+    of 1 - error / threshold, and 0 beyond the threshold.
+    """
+    values = {'keypoints': result.keypoints, 'matches': float(result.matches)}
+    if result.accuracy is None:
+        values['right'] = 100 * result.right
+        for degrees in POSE_THRESHOLDS:
+            values[f'AUC@{degrees}'] = 100 * float(np.maximum(0, 1 - result.errors / degrees).mean())
+        return values
+    values['repeatability'] = 100 * result.repeatability
+    for pixels, share in zip(MATCH_THRESHOLDS, result.accuracy):
+        values[f'MMA@{pixels}'] = 100 * float(share)
+    for pixels in CORNER_THRESHOLDS:
+        values[f'homography@{pixels}'] = 100 * float((result.errors <= pixels).mean())
+    return values
+
+
 def _means(results: Sequence[Result]) -> dict[str, float]:
-    means = {
-        'pairs': len(results),
-        'keypoints': float(np.mean([result.keypoints for result in results])),
-        'matches': float(np.mean([result.matches for result in results])),
-    }
-    errors = np.array([result.error for result in results])
+    parts = [scores(result) for result in results]
+    means = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
     if results[0].accuracy is None:
-        areas = 100 * metrics.area_under_curve(errors, POSE_THRESHOLDS)
-        means.update({f'AUC@{degrees}': area for degrees, area in zip(POSE_THRESHOLDS, areas, strict=True)})
-        return means
-    means['repeatability'] = 100 * float(np.mean([result.repeatability for result in results]))
-    accuracies = 100 * np.mean([result.accuracy for result in results], axis=0)
-    means.update({f'MMA@{pixels}': share for pixels, share in zip(MATCH_THRESHOLDS, accuracies, strict=True)})
-    shares = 100 * metrics.share_within(errors, CORNER_THRESHOLDS)
-    means.update({f'homography@{pixels}': share for pixels, share in zip(CORNER_THRESHOLDS, shares, strict=True)})
+        errors = np.array([result.errors for result in results]).T
+        areas = 100 * np.mean([metrics.area_under_curve(own, POSE_THRESHOLDS) for own in errors], axis=0)
+        means.update({f'AUC@{degrees}': float(area) for degrees, area in zip(POSE_THRESHOLDS, areas)})
     return means

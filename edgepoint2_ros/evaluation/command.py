@@ -3,15 +3,23 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import cv2
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation import report
+from edgepoint2_ros.evaluation import metrics, report
 from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
-from edgepoint2_ros.evaluation.methods import EdgePoint2Method, OpenCVMethod
-from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_hpatches, read_pose_pairs
+from edgepoint2_ros.evaluation.methods import EdgePoint2Method, Method, OpenCVMethod
+from edgepoint2_ros.evaluation.pairs import (
+    find_photographs,
+    make_synthetic,
+    name_scene,
+    read_hpatches,
+    read_pose_pairs,
+)
 from edgepoint2_ros.evaluation.rooms import make_rooms
 from edgepoint2_ros.progress import show_progress
 
@@ -32,8 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--rooms', nargs='+', type=Path, metavar='DIR', help='photographs to hang in rendered rooms, for relative poses'
     )
     parser.add_argument('--hpatches', type=Path, metavar='DIR', help="homography sequences in HPatches' layout")
-    parser.add_argument('--pairs', type=Path, metavar='FILE', help='relative pose pairs: a b 0 0 K_a K_b T a line')
+    parser.add_argument(
+        '--pairs',
+        nargs='+',
+        type=Path,
+        metavar='FILE',
+        help='relative pose pairs, a file a scene: a b 0 0 K_a K_b T a line',
+    )
     parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
+    parser.add_argument(
+        '--seeds', type=int, default=3, help='times that each pose is estimated, from other samples (%(default)s)'
+    )
+    parser.add_argument('--models-only', action='store_true', help='leave out ORB and SIFT')
     parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
     parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
     parser.add_argument(
@@ -46,40 +64,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--seed', type=int, default=0, help='of the synthetic pairs and rooms (default: %(default)s)')
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     """Run the comparison and return the exit code.
 
+    Args:
+        options: of `add_arguments`.
+        others: methods to compare the models with, beside ORB and SIFT.
+
     Raises:
-        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images.
+        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images, no poselib.
     """
     if not (options.synthetic or options.rooms or options.hpatches or options.pairs):
         raise EdgePoint2Error(
             'nothing to evaluate on: give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'
         )
-    if options.max_keypoints < 1 or options.resize < 0:
-        raise EdgePoint2Error(
-            f'expected --max-keypoints from 1 and --resize from 0, got {options.max_keypoints} and {options.resize}'
-        )
+    for name, least in (('max_keypoints', 1), ('resize', 0), ('seeds', 1)):
+        if getattr(options, name) < least:
+            option = '--' + name.replace('_', '-')
+            raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
+    if options.rooms or options.pairs:
+        metrics.import_poselib()  # raises now where it is missing, and not after the extraction
+    scenes = [name_scene(listing) for listing in options.pairs or ()]
+    if len(set(scenes)) < len(scenes):
+        raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
     models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
-    methods = [*models, *(OpenCVMethod(name, options.max_keypoints) for name in ('ORB', 'SIFT'))]
+    opencv = () if options.models_only else ('ORB', 'SIFT')
+    methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
     results, pictures = _run_benchmarks(options, methods)
 
     options.output.mkdir(parents=True, exist_ok=True)
-    table = report.format_table(results)
+    rivals = find_rivals(models) + [(model.name, other.name) for other in others for model in models]
+    table = report.format_table(results, rivals)
     (options.output / 'table.txt').write_text(table, encoding='utf-8')
     report.write_csv(options.output / 'results.csv', results)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
         'seed of the synthetic pairs and rooms': options.seed,
+        'seeds of the estimation of poses': options.seeds,
         'OpenCV': cv2.__version__,
         **{f'model {model.name}': model.extractor.description for model in models},
     }
     command = shlex.join(['edgepoint2', *sys.argv[1:]])
-    report.write_page(options.output / 'report.html', results, pictures, settings, command)
+    report.write_page(options.output / 'report.html', results, rivals, pictures, settings, command)
     print(table)
     print(f'written to {options.output}: table.txt, results.csv, report.html')
     return 0
+
+
+def find_rivals(models: Sequence[EdgePoint2Method]) -> list[tuple[str, str]]:
+    """Return which models are compared, by name: each with the last one of its variant."""
+    last = {model.extractor.variant: model.name for model in models}
+    names = [(model.name, last[model.extractor.variant]) for model in models]
+    return [(name, rival) for name, rival in names if name != rival]
 
 
 def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Result], list[Picture]]:
@@ -92,11 +129,11 @@ def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Re
     if options.hpatches:
         benchmarks.append(('HPatches layout', read_hpatches(options.hpatches, options.resize)))
     if options.pairs:
-        root = options.images or options.pairs.parent
-        benchmarks.append(('relative pose', read_pose_pairs(options.pairs, root, options.resize)))
+        scenes = (read_pose_pairs(file, options.images or file.parent, options.resize) for file in options.pairs)
+        benchmarks.append(('relative pose', chain.from_iterable(scenes)))
     results, pictures = [], []
     for name, pairs in benchmarks:
-        found, drawn = run_benchmark(name, show_progress(pairs, f'{name}, pair'), methods, PICTURE_EVERY)
+        found, drawn = run_benchmark(name, show_progress(pairs, f'{name}, pair'), methods, PICTURE_EVERY, options.seeds)
         if not found:
             raise EdgePoint2Error(f'{name}: none of the pairs could be read')
         results += found

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from edgepoint2_ros.errors import EdgePoint2Error
+
 RANSAC_THRESHOLD = 3.0  # pixels, of a homography
 EPIPOLAR_THRESHOLD = 1.0  # pixels, of an essential matrix
 MAX_ITERATIONS = 10000
@@ -95,32 +97,54 @@ def corner_error(estimated: np.ndarray | None, homography: np.ndarray, size: tup
     return float(error) if np.isfinite(error) else float('inf')
 
 
+def import_poselib():
+    """Return the module poselib.
+
+    Raises:
+        EdgePoint2Error: it is not installed.
+    """
+    try:
+        import poselib
+    except ImportError as error:
+        raise EdgePoint2Error(
+            f'relative poses are estimated by poselib ({error}): pip install "edgepoint2_ros[evaluation]"'
+        ) from None
+    return poselib
+
+
 def estimate_pose(
-    matched_a: np.ndarray, matched_b: np.ndarray, intrinsics_a: np.ndarray, intrinsics_b: np.ndarray
+    matched_a: np.ndarray, matched_b: np.ndarray, intrinsics_a: np.ndarray, intrinsics_b: np.ndarray, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return rotation (3, 3) and direction of translation (3,) from camera a to camera b, or None.
+    """Return rotation (3, 3) and direction of translation (3,) from camera a to camera b by LO-RANSAC, or None.
 
     Args:
         matched_a, matched_b: (N, 2) pixels.
-        intrinsics_a, intrinsics_b: (3, 3) camera matrices without distortion.
+        intrinsics_a, intrinsics_b: (3, 3) camera matrices without distortion and skew.
+        seed: of the samples that RANSAC draws.
+
+    Raises:
+        EdgePoint2Error: poselib is not installed.
     """
+    poselib = import_poselib()
     if len(matched_a) < 5:
         return None
-    rays_a, rays_b = _normalised(matched_a, intrinsics_a), _normalised(matched_b, intrinsics_b)
-    focal = np.mean([intrinsics_a[0, 0], intrinsics_a[1, 1], intrinsics_b[0, 0], intrinsics_b[1, 1]])
-    cv2.setRNGSeed(0)
-    essential, mask = cv2.findEssentialMat(
-        rays_a, rays_b, np.eye(3), method=cv2.USAC_MAGSAC, prob=CONFIDENCE, threshold=EPIPOLAR_THRESHOLD / focal
+    sampling = {
+        'max_epipolar_error': EPIPOLAR_THRESHOLD,
+        'max_iterations': MAX_ITERATIONS,
+        'success_prob': CONFIDENCE,
+        'seed': seed,
+    }
+    pose, found = poselib.estimate_relative_pose(
+        *(matched_a.astype(np.float64), matched_b.astype(np.float64)),
+        *(_camera(intrinsics_a), _camera(intrinsics_b), sampling),
     )
-    if essential is None or essential.shape != (3, 3):
-        return None
-    _, rotation, translation, _ = cv2.recoverPose(essential, rays_a, rays_b, np.eye(3), mask=mask.copy())
-    return rotation, translation[:, 0]
+    return (pose.R, pose.t) if found['num_inliers'] else None
 
 
-def _normalised(xy: np.ndarray, intrinsics: np.ndarray) -> np.ndarray:
-    focal = np.array([intrinsics[0, 0], intrinsics[1, 1]])
-    return (xy.astype(np.float64) - intrinsics[:2, 2]) / focal
+def _camera(intrinsics: np.ndarray) -> dict:
+    """Return a camera as poselib takes it; the size of the image makes no difference."""
+    parameters = [intrinsics[k] for k in ((0, 0), (1, 1), (0, 2), (1, 2))]
+    return {'model': 'PINHOLE', 'width': 1, 'height': 1, 'params': parameters}
 
 
 def pose_error(pose: tuple[np.ndarray, np.ndarray] | None, truth: np.ndarray) -> float:
@@ -176,3 +200,26 @@ def epipolar_errors(
     lines = np.column_stack([matched_a, np.ones(len(matched_a))]) @ fundamental.T
     distances = np.abs((lines * np.column_stack([matched_b, np.ones(len(matched_b))])).sum(axis=1))
     return distances / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
+
+
+def standard_error(values: np.ndarray, sources: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return the standard error of the means of ``values``, whose rows are alike where they share a source.
+
+    The covariance of two rows with a common source is what their residuals say, that of others is zero: the estimate
+    that is robust to clusters, here of pairs that have an image in common.
+
+    Args:
+        values: (N, C), N from 2.
+        sources: N groups of names, the images that each row was made from.
+
+    Returns:
+        (C,); at least what it would be if all rows were independent.
+    """
+    numbers = {name: k for k, name in enumerate(dict.fromkeys(name for own in sources for name in own))}
+    made_from = np.zeros((len(values), len(numbers)), bool)
+    for row, own in zip(made_from, sources):
+        row[[numbers[name] for name in own]] = True
+    alike = made_from.astype(float) @ made_from.T > 0
+    residuals = values - values.mean(axis=0)
+    together = np.einsum('ic,ij,jc->c', residuals, alike, residuals, optimize=True)
+    return np.sqrt(np.maximum(together, (residuals**2).sum(axis=0)) / (len(values) * (len(values) - 1)))

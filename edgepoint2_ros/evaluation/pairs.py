@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -27,6 +27,7 @@ class HomographyPair:
         group: what changes between the images: ``viewpoint`` or ``light``.
         image_a, image_b: uint8 (H, W) or (H, W, 3).
         homography: (3, 3), maps pixels of a to pixels of b.
+        sources: names of the images that the pair was made from; pairs that share one are not independent.
     """
 
     name: str
@@ -34,6 +35,7 @@ class HomographyPair:
     image_a: np.ndarray
     image_b: np.ndarray
     homography: np.ndarray
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,21 @@ class PosePair:
 
     Attributes:
         name: tells the pair in tables.
+        group: the scene.
         image_a, image_b: uint8 (H, W) or (H, W, 3).
         intrinsics_a, intrinsics_b: (3, 3) camera matrices, of the images as they are here.
         pose: (4, 4), maps points from camera a's frame to camera b's.
+        sources: names of the images that the pair was made from; pairs that share one are not independent.
     """
 
     name: str
+    group: str
     image_a: np.ndarray
     image_b: np.ndarray
     intrinsics_a: np.ndarray
     intrinsics_b: np.ndarray
     pose: np.ndarray
+    sources: tuple[str, ...] = ()
 
 
 def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
@@ -99,7 +105,8 @@ def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
                 log.warning('skipped %s: %s', name, error)
                 continue
             group = 'light' if sequence.name.startswith('i_') else 'viewpoint'
-            yield HomographyPair(name, group, image_a, image_b, scale_b @ homography @ np.linalg.inv(scale_a))
+            homography = scale_b @ homography @ np.linalg.inv(scale_a)
+            yield HomographyPair(name, group, image_a, image_b, homography, (sequence.name,))
 
 
 def find_photographs(folders: Sequence[Path]) -> list[Path]:
@@ -137,7 +144,13 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
         rng = np.random.default_rng([seed, number])
         for index in range(VIEWS + LIGHTS):
             group = 'viewpoint' if index < VIEWS else 'light'
-            yield _synthetic_pair(photo, f'{path.stem} {group} {index + 1}', group, long_side, rng)
+            pair = _synthetic_pair(photo, f'{path.stem} {group} {index + 1}', group, long_side, rng)
+            yield replace(pair, sources=(str(path),))
+
+
+def name_scene(listing: Path) -> str:
+    """Return what the scene of a pairs file is called: as the file, or as its folder where that is ``pairs.txt``."""
+    return listing.resolve().parent.name if listing.stem == 'pairs' else listing.stem
 
 
 def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PosePair]:
@@ -176,11 +189,13 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PoseP
         intrinsics_a, intrinsics_b = numbers[2:11].reshape(3, 3), numbers[11:20].reshape(3, 3)
         yield PosePair(
             f'{fields[0]} {fields[1]}',
+            name_scene(listing),
             image_a,
             image_b,
             scale_a @ intrinsics_a,
             scale_b @ intrinsics_b,
             numbers[20:].reshape(4, 4),
+            (fields[0], fields[1]),
         )
 
 

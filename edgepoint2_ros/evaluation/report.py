@@ -19,11 +19,14 @@ from edgepoint2_ros.evaluation.benchmark import (
     RIGHT_EPIPOLAR,
     Picture,
     Result,
+    compare,
     summarise,
 )
 
 # Told apart by every common kind of colour blindness (Okabe and Ito).
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999')
+COUNTS = ('keypoints', 'matches')  # columns that are no percentages
+DIFFERENCES = 'difference (standard error)'
 DRAWN_MATCHES = 200  # most lines in one picture
 MAX_PICTURE_ROWS = 6  # pairs in the page
 
@@ -40,47 +43,62 @@ figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: .85rem
 """
 
 
-def table_columns(rows: Sequence[dict]) -> list[str]:
-    """Return the columns of the short table for summary rows of one benchmark."""
-    if any(name.startswith('AUC') for name in rows[0]):
-        return ['keypoints', 'matches', *(f'AUC@{degrees}' for degrees in POSE_THRESHOLDS)]
+def table_columns(row: dict) -> list[str]:
+    """Return the columns of the short table for a summary row."""
+    if 'right' in row:
+        return ['keypoints', 'matches', 'right', *(f'AUC@{degrees}' for degrees in POSE_THRESHOLDS)]
     accuracies = [f'MMA@{pixels}' for pixels in (1, 3, 5)]
     return ['keypoints', 'matches', 'repeatability', *accuracies, *(f'homography@{px}' for px in CORNER_THRESHOLDS)]
 
 
-def format_table(results: Sequence[Result]) -> str:
-    """Return the summary as text, one block per benchmark and group."""
+def format_table(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> str:
+    """Return the summary as text: for each benchmark and group the methods, then what they are ahead of their rivals.
+
+    Args:
+        results: of all methods on the same pairs.
+        rivals: names of a method and of the one that it is compared with.
+    """
     lines = []
-    for title, rows in _blocks(results):
-        columns = table_columns(rows)
-        width = max(len('method'), *(len(row['method']) for row in rows))
+    for title, rows, gains in _blocks(results, rivals):
+        columns = table_columns(rows[0])
+        table = [['method', *columns], *([row['method'], *_cells(row, columns)] for row in rows)]
+        compared = [[_versus(row), *_gain_cells(row, columns)] for row in gains]
+        widths = [max(map(len, column)) for column in zip(*table, *compared)]
         lines.append(title)
-        lines.append('  ' + 'method'.ljust(width) + ''.join(column.rjust(len(column) + 2) for column in columns))
-        for row in rows:
-            cells = ''.join(_cell(column, row[column]).rjust(len(column) + 2) for column in columns)
-            lines.append('  ' + row['method'].ljust(width) + cells)
+        for first, *cells in [*table, *([[DIFFERENCES], *compared] if compared else [])]:
+            others = (cell.rjust(width) for cell, width in zip(cells, widths[1:]))
+            lines.append('  '.join(['', first.ljust(widths[0]), *others]).rstrip())
         lines.append('')
     return '\n'.join(lines)
 
 
 def write_csv(path: Path, results: Sequence[Result]) -> None:
     """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses)."""
+    seeds = max(len(result.errors) for result in results)
     with Path(path).open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(
-            ['benchmark', 'group', 'pair', 'method', 'keypoints', 'matches', 'repeatability', 'error']
+            ['benchmark', 'group', 'pair', 'method', 'keypoints', 'matches', 'right', 'repeatability']
+            + [f'error_{seed}' for seed in range(seeds)]
             + [f'accuracy_{pixels}px' for pixels in MATCH_THRESHOLDS]
         )
         for result in results:
+            errors = [f'{error:.4f}' for error in result.errors]
             writer.writerow(
                 [result.benchmark, result.group, result.pair, result.method, result.keypoints, result.matches]
-                + ['' if result.repeatability is None else f'{result.repeatability:.4f}', f'{result.error:.4f}']
+                + [f'{result.right:.4f}', '' if result.repeatability is None else f'{result.repeatability:.4f}']
+                + errors + [''] * (seeds - len(errors))
                 + ([''] * len(MATCH_THRESHOLDS) if result.accuracy is None else [f'{x:.4f}' for x in result.accuracy])
-            )
+            )  # fmt: skip
 
 
 def write_page(
-    path: Path, results: Sequence[Result], pictures: Sequence[Picture], settings: dict[str, str], command: str
+    path: Path,
+    results: Sequence[Result],
+    rivals: Sequence[tuple[str, str]],
+    pictures: Sequence[Picture],
+    settings: dict[str, str],
+    command: str,
 ) -> None:
     """Write the HTML page; ``settings`` (name to value) and ``command`` go into its protocol."""
     methods = list(dict.fromkeys(result.method for result in results))
@@ -89,8 +107,8 @@ def write_page(
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>EdgePoint2 evaluation</title>',
         f'<style>{_STYLE}</style><h1>EdgePoint2 evaluation</h1>',
     ]
-    for title, rows in _blocks(results):
-        parts.append(f'<h2>{html.escape(title)}</h2>{_html_table(rows)}')
+    for title, rows, gains in _blocks(results, rivals):
+        parts.append(f'<h2>{html.escape(title)}</h2>{_html_table(rows, gains)}')
         parts.append(f'<div class="charts">{_charts(rows, results, colours)}</div>')
     if pictures:
         parts.append(
@@ -101,44 +119,74 @@ def write_page(
     Path(path).write_text('\n'.join(parts), encoding='utf-8')
 
 
-def _blocks(results: Sequence[Result]) -> list[tuple[str, list[dict]]]:
-    """Return the summary rows of each benchmark and group with a title."""
+def _blocks(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[tuple[str, list[dict], list[dict]]]:
+    """Return for each benchmark and group a title, its summary rows and its comparisons."""
     blocks = {}
+    scenes = {result.group for result in results if result.accuracy is None}
     for row in summarise(results):
-        title = row['benchmark'] if row['group'] == 'all' else f'{row["benchmark"]}, {row["group"]}'
-        blocks.setdefault(f'{title} ({row["pairs"]} pairs)', []).append(row)
-    return list(blocks.items())
+        block = blocks.setdefault((row['benchmark'], row['group']), ([], []))
+        block[0].append(row)
+    for row in compare(results, rivals):
+        blocks[row['benchmark'], row['group']][1].append(row)
+    titled = []
+    for (benchmark, group), (rows, gains) in blocks.items():
+        part = group
+        if group == 'all':
+            part = f'mean of {len(scenes - {"all"})} scenes' if 'right' in rows[0] and scenes - {'all'} else ''
+        title = ', '.join(filter(None, (benchmark, part)))
+        titled.append((f'{title} ({rows[0]["pairs"]} pairs)', rows, gains))
+    return titled
 
 
-def _cell(column: str, value: float) -> str:
-    return f'{value:.0f}' if column in ('keypoints', 'matches') else f'{value:.1f}'
+def _cells(row: dict, columns: Sequence[str]) -> list[str]:
+    return [f'{row[column]:.0f}' if column in COUNTS else f'{row[column]:.1f}' for column in columns]
 
 
-def _html_table(rows: Sequence[dict]) -> str:
-    columns = table_columns(rows)
-    best = {column: max(row[column] for row in rows) for column in columns[2:]}
-    head = ''.join(f'<th>{html.escape(column)}</th>' for column in ['method', *columns])
-    body = ''
+def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
+    cells = []
+    for column in columns:
+        digits = 0 if column in COUNTS else 1
+        gain, error = row[column]
+        cells.append(f'{gain:+.{digits}f} ({error:.{digits}f})')
+    return cells
+
+
+def _versus(row: dict) -> str:
+    return f'{row["method"]} - {row["rival"]}'
+
+
+def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
+    columns = table_columns(rows[0])
+    best = {column: max(row[column] for row in rows) for column in columns if column not in COUNTS}
+    body = ''.join(f'<th>{html.escape(column)}</th>' for column in ['method', *columns])
     for row in rows:
         cells = ''.join(
-            f'<td{" class=best" if row[column] == best.get(column) else ""}>{_cell(column, row[column])}</td>'
-            for column in columns
+            f'<td{" class=best" if row[column] == best.get(column) else ""}>{cell}</td>'
+            for column, cell in zip(columns, _cells(row, columns))
         )
         body += f'<tr><td>{html.escape(row["method"])}</td>{cells}</tr>'
-    return f'<div class=wide><table><tr>{head}</tr>{body}</table></div>'
+    if gains:
+        body += f'<tr><td colspan={len(columns) + 1}>{html.escape(DIFFERENCES)}</td></tr>'
+    for row in gains:
+        cells = ''.join(f'<td>{cell}</td>' for cell in _gain_cells(row, columns))
+        body += f'<tr><td>{html.escape(_versus(row))}</td>{cells}</tr>'
+    return f'<div class=wide><table>{body}</table></div>'
 
 
 def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, str]) -> str:
     benchmark, group = rows[0]['benchmark'], rows[0]['group']
     own = [result for result in results if result.benchmark == benchmark and group in ('all', result.group)]
-    errors = {row['method']: [result.error for result in own if result.method == row['method']] for row in rows}
+    errors = {
+        row['method']: np.concatenate([result.errors for result in own if result.method == row['method']])
+        for row in rows
+    }
     if own[0].accuracy is None:
         degrees = np.arange(0, 21)
-        shares = {method: 100 * metrics.share_within(np.array(errors[method]), degrees) for method in errors}
+        shares = {method: 100 * metrics.share_within(errors[method], degrees) for method in errors}
         return _line_chart('Poses found, %', 'pose error, degrees', degrees, shares, colours)
     matching = {row['method']: np.array([row[f'MMA@{pixels}'] for pixels in MATCH_THRESHOLDS]) for row in rows}
     pixels = np.arange(0, 11)
-    shares = {method: 100 * metrics.share_within(np.array(errors[method]), pixels) for method in errors}
+    shares = {method: 100 * metrics.share_within(errors[method], pixels) for method in errors}
     return _line_chart(
         'Mean matching accuracy, %', 'threshold, pixels', np.array(MATCH_THRESHOLDS), matching, colours
     ) + _line_chart('Homographies found, %', 'corner error, pixels', pixels, shares, colours)
@@ -206,9 +254,14 @@ matches counts 0.</li>
 <li><b>homography@t</b>: the share of pairs whose homography, by USAC_MAGSAC with {metrics.RANSAC_THRESHOLD:g} px,
 {metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}, moves the corners by at most t px on
 average from where they belong.</li>
-<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees; the error is the larger of the angles of
-rotation and translation; the essential matrix is by USAC_MAGSAC with {metrics.EPIPOLAR_THRESHOLD:g} px; a pair
-without a pose counts as 180 degrees.</li>
+<li><b>right</b>: the share of a pair's matches within {RIGHT_EPIPOLAR:g} px of the true epipolar line, averaged over
+pairs.</li>
+<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees, averaged over the seeds; the error is the
+larger of the angles of rotation and translation; the pose is by poselib's LO-RANSAC with
+{metrics.EPIPOLAR_THRESHOLD:g} px, at most {metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}; a
+pair without a pose counts as 180 degrees.</li>
+<li><b>{DIFFERENCES}</b>: the mean of the differences scene by scene and pair by pair; the error is how much it would
+vary with other images of these scenes, where pairs with an image in common are not taken for independent.</li>
 <li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to
 1.5 times as far away, rolled up to 45 degrees (viewpoint), or that stays while lamp, exposure, gamma and noise change
 (light).</li>

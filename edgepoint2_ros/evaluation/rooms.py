@@ -39,7 +39,7 @@ def make_rooms(paths: Sequence[Path], count: int, seed: int = 0) -> Iterator[Pos
         pose = _step_aside(rng)
         image_a = _render(planes, photographs, np.eye(4), rng)
         image_b = _render(planes, photographs, pose, rng)
-        yield PosePair(f'room {number + 1}', image_a, image_b, INTRINSICS, INTRINSICS, pose)
+        yield PosePair(f'room {number + 1}', 'all', image_a, image_b, INTRINSICS, INTRINSICS, pose)
 
 
 def _hang_pictures(rng: np.random.Generator, photographs: int) -> list[tuple[np.ndarray, float, int]]:

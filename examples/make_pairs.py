@@ -1,0 +1,181 @@
+"""Photographs of a place or frames of a sequence in, pairs of images with known relative poses out, to evaluate on.
+
+    pip install ".[bags,evaluation]"
+    python examples/make_pairs.py PHOTOS street
+    edgepoint2 evaluate MODEL --pairs street/pairs.txt
+
+COLMAP reconstructs cameras and points by SIFT, at the full size of the images, so that no model is judged by poses of
+its own. The pairs are drawn from those that see some of the same points, from different places. The new folder
+gets images/ (without distortion), sparse/ (the reconstruction) and pairs.txt.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pycolmap
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation.pairs import find_photographs
+from edgepoint2_ros.reconstruction import exhaustive_pairs, sequential_pairs
+
+MAX_FEATURES = 4096
+MIN_COMMON = 15  # points that both images of a pair see
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two images of a reconstruction, by number.
+
+    Attributes:
+        overlap: of the points that each sees the share that both see, of the image with the smaller number of them.
+        angle: between the two rays to a common point, degrees, in the median.
+    """
+
+    a: int
+    b: int
+    overlap: float
+    angle: float
+
+
+def reconstruct(
+    photos: Path,
+    output: Path,
+    names: list[str],
+    window: int = 0,
+    camera: Sequence[float] | None = None,
+    one_camera: bool = True,
+) -> pycolmap.Reconstruction:
+    """Return the largest reconstruction of photographs, without distortion; its images go to ``output``/images.
+
+    Args:
+        photos: their folder.
+        output: new folder.
+        names: files in ``photos``, in order of time where ``window`` is not 0.
+        window: images so many places apart are matched; 0: all with all.
+        camera: fx, fy, cx, cy, k1, k2, p1, p2; without it focal length and radial distortion are found out.
+        one_camera: took all of them.
+
+    Raises:
+        EdgePoint2Error: the images do not hold together.
+    """
+    output.mkdir(parents=True)
+    database = output / 'database.db'
+    reader = pycolmap.ImageReaderOptions()
+    if camera is not None:
+        reader.camera_model = 'OPENCV'
+        # COLMAP counts from the corner of the first pixel, we from its centre.
+        reader.camera_params = ','.join(map(str, np.add(camera, [0, 0, 0.5, 0.5, 0, 0, 0, 0])))
+    extraction = pycolmap.FeatureExtractionOptions()
+    extraction.sift.max_num_features = MAX_FEATURES
+    mode = pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.PER_IMAGE
+    pycolmap.extract_features(database, photos, names, mode, reader, extraction)
+    with tempfile.NamedTemporaryFile('w', suffix='.txt') as file:
+        pairs = sequential_pairs(names, window) if window else exhaustive_pairs(names)
+        file.write(''.join(f'{a} {b}\n' for a, b in pairs))
+        file.flush()
+        pycolmap.match_image_pairs(database, pairing_options=pycolmap.ImportedPairingOptions(match_list_path=file.name))
+    mapping = pycolmap.IncrementalPipelineOptions(min_model_size=3, random_seed=0, extract_colors=False)
+    mapping.ba_refine_focal_length = mapping.ba_refine_extra_params = camera is None
+    mapping.mapper.init_min_tri_angle = 4  # degrees; 16 by default, which a car that drives ahead never has
+    models = pycolmap.incremental_mapping(database, photos, output / 'models', mapping)
+    if not models:
+        raise EdgePoint2Error(f'{photos}: the images do not hold together')
+    best = max(models, key=lambda number: models[number].num_reg_images())
+    pycolmap.undistort_images(output, output / 'models' / str(best), photos)
+    return pycolmap.Reconstruction(output / 'sparse')
+
+
+def find_pairs(model: pycolmap.Reconstruction) -> list[Pair]:
+    """Return all pairs of images with MIN_COMMON points in common."""
+    numbers = sorted(model.reg_image_ids())
+    seen = {
+        number: {point.point3D_id for point in model.images[number].points2D if point.has_point3D()}
+        for number in numbers
+    }
+    pairs = []
+    for k, a in enumerate(numbers):
+        for b in numbers[k + 1 :]:
+            common = seen[a] & seen[b]
+            if len(common) >= MIN_COMMON:
+                points = np.array([model.points3D[number].xyz for number in common])
+                rays = [points - model.images[number].projection_center() for number in (a, b)]
+                rays = [ray / np.linalg.norm(ray, axis=1, keepdims=True) for ray in rays]
+                angles = np.degrees(np.arccos(np.clip((rays[0] * rays[1]).sum(axis=1), -1, 1)))
+                overlap = len(common) / min(len(seen[a]), len(seen[b]))
+                pairs.append(Pair(a, b, overlap, float(np.median(angles))))
+    return pairs
+
+
+def write_pairs(path: Path, model: pycolmap.Reconstruction, pairs: list[Pair]) -> None:
+    """Write pairs as `edgepoint2 evaluate --pairs` reads them."""
+    lines = ['# a b 0 0 K_a K_b T, by examples/make_pairs.py']
+    for pair in pairs:
+        a, b = model.images[pair.a], model.images[pair.b]
+        pose = np.vstack([(b.cam_from_world() * a.cam_from_world().inverse()).matrix(), [0, 0, 0, 1]])
+        numbers = np.concatenate([_matrix(a.camera).ravel(), _matrix(b.camera).ravel(), pose.ravel()])
+        lines.append(f'images/{a.name} images/{b.name} 0 0 {" ".join(f"{number:.9g}" for number in numbers)}')
+    path.write_text('\n'.join(lines) + '\n')
+
+
+def _matrix(camera: pycolmap.Camera) -> np.ndarray:
+    matrix = camera.calibration_matrix().copy()
+    matrix[:2, 2] -= 0.5  # from the corner of the first pixel to its centre
+    return matrix
+
+
+def in_order(names: list[str]) -> list[str]:
+    """Return names sorted so that 10.png comes after 9.png."""
+    return sorted(names, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)])
+
+
+def main() -> int:
+    """Reconstruct, draw pairs, and say what came out."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('photos', type=Path)
+    add('output', type=Path)
+    add('--every', type=int, default=1, metavar='N', help='take every Nth image')
+    add('--window', type=int, default=0, metavar='N', help='of a sequence: match images at most N apart (default: all)')
+    add('--camera', type=float, nargs=8, metavar=('FX', 'FY', 'CX', 'CY', 'K1', 'K2', 'P1', 'P2'), help='where known')
+    add('--cameras-differ', action='store_true', help='each image has a camera of its own')
+    add('--pairs', type=int, default=40, metavar='N', help='most pairs that are drawn (default: %(default)s)')
+    add('--overlap', type=float, nargs=2, default=(0.1, 0.6), help='least and most common points (default: 0.1 0.6)')
+    add('--min-angle', type=float, default=2.0, help='between the rays to a point, degrees (default: %(default)s)')
+    add('--seed', type=int, default=0, help='of the draw (default: %(default)s)')
+    options = parser.parse_args()
+    pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
+    try:
+        if (options.output / 'sparse').is_dir():
+            model = pycolmap.Reconstruction(options.output / 'sparse')
+        else:
+            found = find_photographs([options.photos])
+            names = in_order([str(path.relative_to(options.photos)) for path in found])[:: options.every]
+            one_camera = not options.cameras_differ
+            model = reconstruct(options.photos, options.output, names, options.window, options.camera, one_camera)
+        least, most = options.overlap
+        good = [pair for pair in find_pairs(model) if least <= pair.overlap <= most and pair.angle >= options.min_angle]
+        if not good:
+            raise EdgePoint2Error(f'{options.photos}: no pair of images overlaps as wanted')
+    except (EdgePoint2Error, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    draw = np.random.default_rng(options.seed).permutation(len(good))[: options.pairs]
+    drawn = [good[k] for k in sorted(draw)]
+    write_pairs(options.output / 'pairs.txt', model, drawn)
+    overlap, angle = (np.median([getattr(pair, name) for pair in drawn]) for name in ('overlap', 'angle'))
+    print(
+        f'{model.num_reg_images()} images, {model.num_points3D()} points, error '
+        f'{model.compute_mean_reprojection_error():.2f} px; {len(drawn)} of {len(good)} pairs, in the median '
+        f'{overlap:.0%} common points, {angle:.0f} degrees apart'
+    )
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
