@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def disturb(image: np.ndarray, hardness: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Return the image turned, shrunk, darkened and with noise, and the homography (3, 3) from its pixels to the new."""
+    """Return the image turned, shrunk, darkened and noisy, and the homography (3, 3) to it."""
     height, width = image.shape[:2]
     turn = cv2.getRotationMatrix2D((width / 2, height / 2), 25 * hardness, 1 - 0.3 * hardness)
     view = cv2.warpAffine(image, turn, (width, height)).astype(np.float32)
