@@ -19,6 +19,7 @@ _MODULES = {
     'build-engine': ('edgepoint2_ros.engines.command', 'build the plans of TensorRT ahead of time'),
     'doctor': ('edgepoint2_ros.doctor', 'what is here, what is missing, and whether it works'),
     'evaluate': ('edgepoint2_ros.evaluation.command', 'accuracy of models beside ORB and SIFT, with a report'),
+    'match': ('edgepoint2_ros.match_command', 'match two images and draw the matches'),
     'train': ('edgepoint2_ros.distillation.command', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.demo.command', 'camera, extractor and consumer as three processes over DDS'),
     'bench': ('edgepoint2_ros.bench.command', 'time the models beside ORB, SIFT and the dense reference'),

@@ -3,12 +3,15 @@ import json
 from xml.etree import ElementTree
 
 import cv2
+import numpy as np
 import pytest
 
 from edgepoint2_ros.bench import command as bench
 from edgepoint2_ros.bench.report import TITLES, format_report
+from edgepoint2_ros.bench.worker import Contender, open_contender
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
+from edgepoint2_ros.errors import EdgePoint2Error
 
 
 def measured(kind, model='', precision='', milliseconds=(4.0,), error='', threads=2, size='640x480', accuracy=None):
@@ -104,7 +107,7 @@ class TestPlot:
         assert any('OpenVINO bf16' in text for text in texts)
         assert ('MMA@3, %' in texts) == (model is not None)
         picture = cv2.imread(str(png))
-        assert picture.shape[1] == 1600
+        assert picture.shape[1] == 1350
         assert 0.5 < (picture == 255).mean() < 0.999
 
     def test_has_a_part_for_each_size(self, tmp_path):
@@ -175,8 +178,29 @@ class TestMatrix:
         args = ('--threads', '1', '2', '--backends', 'tensorrt')
         assert [each.threads for each in self.contenders(*args, models=['T-32']) if each.kind == 'tensorrt'] == [2]
 
+    def test_has_the_official_code_where_it_is_at_hand(self, monkeypatch):
+        assert 'official' not in {each.kind for each in self.contenders()}
+        monkeypatch.setenv('EDGEPOINT2_OFFICIAL_CODE', '/some/clone')
+        assert Contender('official', 'T-32', '', 1, '640x480') in self.contenders('--threads', '1')
+
     def test_knows_every_backend(self):
         assert set(bench.DEFAULT_PRECISIONS) == set(BACKENDS) <= set(TITLES)
+
+
+def test_the_dense_reference_has_the_weights_of_the_runtimes(photograph):
+    pytest.importorskip('torch', reason='torch is not installed')
+    dense = open_contender(Contender('dense', 'T-32'), 500)(photograph)
+    sparse = open_contender(Contender('onnxruntime', 'T-32', 'fp32'), 500)(photograph)
+    distances = np.linalg.norm(dense.xy[:, None] - sparse.xy[None], axis=2)
+    assert np.mean(distances.min(axis=1) < 0.75) > 0.99  # the reference has whole pixels
+
+
+def test_a_folder_without_the_official_code_is_named(monkeypatch, tmp_path):
+    pytest.importorskip('torch', reason='torch is not installed')
+    monkeypatch.setenv('EDGEPOINT2_OFFICIAL_CODE', str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EdgePoint2Error, match='expected a clone of HITCSC/EdgePoint2'):
+        open_contender(Contender('official', 'T-32'), 500)
 
 
 @pytest.mark.slow

@@ -159,11 +159,9 @@ def test_the_yaml_file_is_the_table():
     assert values == {parameter.name: parameter.check(parameter.default) for parameter in PARAMETERS}
 
 
-@pytest.mark.parametrize('name', ['README.md', 'docs/node.md'])
-def test_readme_and_the_page_of_the_node_have_the_table(name):
-    page = (ROOT / name).read_text()
+def test_the_page_of_the_node_has_the_table():
+    page = (ROOT / 'docs' / 'node.md').read_text()
     start, end = '<!-- parameters -->\n', '<!-- /parameters -->'
-    assert start in page, f'{name} has no {start.strip()}'
     assert page.split(start)[1].split(end)[0] == to_markdown(), REWRITE
 
 

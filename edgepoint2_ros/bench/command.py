@@ -1,4 +1,7 @@
-"""Time the models on every runtime beside ORB, SIFT and the dense torch reference: what they cost, what they are worth.
+"""Time the models on every runtime beside ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
+
+The dense reference is the network's definition with the weights that the runtimes have. Where the environment variable
+EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights.
 
 Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
 so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
@@ -25,7 +28,7 @@ import numpy as np
 from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
-from edgepoint2_ros.bench.worker import PERIODS, READY, Contender
+from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
@@ -161,6 +164,8 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
         contenders += [Contender('orb', '', '', count, size), Contender('sift', '', '', count, size)]
         for model in models:
             contenders.append(Contender('dense', model, '', count, size))
+            if OFFICIAL_CODE in os.environ:
+                contenders.append(Contender('official', model, '', count, size))
             for backend in backends:
                 if backend == 'tensorrt' and count != threads[-1]:
                     continue  # the CPU's threads make no difference to a GPU
@@ -247,7 +252,11 @@ def find_machine() -> dict:
     board = Path('/proc/device-tree/model')  # names a Jetson, which has no model name in its cpuinfo
     name = re.search(r'^model name\s*: (.*)', info, re.MULTILINE)
     processor = name[1] if name else board.read_text().strip('\0') if board.is_file() else platform.machine()
-    flags = [flag for flag in ('avx2', 'avx512f', 'avx512_bf16', 'amx_bf16') if re.search(rf'\b{flag}\b', info)]
+    flags = [
+        flag
+        for flag in ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16')
+        if re.search(rf'\b{flag}\b', info)
+    ]
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
     packages = {'ONNX Runtime': 'onnxruntime', 'OpenVINO': 'openvino', 'TensorRT': 'tensorrt', 'PyTorch': 'torch'}
     for name, package in packages.items():

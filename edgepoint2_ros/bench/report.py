@@ -14,6 +14,7 @@ TITLES = {
     'orb': 'ORB (OpenCV)',
     'sift': 'SIFT (OpenCV)',
     'dense': 'dense reference, PyTorch',
+    'official': 'official code and weights, PyTorch',
     'tensorrt': 'TensorRT',
     'openvino': 'OpenVINO',
     'onnxruntime': 'ONNX Runtime',

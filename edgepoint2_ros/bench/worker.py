@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sized
@@ -19,6 +20,7 @@ from edgepoint2_ros.matching import match
 PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0}  # seconds from frame to frame
 WARM_UP = 5  # frames
 LONG_SIDE = 640  # pixels of the images on which accuracy is measured
+OFFICIAL_CODE = 'EDGEPOINT2_OFFICIAL_CODE'  # names a clone of HITCSC/EdgePoint2
 READY = 'first features'  # is printed when they are there
 
 Extract = Callable[[np.ndarray], Sized]  # from an image to its keypoints
@@ -29,7 +31,7 @@ class Contender:
     """What is measured.
 
     Attributes:
-        kind: a backend, or ``orb``, ``sift`` or ``dense``.
+        kind: a backend, or ``orb``, ``sift``, ``dense`` or ``official``.
         model, precision: of the network; empty where there is none.
         threads: of the runtime; 0 is every core.
         size: of the images, WIDTHxHEIGHT.
@@ -86,30 +88,57 @@ def open_contender(contender: Contender, keypoints: int) -> Extract:
         return lambda image: detector.detectAndCompute(image, None)[0]
     if contender.kind == 'dense':
         return _open_dense(contender, keypoints)
+    if contender.kind == 'official':
+        return _open_official(contender, keypoints)
     from edgepoint2_ros.extractor import Extractor
 
     return Extractor(contender.model, 'auto', contender.kind, contender.precision, contender.threads, keypoints).extract
 
 
 def _open_dense(contender: Contender, keypoints: int) -> Extract:
+    """Return the network's definition in PyTorch, with the weights that the runtimes are timed with."""
     try:
         import torch
 
         from edgepoint2_ros.network.reference import extract_dense
-        from edgepoint2_ros.network.weights import load_network
+        from edgepoint2_ros.network.weights import restore_network
     except ImportError as error:
         raise EdgePoint2Error(f'needs torch and onnx ({error})') from None
-    from edgepoint2_ros.official import download_weights, find_weights
-    from edgepoint2_ros.variants import find_variant
+    from edgepoint2_ros.models import find_model
 
     if contender.threads:
         torch.set_num_threads(contender.threads)
-    variant = find_variant(contender.model)
-    network = load_network(find_weights(variant) or download_weights(variant), variant)
+    network = restore_network(find_model(contender.model))
 
     def extract(image: np.ndarray) -> Features:
         size = (image.shape[1], image.shape[0])
         return Features(*extract_dense(network, image, keypoints), size, contender.model, '')
+
+    return extract
+
+
+def _open_official(contender: Contender, keypoints: int) -> Extract:
+    """Return the code of EdgePoint2's authors with their weights, from the folder that OFFICIAL_CODE names."""
+    try:
+        import torch
+    except ImportError as error:
+        raise EdgePoint2Error(f'needs torch ({error})') from None
+    folder = os.environ[OFFICIAL_CODE]
+    sys.path.insert(0, folder)
+    os.chdir(folder)  # it looks for its weights there
+    try:
+        from edgepoint2 import EdgePoint2Wrapper
+    except ImportError as error:
+        raise EdgePoint2Error(f'{OFFICIAL_CODE}={folder}: expected a clone of HITCSC/EdgePoint2: {error}') from None
+    if contender.threads:
+        torch.set_num_threads(contender.threads)
+    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval()
+
+    def extract(image: np.ndarray) -> Features:
+        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2))
+        [found] = network(gray[None, None].float() / 255)
+        rows = (found[name].numpy() for name in ('keypoints', 'scores', 'descriptors'))
+        return Features(*rows, (image.shape[1], image.shape[0]), contender.model, 'official')
 
     return extract
 

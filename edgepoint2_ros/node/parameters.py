@@ -357,8 +357,8 @@ def _to_text(value) -> str:
 
 
 def _write_documentation(checkout: Path) -> None:
-    for page in (checkout / 'README.md', checkout / 'docs' / 'node.md'):
-        page.write_text(_TABLE.sub(lambda _: to_markdown(), page.read_text(encoding='utf-8')), encoding='utf-8')
+    page = checkout / 'docs' / 'node.md'
+    page.write_text(_TABLE.sub(lambda _: to_markdown(), page.read_text(encoding='utf-8')), encoding='utf-8')
     (checkout / 'config' / 'extractor.yaml').write_text(to_yaml(), encoding='utf-8')
 
 

@@ -1,0 +1,85 @@
+"""Match two images: count keypoints, matches and inliers, and draw the matches."""
+
+import argparse
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.cli import add_extractor_arguments
+from edgepoint2_ros.drawing import draw_matches, write_caption
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.matching import GEOMETRIES, match, verify
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of ``edgepoint2 match``."""
+    parser.add_argument(
+        'images', nargs='*', type=Path, metavar='IMAGE', help='two images (default: a stereo pair of scikit-image)'
+    )
+    add_extractor_arguments(parser)
+    parser.add_argument('--max-keypoints', type=int, default=1000, help='of each image (default: %(default)s)')
+    parser.add_argument(
+        '--geometry', choices=list(GEOMETRIES), default='epipolar', help='of the inliers (default: %(default)s)'
+    )
+    parser.add_argument('--output', type=Path, default=Path('matches.png'), help='(default: %(default)s)')
+
+
+def run(options: argparse.Namespace) -> int:
+    """Match two images and write the picture.
+
+    Raises:
+        EdgePoint2Error: not two images, or one that cannot be read.
+    """
+    paths = options.images or _sample()
+    if len(paths) != 2:
+        raise EdgePoint2Error(f'match: expected two images, got {len(paths)}')
+    images = [_read(path) for path in paths]
+    extractor = Extractor(
+        options.model, options.weights, options.backend, options.precision, options.threads, options.max_keypoints
+    )
+    print(extractor.description)
+    features = []
+    for path, image in zip(paths, images):
+        extractor.extract(image)  # warm-up: the first inference of an image size compiles the network for it
+        start = time.perf_counter()
+        features.append(extractor.extract(image))
+        print(f'{path}: {len(features[-1])} keypoints in {_ms(start)}')
+    start = time.perf_counter()
+    matches = match(*features)
+    print(f'{len(matches)} mutual nearest neighbours in {_ms(start)}')
+    start = time.perf_counter()
+    inliers, _ = verify(*features, matches, options.geometry)
+    print(f'{len(inliers)} inliers ({options.geometry} geometry) in {_ms(start)}')
+
+    agrees = np.isin(matches[:, 0], inliers[:, 0])
+    xy = [f.xy[column] for f, column in zip(features, matches.T)]
+    picture = draw_matches(*images, *xy, agrees)
+    text = f'{extractor.variant}: {len(inliers)} inliers of {len(matches)} matches'
+    if not cv2.imwrite(str(options.output), write_caption(picture, text)):
+        raise EdgePoint2Error(f'match: cannot write {options.output}')
+    print(f'wrote {options.output}')
+    return 0
+
+
+def _sample() -> list[Path]:
+    """Return two photographs that come with scikit-image: a motorcycle in a workshop, from the left and the right."""
+    if find_spec('skimage') is None:
+        raise EdgePoint2Error('match: expected two images; the sample pair comes with `pip install scikit-image`')
+    from skimage import data
+
+    return [Path(data.__file__).with_name(f'motorcycle_{side}.png') for side in ('left', 'right')]
+
+
+def _read(path: Path) -> np.ndarray:
+    image = cv2.imread(str(path)) if path.is_file() else None
+    if image is None:
+        raise ImageError(f'expected an image file, but {path} cannot be read as one')
+    return image
+
+
+def _ms(start: float) -> str:
+    return f'{(time.perf_counter() - start) * 1e3:.1f} ms'
