@@ -29,6 +29,9 @@ def main(args=None) -> int:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from edgepoint2_ros.node.survival import provide_log_folder
+
+    provide_log_folder()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # its class differs between distributions: a parameter file that is missing or not one

@@ -1,6 +1,13 @@
-"""What keeps a node alive: an exception in one of its callbacks is logged and counted, and the others are served."""
+"""What keeps a node alive: an exception in one of its callbacks is logged and counted, and the others are served.
 
+And it starts where there is no home for the log files of ROS.
+"""
+
+import contextlib
 import math
+import os
+import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -39,6 +46,18 @@ class Failures:
         self._node.get_logger().error(line)
 
 
+def provide_log_folder() -> None:
+    """Name ROS a folder for its log files before it starts; where it has none that can be written, it does not."""
+    if os.environ.get('ROS_LOG_DIR'):
+        return
+    folder = os.path.expanduser(os.path.join(os.environ.get('ROS_HOME') or '~/.ros', 'log'))
+    with contextlib.suppress(OSError):  # then ROS says what it misses
+        if folder.startswith('~') or not _is_writable(folder):
+            folder = tempfile.mkdtemp(prefix='ros_log_')
+            print(f'the log files of ROS go to {folder}: there is no home that can be written', file=sys.stderr)
+        os.environ['ROS_LOG_DIR'] = folder
+
+
 def spin(executor, node, stop, timeout_sec: float | None = None) -> None:
     """Serve the callbacks of a node, whatever they raise, until an event is set or ROS is shut down.
 
@@ -57,6 +76,15 @@ def spin(executor, node, stop, timeout_sec: float | None = None) -> None:
             node.failures.add(error)
             _free(node)
             stop.wait(PAUSE)
+
+
+def _is_writable(folder: str) -> bool:
+    """Make a folder, and tell whether that worked and files can be written there."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
 
 
 def _free(node) -> None:

@@ -30,7 +30,7 @@ from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.frames import Frames, to_quaternion
 from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
-from edgepoint2_ros.node.survival import Failures, spin
+from edgepoint2_ros.node.survival import Failures, provide_log_folder, spin
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
@@ -321,6 +321,7 @@ def main(args=None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    provide_log_folder()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     try:
