@@ -509,6 +509,18 @@ def test_a_frame_that_has_a_parent_gets_no_second_one(tf2_msgs, start_rig):
     assert robot.heard == []
 
 
+@pytest.mark.parametrize('setting', ['publish_tf:=true', 'base_frame:=base_link'])
+def test_where_the_message_of_tf2_is_missing_what_needs_it_is_refused_in_one_line(setting):
+    module = 'edgepoint2_ros.node.visual_odometry'
+    code = f'import sys; sys.modules["tf2_msgs"] = None; from {module} import main; sys.exit(main())'
+    process = subprocess.run(
+        [sys.executable, '-c', code, '--ros-args', '-p', setting], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert process.returncode == 1
+    assert process.stderr.startswith('visual_odometry: base_frame and publish_tf need tf2_msgs: sudo apt install ros-')
+    assert process.stderr.count('\n') == 1
+
+
 def test_no_transforms_are_published_unasked(rig):
     rig.send_camera('move it sideways')
     rig.fly(views())
