@@ -398,6 +398,34 @@ def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros):
     node.destroy_node()
 
 
+def test_the_first_inference_at_a_size_is_said_to_be_that_and_no_overload(gray, ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    node = ExtractorNode(namespace='warm_up')
+    assert node.start(lambda: False)
+    camera = node._cameras[0]
+    reports = []
+    node._diagnostics = SimpleNamespace(publish=reports.append)
+    small = np.ascontiguousarray(gray[:240, :320])
+    for pixels, first in ((gray, True), (gray, False), (small, True), (gray, False)):
+        height, width = pixels.shape
+        image = Image(height=height, width=width, step=width, encoding='mono8', data=array('B', pixels.tobytes()))
+        for _ in range(30):
+            node.receive(image)
+        wait_until(lambda: camera.health.waiting == 0)
+        node.report()
+        status = reports[-1].status[1]
+        if first:
+            assert status.level == DiagnosticStatus.OK
+            assert status.message.startswith(f'the first inference at {width} x {height} pixels took ')
+            assert status.message.endswith(' images dropped meanwhile')
+        else:
+            assert status.level == DiagnosticStatus.WARN
+            assert 'images dropped, they come faster than they can be processed' in status.message
+    node.stop()
+    node.destroy_node()
+
+
 def test_a_transition_that_fails_is_explained_and_can_be_tried_again(ros):
     from edgepoint2_ros.node.extractor_node import ExtractorNode
 

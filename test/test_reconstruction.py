@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from exif import store
 
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -107,26 +109,60 @@ def test_a_bag_is_exported_to_both(official_model, photograph, tmp_path, capsys)
     assert 'expected a name that ends in .db (COLMAP) or .h5 (hloc)' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_photographs_become_cameras_and_points(official_model, tmp_path, monkeypatch):
+@pytest.fixture
+def reconstruct(official_model, monkeypatch):
+    """The example, as a module."""
     pytest.importorskip('pycolmap', reason='pycolmap is not installed')
-    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
-    photos = sorted(PHOTOS.glob('*_*.jpg'))
-    if not photos:
-        pytest.skip(f'no photographs in {PHOTOS}')
     official_model('T-32')
     monkeypatch.syspath_prepend(ROOT / 'examples')
     import reconstruct
 
+    yield reconstruct
+    sys.modules.pop('reconstruct')
+
+
+@pytest.fixture
+def photos() -> list[Path]:
+    found = sorted(PHOTOS.glob('*_*.jpg'))[:8]
+    if not found:
+        pytest.skip(f'no photographs in {PHOTOS}')
+    return found
+
+
+@pytest.mark.slow
+def test_photographs_become_cameras_and_points(reconstruct, photos, tmp_path, capsys):
+    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
     folder = tmp_path / 'photos'
     folder.mkdir()
-    for photo in photos[:8]:
+    for photo in photos:
         (folder / photo.name).symlink_to(photo)
     (folder / 'notes.txt').write_text('no photograph')
     model = reconstruct.reconstruct(folder, tmp_path / 'out', Extractor('T-32', max_keypoints=1500), long_side=800)
+    assert f'left out: expected an image, but {folder}/notes.txt cannot be read as one' in capsys.readouterr().out
     assert model.num_reg_images() >= 6
     assert model.num_points3D() > 300
     assert model.compute_mean_reprojection_error() < 1.5
     reconstruct.draw(model, tmp_path / 'picture.png')
     assert (tmp_path / 'picture.png').stat().st_size > 10_000
-    sys.modules.pop('reconstruct')
+
+
+@pytest.mark.slow
+def test_photographs_stored_on_their_side_stay_so(reconstruct, photos, tmp_path):
+    """As COLMAP reads them: its cameras, keypoints and undistorted images are those of the files."""
+    import pycolmap
+
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for photo, orientation in zip(photos, (6, 8, 6, 3, 6, 1, 8, 6)):
+        store(folder / photo.name, cv2.imread(str(photo)), orientation)
+    model = reconstruct.reconstruct(folder, tmp_path / 'out', Extractor('T-32', max_keypoints=1500), long_side=800)
+    assert model.num_reg_images() >= 6
+    for image in model.images.values():
+        width, height = pycolmap.Bitmap.read(str(folder / image.name), True).to_array().shape[1::-1]
+        camera = model.cameras[image.camera_id]
+        assert (camera.width, camera.height) == (width, height)
+        xy = np.array([point.xy for point in image.points2D])
+        assert (xy >= 0).all()
+        assert (xy <= [width, height]).all()
+    pycolmap.undistort_images(tmp_path / 'undistorted', tmp_path / 'out' / '0', folder)
+    assert len(list((tmp_path / 'undistorted' / 'images').iterdir())) == model.num_reg_images()
