@@ -13,13 +13,14 @@ IR_VERSION = 8
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph in the making; values are named by strings."""
+    """Nodes and constants of the ONNX graph of a network in the making; values are named by strings."""
 
-    def __init__(self, prefix: str = '', half: bool = False):
+    def __init__(self, network: EdgePoint2, prefix: str = ''):
+        self.network = network
         self.prefix = prefix  # keeps names apart in the branches of an If
-        self.half = half  # convolutions in fp16
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
+        self._names = {module: name for name, module in network.named_modules()}
 
     def op(self, kind: str, *inputs, outputs: int = 1, name: str = '', **attributes):
         """Append an operator and return its output's name; arrays and numbers among the inputs become constants."""
@@ -29,11 +30,11 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
         return base if outputs == 1 else results
 
-    def constant(self, value, kind: type = np.float32) -> str:
+    def constant(self, value, kind: type = np.float32, name: str = '') -> str:
         """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
-        name = f'{self.prefix}constant_{len(self.initializers)}'
+        name = name or f'{self.prefix}c{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
@@ -41,49 +42,47 @@ class Graph:
         """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
         branches = []
         for place, build in enumerate((then, otherwise)):
-            branch = Graph(f'{self.prefix}branch_{len(self.nodes)}_{place}_')
+            branch = Graph(self.network, f'{self.prefix}branch_{len(self.nodes)}_{place}_')
             result = helper.make_empty_tensor_value_info(build(branch))
             branches.append(helper.make_graph(branch.nodes, branch.prefix, [], [result], branch.initializers))
         condition = self.op('Cast', condition, to=TensorProto.BOOL)
         return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
 
-    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> str:
-        """Append a convolution with its batch normalisation folded in."""
-        weight, offset = fold(conv, norm)
-        x = self.convolve(x, weight, offset, conv.kernel_size, conv.stride, conv.padding, conv.groups)
-        return self.op('Relu', x) if relu else x
+    def fold(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[str, np.ndarray, np.ndarray]:
+        """Return name, weights and offsets, float32, of a convolution with its batch normalisation folded in.
+
+        Rounded once, before anything is made of them: a model of a restored network is the same to the bit.
+        """
+        weight = conv.weight.detach().double().numpy()
+        offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
+        if norm is not None:
+            gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
+            weight = weight * gain[:, None, None, None]
+            offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
+        return self._names[conv], weight.astype(np.float32), offset.astype(np.float32)
 
     def convolve(
         self,
         x: str,
         weight: np.ndarray | str,
-        offset: np.ndarray,
+        offset: np.ndarray | str,
         size: tuple[int, int] = (1, 1),
         stride: tuple[int, int] = (1, 1),
         padding: tuple[int, int] = (0, 0),
         groups: int = 1,
     ) -> str:
-        """Append a convolution; weights (outputs, inputs / groups, *size), or their name, and offsets (outputs,)."""
-        kind = np.float16 if self.half else np.float32
-        return self.op(
-            'Conv',
-            x,
-            weight if isinstance(weight, str) else self.constant(weight, kind),
-            self.constant(offset, kind),
-            kernel_shape=size,
-            strides=stride,
-            pads=[*padding, *padding],
-            group=groups,
-        )
+        """Append a convolution; weights (outputs, inputs / groups, *size) and offsets (outputs,), or their names."""
+        pads = [*padding, *padding]
+        return self.op('Conv', x, weight, offset, kernel_shape=size, strides=stride, pads=pads, group=groups)
 
     def average_pool(self, x: str, size: int) -> str:
         return self.op('AveragePool', x, kernel_shape=[size, size], strides=[size, size])
 
-    def model(self, network: EdgePoint2, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
+    def model(self, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
         """Return the graph as a checked model; ``inputs`` (uint8) and ``outputs`` (float32) by name, with shapes."""
         graph = helper.make_graph(
             self.nodes,
-            f'EdgePoint2 {network.variant}',
+            f'EdgePoint2 {self.network.variant}',
             [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             self.initializers,
@@ -98,18 +97,7 @@ class Graph:
         return model
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and offsets, float64, of a convolution with its batch normalisation folded in."""
-    weight = conv.weight.detach().double().numpy()
-    offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
-    if norm is not None:
-        gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
-        weight = weight * gain[:, None, None, None]
-        offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
-    return weight, offset
-
-
-def gray_image(graph: Graph) -> tuple[str, str, str]:
+def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
     """Return width and height of the image and of the network's grid, float (2,) each, and the network's input.
 
     That is the gray image on the grid with mean 0 and variance 1, (1, 1, H, W).
@@ -129,23 +117,23 @@ def gray_image(graph: Graph) -> tuple[str, str, str]:
         pixels = graph.op('Resize', pixels, '', '', size, mode='linear', coordinate_transformation_mode='align_corners')
         return graph.op('Squeeze', pixels, [0, 1])
 
-    if graph.half:
-        gray = average_channels(graph)
-    else:
+    if branches:
         gray = graph.choose(
             graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
             lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
             average_channels,
         )
-    gray = graph.op('Mul', gray, 1 / 255)
-    if graph.half:
-        gray = resample(graph)
     else:
+        gray = average_channels(graph)
+    gray = graph.op('Mul', gray, 1 / 255)
+    if branches:
         gray = graph.choose(
             graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
             lambda branch: branch.op('Identity', gray),
             resample,
         )
+    else:
+        gray = resample(graph)
     width_height = [
         graph.op('Cast', graph.op('Gather', size, [1, 0]), to=TensorProto.FLOAT) for size in (height_width, grid)
     ]

@@ -17,6 +17,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.variants import NAMES
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
+LARGEST_INTEGER = 2**63 - 1  # of a parameter
 _CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
 
@@ -50,7 +51,8 @@ class Parameter:
         if self.choices:
             return 'one of ' + ', '.join(self.choices)
         if self.minimum is not None:
-            return f'{_TYPE_NAMES[self.type]} from {self.minimum} to {self.maximum}'
+            limit = '' if self.maximum is None else f' to {self.maximum}'
+            return f'{_TYPE_NAMES[self.type]} from {self.minimum}{limit}'
         return _TYPE_NAMES[self.type]
 
     def check(self, value):
@@ -66,7 +68,8 @@ class Parameter:
         if (
             type(value) is not self.type
             or (self.choices and value not in self.choices)
-            or (self.minimum is not None and not self.minimum <= value <= self.maximum)
+            or (self.minimum is not None and not self.minimum <= value)
+            or (self.maximum is not None and not value <= self.maximum)
             or not self.test(value)
         ):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
@@ -98,10 +101,9 @@ PARAMETERS = (
     Parameter(
         'max_keypoints',
         2048,
-        'Most keypoints of an image, at most as many as the model was made for: 2048 for all that ship. For more, '
-        '`edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
+        'Most keypoints of an image. CPUs give any number, TensorRT at most what the model was made for: 2048 for '
+        'all that ship; for up to 3840 `edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
         minimum=1,
-        maximum=3840,
         live=True,
     ),
     Parameter(
@@ -193,7 +195,8 @@ def declare(node) -> None:
         descriptor.description = parameter.description
         descriptor.additional_constraints = parameter.expected
         if parameter.minimum is not None:
-            limits = {'from_value': parameter.minimum, 'to_value': parameter.maximum}
+            highest = LARGEST_INTEGER if parameter.maximum is None else parameter.maximum
+            limits = {'from_value': parameter.minimum, 'to_value': highest}
             if parameter.type is int:
                 descriptor.integer_range = [IntegerRange(**limits)]
             else:
