@@ -77,13 +77,10 @@ class Extractor:
     @max_keypoints.setter
     def max_keypoints(self, value: int) -> None:
         most = self._engine.max_keypoints
-        if value < 1:
-            raise EdgePoint2Error(f'max_keypoints: expected 1 or more, got {value}')
-        if most is not None and value > most:
-            raise EdgePoint2Error(
-                f'max_keypoints: expected 1 to {most}, for which the model was made for TensorRT, got {value}: make it '
-                f'again with `edgepoint2 models import --max-keypoints`, or run it on the CPU'
-            )
+        if value < 1 or (most and value > most):
+            advice = '; for more, make the model again with `edgepoint2 models import --max-keypoints`, or use a CPU'
+            limits = f'1 to {most} on TensorRT, got {value}{advice}' if most else f'1 or more, got {value}'
+            raise EdgePoint2Error(f'max_keypoints: expected {limits}')
         self._max_keypoints = int(value)
 
     @property

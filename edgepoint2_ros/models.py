@@ -30,24 +30,14 @@ WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no p
 
 @dataclass(frozen=True)
 class Model:
-    """An ONNX model on disk.
+    """An ONNX model on disk; ``card`` holds every entry of its card."""
 
-    Attributes:
-        path: of the model for CPUs in fp32.
-        variant: the Variant.
-        digest: identity of the weights, 16 hex digits.
-        max_keypoints: the most keypoints that the model for TensorRT returns.
-        subpixel: whether keypoints are refined by a parabola through the score map.
-        sha256: of each file, by the end of its name.
-        card: every entry of the card.
-    """
-
-    path: Path
+    path: Path  # of the model for CPUs in fp32
     variant: Variant
     digest: str
-    max_keypoints: int
+    max_keypoints: int  # of the model for TensorRT
     subpixel: bool
-    sha256: dict[str, str] = field(repr=False)
+    sha256: dict[str, str] = field(repr=False)  # of each file, by the end of its name
     card: dict = field(repr=False)
 
 

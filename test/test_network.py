@@ -129,6 +129,8 @@ def test_a_model_gives_its_network_back(name, tmp_path, photograph):
         # Training can go on from it: batch normalisation by the batch changes little, as it does in a trained network.
         moved = (trainable.train()(photograph)[0] - scores).std()
     assert moved < scores.std()
+    trainable.conv1.bias.data += 1
+    assert weights_digest(trainable) != model.digest
     model.path.unlink()
     with pytest.raises(ModelError, match='make the model again'):
         restore_network(model)

@@ -123,9 +123,7 @@ def test_an_image_goes_up_and_k_rows_come_back_and_nothing_else(start, cuda, pho
 
 def test_more_keypoints_than_the_model_returns_are_refused(start, model, photograph):
     start()
-    refusal = (
-        'max_keypoints: expected 1 to 2048, for which the model was made for TensorRT, got 2049: make it again with'
-    )
+    refusal = 'max_keypoints: expected 1 to 2048 on TensorRT, got 2049; for more, make the model again'
     with pytest.raises(EdgePoint2Error, match=refusal):
         Extractor('T-32', backend='tensorrt', max_keypoints=2049)
     extractor = Extractor('T-32', backend='tensorrt')

@@ -6,6 +6,7 @@ speed of a large copy, each read and written once per convolution.
 """
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -39,19 +40,18 @@ def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
 
     from edgepoint2_ros.network import EdgePoint2
 
-    stages = {'desc_head': 'description', **dict.fromkeys(('conv1', 'conv2', 'conv3', 'score_head'), 'detection')}
     layers = []
 
-    def count(name: str, conv: torch.nn.Conv2d, image: torch.Tensor, output: torch.Tensor) -> None:
-        part = name.split('.')[0]
-        operations = 2 * conv.weight[0].numel() * output.numel()
-        layers.append((stages.get(part, part), operations, image.numel() + output.numel()))
+    def count(stage: str, conv: torch.nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        layers.append((stage, 2 * conv.weight[0].numel() * output.numel(), inputs[0].numel() + output.numel()))
 
     with torch.device('meta'):  # shapes, no arithmetic
         network = EdgePoint2(variant).eval()
         for name, module in network.named_modules():
             if isinstance(module, torch.nn.Conv2d):
-                module.register_forward_hook(lambda conv, inputs, output, name=name: count(name, conv, *inputs, output))
+                part = name.split('.')[0]
+                stage = part if part in STAGES else 'description' if part == 'desc_head' else 'detection'
+                module.register_forward_hook(functools.partial(count, stage))
         network(torch.empty(1, 1, HEIGHT, WIDTH))
     return layers
 

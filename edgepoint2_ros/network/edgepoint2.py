@@ -45,17 +45,12 @@ class ResNet(nn.Module):
 
 
 class EdgePoint2(nn.Module):
-    """One of the 14 variants.
-
-    Attributes:
-        variant: the Variant.
-        digest: identity of the weights where they come from a model, in which they are stored in another form; else ''.
-    """
+    """One of the 14 variants."""
 
     def __init__(self, variant: Variant):
         super().__init__()
         self.variant = variant
-        self.digest = ''
+        self.digests = {}  # of the models that these weights were restored from, by their own
         c1, c2, c3, c4, cdetect = variant.c1, variant.c2, variant.c3, variant.c4, variant.cdetect
         self.normalise = nn.InstanceNorm2d(1)
         self.block1 = nn.Sequential(ConvBlock(1, c1, kernel=4, stride=2), ConvBlock(c1, c2), ResNet(c2, c2))

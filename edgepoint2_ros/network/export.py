@@ -49,12 +49,13 @@ def export_model(
         ModelError: max_keypoints is out of range.
     """
     path = Path(path)
-    sparse = build_sparse(network, max_keypoints, subpixel, half=True)
+    scene = draw_scene(480, 640, 1)  # sharp and blurred its maps reach as high as those of photographs
+    limits = calibrate(network, [scene, cv2.GaussianBlur(scene, (0, 0), 3)[..., None]])
     contents, files = {}, {}
     for suffix, precision, model in (
         ('.onnx', 'fp32', build_maps(network)),
-        ('.int8.onnx', 'int8', build_maps(network, calibrate(network, _calibration_images()))),
-        ('.tensorrt.onnx', 'fp16', sparse),
+        ('.int8.onnx', 'int8', build_maps(network, limits)),
+        ('.tensorrt.onnx', 'fp16', build_sparse(network, max_keypoints, subpixel, half=True)),
     ):
         contents[suffix] = model.SerializeToString()
         inputs, outputs = (', '.join(end.name for end in ends) for ends in (model.graph.input, model.graph.output))
@@ -84,24 +85,13 @@ def export_model(
     return path
 
 
-def _calibration_images() -> list[np.ndarray]:
-    """Return the drawn scene, sharp and blurred: its maps reach as high as those of photographs."""
-    scene = draw_scene(480, 640, 1)
-    return [scene, cv2.GaussianBlur(scene, (0, 0), 3)[..., None]]
-
-
 def export_again(source: Path, folder: Path, card: dict | None = None) -> Path:
-    """Export the weights of a model (.json or .onnx), or of a file of weights (.pth), into another folder or its own.
-
-    Args:
-        source: the model or the file of weights. What its card says, that beside a file of weights too, is kept.
-        folder: takes the model, named after the variant.
-        card: entries of the card to add or to change.
+    """Export a model (.json) or weights (.pth) again; what the card beside them says is kept, but for ``card``.
 
     Raises:
         ModelError: the source is missing, corrupt or not what its name says.
     """
-    if source.suffix in ('.json', '.onnx'):
+    if source.suffix == '.json':
         model = open_model(source.with_suffix('.onnx'))
         network, before, options = restore_network(model), model.card, (model.max_keypoints, model.subpixel)
     else:
@@ -117,13 +107,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='cards (.json) or weights (.pth)')
     parser.add_argument('--output', type=Path, required=True, metavar='FOLDER')
-    parser.add_argument(
-        '--card', nargs='*', default=[], metavar='KEY=VALUE', help='entries of the card: weights=shipped licence=MIT'
-    )
+    parser.add_argument('--card', nargs='*', default=[], metavar='KEY=VALUE', help='entries to add, or to change')
     options = parser.parse_args()
-    card = dict(entry.split('=', 1) for entry in options.card)
     for source in options.sources:
-        print(export_again(source, options.output, card))
+        print(export_again(source, options.output, dict(entry.split('=', 1) for entry in options.card)))
 
 
 if __name__ == '__main__':

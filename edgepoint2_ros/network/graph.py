@@ -3,24 +3,21 @@
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from edgepoint2_ros.models import STRIDE
-from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
 IR_VERSION = 8
 
 
 class Graph:
-    """Nodes and constants of the ONNX graph of a network in the making; values are named by strings."""
+    """Nodes and constants of an ONNX graph in the making; values are named by strings."""
 
-    def __init__(self, network: EdgePoint2, prefix: str = ''):
-        self.network = network
-        self.prefix = prefix  # keeps names apart in the branches of an If
+    def __init__(self, scope: str = ''):
+        self.scope = scope  # keeps names apart in the branches of an If
+        self.prefix = scope  # of the names of operators; a profile tells the network's stages by it
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self._names = {module: name for name, module in network.named_modules()}
 
     def op(self, kind: str, *inputs, outputs: int = 1, name: str = '', **attributes):
         """Append an operator and return its output's name; arrays and numbers among the inputs become constants."""
@@ -34,7 +31,7 @@ class Graph:
         """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
-        name = name or f'{self.prefix}c{len(self.initializers)}'
+        name = name or f'{self.scope}c{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
@@ -42,47 +39,17 @@ class Graph:
         """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
         branches = []
         for place, build in enumerate((then, otherwise)):
-            branch = Graph(self.network, f'{self.prefix}branch_{len(self.nodes)}_{place}_')
+            branch = Graph(f'{self.prefix}branch_{len(self.nodes)}_{place}_')
             result = helper.make_empty_tensor_value_info(build(branch))
             branches.append(helper.make_graph(branch.nodes, branch.prefix, [], [result], branch.initializers))
         condition = self.op('Cast', condition, to=TensorProto.BOOL)
         return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
 
-    def fold(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[str, np.ndarray, np.ndarray]:
-        """Return name, weights and offsets, float32, of a convolution with its batch normalisation folded in.
-
-        Rounded once, before anything is made of them: a model of a restored network is the same to the bit.
-        """
-        weight = conv.weight.detach().double().numpy()
-        offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
-        if norm is not None:
-            gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
-            weight = weight * gain[:, None, None, None]
-            offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
-        return self._names[conv], weight.astype(np.float32), offset.astype(np.float32)
-
-    def convolve(
-        self,
-        x: str,
-        weight: np.ndarray | str,
-        offset: np.ndarray | str,
-        size: tuple[int, int] = (1, 1),
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
-        groups: int = 1,
-    ) -> str:
-        """Append a convolution; weights (outputs, inputs / groups, *size) and offsets (outputs,), or their names."""
-        pads = [*padding, *padding]
-        return self.op('Conv', x, weight, offset, kernel_shape=size, strides=stride, pads=pads, group=groups)
-
-    def average_pool(self, x: str, size: int) -> str:
-        return self.op('AveragePool', x, kernel_shape=[size, size], strides=[size, size])
-
-    def model(self, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
+    def model(self, name: str, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
         """Return the graph as a checked model; ``inputs`` (uint8) and ``outputs`` (float32) by name, with shapes."""
         graph = helper.make_graph(
             self.nodes,
-            f'EdgePoint2 {self.network.variant}',
+            name,
             [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             self.initializers,

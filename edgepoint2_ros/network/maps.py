@@ -23,16 +23,14 @@ Outputs, where h and w are H and W floored to multiples of 32
     descriptors  float32 (1, h/4, w/4, D), not normalised.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import onnx
 import onnxruntime
 from torch import nn
 
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
-from edgepoint2_ros.network.graph import Graph, gray_image
-from edgepoint2_ros.network.layers import write_layers
+from edgepoint2_ros.network.graph import gray_image
+from edgepoint2_ros.network.layers import Layers, Map
 
 LANES = 16  # float32 numbers of the widest vectors
 
@@ -44,12 +42,13 @@ def build_maps(network: EdgePoint2, limits: list[float] | None = None) -> onnx.M
         network: the network with its weights; it is not changed.
         limits: what ``calibrate`` returned, for the model in int8; None for fp32.
     """
-    return _build(network, limits)[0]
+    return _WideLayers(network, limits).build()
 
 
 def calibrate(network: EdgePoint2, images: list[np.ndarray]) -> list[float]:
     """Return the highest magnitudes in the maps that are rounded to 8 bits, over ``images``, uint8 (H, W, C)."""
-    model, graph = _build(network, None)
+    graph = _WideLayers(network, None)
+    model = graph.build()
     names = list(graph.rounded)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
@@ -57,35 +56,8 @@ def calibrate(network: EdgePoint2, images: list[np.ndarray]) -> list[float]:
     return np.max(found, axis=0).tolist()
 
 
-def _build(network: EdgePoint2, limits: list[float] | None) -> tuple[onnx.ModelProto, '_WideGraph']:
-    graph = _WideGraph(network, limits)
-    graph.stage('input')
-    _, _, gray = gray_image(graph)
-    cells, descriptors = write_layers(graph, network, _Map(gray, 1))
-    descriptors = graph.conv(descriptors, network.desc_head[2])
-    graph.op('Reshape', graph.op('Transpose', cells.name, perm=[0, 2, 3, 1]), [0, 0, -1, 4], name='cells')
-    graph.op('Transpose', descriptors.name, name='descriptors', perm=[0, 2, 3, 1])
-    model = graph.model(
-        {'image': ('height', 'width', 'channels')},
-        {
-            'cells': (1, 'cell_rows', 'cell_columns', 4),
-            'descriptors': (1, 'map_height', 'map_width', network.variant.descriptor_size),
-        },
-    )
-    return model, graph
-
-
-class _Map(NamedTuple):
-    """A map of the graph: ``pixels`` neighbours of a row lie in it as one, with ``channels`` each."""
-
-    name: str
-    channels: int
-    pixels: int = 1
-    signed: bool = True
-
-
-class _WideGraph(Graph):
-    """A graph of layers rearranged for wide vectors, in which convolutions may compute in int8.
+class _WideLayers(Layers):
+    """Layers rearranged for wide vectors, whose convolutions may compute in int8.
 
     The weights of a convolution begin with those of the state dict: ``weight[:outputs, :inputs, :height, :width]``.
 
@@ -99,13 +71,25 @@ class _WideGraph(Graph):
         self.limits = limits
         self.rounded: dict[str, str] = {}
 
-    def stage(self, name: str) -> None:
-        """Begin a stage, by which a profile sums up what follows."""
-        self.prefix = f'{name}/'
+    def build(self) -> onnx.ModelProto:
+        self.prefix = 'input/'
+        _, _, gray = gray_image(self)
+        cells, descriptors = self.write(gray)
+        descriptors = self.conv(descriptors, self.network.desc_head[2])
+        self.op('Reshape', self.op('Transpose', cells.name, perm=[0, 2, 3, 1]), [0, 0, -1, 4], name='cells')
+        self.op('Transpose', descriptors.name, name='descriptors', perm=[0, 2, 3, 1])
+        return self.model(
+            f'EdgePoint2 {self.network.variant}',
+            {'image': ('height', 'width', 'channels')},
+            {
+                'cells': (1, 'cell_rows', 'cell_columns', 4),
+                'descriptors': (1, 'map_height', 'map_width', descriptors.channels),
+            },
+        )
 
     def conv(
-        self, x: _Map, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, exact: bool = False
-    ) -> _Map:
+        self, x: Map, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, exact: bool = False
+    ) -> Map:
         """Append a convolution of as many pixels at once as fill the lanes."""
         name, weight, offset = self.fold(conv, norm)
         outputs, inputs, height, width = weight.shape
@@ -123,68 +107,56 @@ class _WideGraph(Graph):
             weight = self.op('DequantizeLinear', rounded, scale, self.constant(np.zeros(len(scale)), np.int8), axis=0)
         if not exact:
             x = self._round(x)
-        result = self.convolve(
-            x.name if x.pixels == 1 else self._regroup(x.name, -1, x.channels),
-            weight,
-            self.constant(np.tile(offset, pixels), name=f'{name}.bias'),
-            wide.shape[2:],
-            (down, right * pixels),
-            conv.padding,
-            conv.groups,
-        )
+        offset = self.constant(np.tile(offset, pixels), name=f'{name}.bias')
+        packed = x.name if x.pixels == 1 else self._regroup(x.name, -1, x.channels)
+        shape = {'strides': (down, right * pixels), 'pads': conv.padding * 2}
+        result = self.op('Conv', packed, weight, offset, group=conv.groups, **shape)
         if relu and exact and self.limits is not None:
             # As Relu, OpenVINO would fold the rounding that follows into this convolution, which cannot do it, and add
             # a slow pass that can: 1.2 ms.
             result = self.op('Max', result, 0.0)
         elif relu:
             result = self.op('Relu', result)
-        return _Map(result, outputs, pixels, signed=not relu)
+        return Map(result, outputs, pixels, signed=not relu)
 
-    def add(self, x: _Map, y: _Map) -> _Map:
-        assert (x.channels, x.pixels) == (y.channels, y.pixels)
-        return x._replace(name=self.op('Relu', self.op('Add', x.name, y.name)), signed=False)
-
-    def pool(self, x: _Map, size: int) -> _Map:
+    def pool(self, x: Map, size: int) -> Map:
         if x.pixels == 1:
-            return x._replace(name=self.average_pool(x.name, size))
+            return super().pool(x, size)
         # Of packed pixels the average is a convolution, which needs no unpacking.
         assert x.pixels == size == 2
         weight = np.tile(np.eye(x.channels) / 4, 2)[:, :, None, None].repeat(2, axis=2)
-        result = self.convolve(x.name, weight, np.zeros(x.channels), (2, 1), (2, 1))
-        return _Map(result, x.channels, signed=x.signed)
+        result = self.op('Conv', x.name, weight, np.zeros(x.channels), strides=(2, 1))
+        return Map(result, x.channels, signed=x.signed)
 
-    def sum(self, *parts: tuple[_Map, nn.Conv2d, int]) -> _Map:
+    def sum(self, *parts: tuple[Map, nn.Conv2d, int]) -> Map:
         (x, conv, _), *coarse = parts
         total = self._project(x, conv)
         for x, conv, factor in coarse:
             name, weight, offset = self.fold(conv)
-            weight = self.constant(weight, name=f'{name}.weight')
-            offset = self.constant(np.tile(offset, factor), name=f'{name}.bias')
-            total = self._add_enlarged(total, x, weight, offset, factor)
+            total = self._add_enlarged(total, x, *self.store(name, weight, np.tile(offset, factor)), factor)
         return total
 
-    def join(self, conv: nn.Conv2d, *parts: tuple[_Map, int]) -> _Map:
+    def join(self, conv: nn.Conv2d, *parts: tuple[Map, int]) -> Map:
         """Append the sum of the maps, each under its part of the convolution while it is small."""
-        name, weight, offset = self.fold(conv)
-        weight = self.constant(weight, name=f'{name}.weight')
+        weight, offset = self.store(*self.fold(conv))
         weights = self.op('Split', weight, [x.channels for x, _ in parts], outputs=len(parts), axis=1)
         (x, _), *coarse = parts
         assert x.pixels == 1
-        total = _Map(self.convolve(x.name, weights[0], self.constant(offset, name=f'{name}.bias')), len(offset))
+        total = Map(self.op('Conv', x.name, weights[0], offset), conv.out_channels)
         for (x, factor), weight in zip(coarse, weights[1:]):
-            total = self._add_enlarged(total, x, weight, np.zeros(factor * len(offset)), factor)
+            total = self._add_enlarged(total, x, weight, np.zeros(factor * conv.out_channels), factor)
         return total
 
-    def _project(self, x: _Map, conv: nn.Conv2d) -> _Map:
+    def _project(self, x: Map, conv: nn.Conv2d) -> Map:
         """Append a 1x1 convolution; where its input is packed as its output will be, the pixels stay packed."""
         if x.pixels != max(1, LANES // conv.out_channels):
             return self.conv(x, conv, exact=True)
         name, weight, offset = self.fold(conv)
-        weight = self.constant(np.kron(np.eye(x.pixels), weight[:, :, 0, 0])[:, :, None, None], name=f'{name}.weight')
-        offset = self.constant(np.tile(offset, x.pixels), name=f'{name}.bias')
-        return _Map(self.convolve(x.name, weight, offset), conv.out_channels, x.pixels)
+        weight = np.kron(np.eye(x.pixels), weight[:, :, 0, 0])[:, :, None, None]
+        result = self.op('Conv', x.name, *self.store(name, weight, np.tile(offset, x.pixels)))
+        return Map(result, conv.out_channels, x.pixels)
 
-    def _add_enlarged(self, total: _Map, x: _Map, weight: str, offset: np.ndarray | str, factor: int) -> _Map:
+    def _add_enlarged(self, total: Map, x: Map, weight: str, offset: np.ndarray | str, factor: int) -> Map:
         """Append a 1x1 convolution, a bilinear up-sampling, corners not aligned, and the addition to ``total``.
 
         New pixel p of ``factor`` lies (p + 1/2) / factor - 1/2 to the right of the old one: between that and a
@@ -196,12 +168,12 @@ class _WideGraph(Graph):
         phases = self.op('Mul', blend[:, None, None, None], weight)
         phases = self.op('Reshape', phases, [factor * total.channels, x.channels, 1, 3])
         padded = self.op('Pad', x.name, [0, 0, 0, 1, 0, 0, 0, 1], mode='edge')
-        rows = self._regroup(self.convolve(padded, phases, offset, (1, 3)), 1, -1)  # (1, w channels, h, 1)
+        rows = self._regroup(self.op('Conv', padded, phases, offset), 1, -1)  # (1, w channels, h, 1)
         scales = [1.0, 1.0, factor, 1.0]
         rows = self.op('Resize', rows, '', scales, mode='linear', coordinate_transformation_mode='half_pixel')
         return total._replace(name=self.op('Add', total.name, self._regroup(rows, -1, total.channels * total.pixels)))
 
-    def _round(self, x: _Map) -> _Map:
+    def _round(self, x: Map) -> Map:
         """Append the rounding of a map to 8 bits with one scale, where the model is to be in int8."""
         if x.name not in self.rounded:
             result = x.name

@@ -15,18 +15,15 @@ Outputs, best score first, always K rows
     descriptors  float32 (K, D), rows of unit length.
 """
 
-import functools
-
 import numpy as np
 import onnx
 from onnx import TensorProto
-from torch import nn
 
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import BORDER, MAX_KEYPOINTS, MIN_CURVATURE, NMS_RADIUS, PAD_SCORE
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.graph import Graph, gray_image
-from edgepoint2_ros.network.layers import write_layers
+from edgepoint2_ros.network.layers import Layers
 
 MOST_KEYPOINTS = 3840  # TensorRT's TopK picks no more
 
@@ -49,18 +46,24 @@ def build_sparse(
         raise ModelError(
             f'max_keypoints: expected 1 to {MOST_KEYPOINTS} (TensorRT picks no more best ones), got {max_keypoints}'
         )
-    graph = _PlainGraph(network, half)
+    graph = Layers(network, np.float16 if half else np.float32)
+
+    def cast(x: str, kind: int) -> str:
+        return graph.op('Cast', x, to=kind) if half else x
+
+    graph.prefix = 'input/'
     image_size, network_size, gray = gray_image(graph, branches=not half)
-    scores, head = write_layers(graph, network, graph.cast(gray, TensorProto.FLOAT16))
-    score_map = graph.op('DepthToSpace', scores, blocksize=2, mode='CRD')
-    score_map, head = (graph.cast(x, TensorProto.FLOAT) for x in (score_map, head))
+    scores, head = graph.write(cast(gray, TensorProto.FLOAT16))
+    score_map = cast(graph.op('DepthToSpace', scores.name, blocksize=2, mode='CRD'), TensorProto.FLOAT)
+    graph.prefix = 'keypoints/'
     xy, scores = _keypoints(graph, score_map, network_size, max_keypoints, subpixel)
-    descriptors = _sample_descriptors(graph, head, xy, network_size)
+    descriptors = _sample_descriptors(graph, cast(head.name, TensorProto.FLOAT), xy, network_size)
     scale = graph.op('Div', image_size, network_size)
     graph.op('Mul', xy, scale, name='xy')
     graph.op('Identity', scores, name='scores')
     graph.op('Identity', descriptors, name='descriptors')
     return graph.model(
+        f'EdgePoint2 {network.variant}',
         {'image': ('height', 'width', 'channels'), 'mask': ('mask_height', 'mask_width')},
         {
             'xy': (max_keypoints, 2),
@@ -68,49 +71,6 @@ def build_sparse(
             'descriptors': (max_keypoints, network.variant.descriptor_size),
         },
     )
-
-
-class _PlainGraph(Graph):
-    """A graph of layers as they stand, with convolutions in fp32 or fp16."""
-
-    def __init__(self, network: EdgePoint2, half: bool):
-        super().__init__(network)
-        self.half = half
-
-    def stage(self, name: str) -> None:
-        """Nothing: TensorRT fuses what follows as it likes."""
-
-    def cast(self, x: str, kind: int) -> str:
-        """Append a cast to or from fp16, where there is any."""
-        return self.op('Cast', x, to=kind) if self.half else x
-
-    def conv(
-        self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, exact: bool = False
-    ) -> str:
-        name, *numbers = self.fold(conv, norm)
-        kind = np.float16 if self.half else np.float32
-        names = [self.constant(array, kind, f'{name}.{end}') for array, end in zip(numbers, ('weight', 'bias'))]
-        x = self.convolve(x, *names, conv.kernel_size, conv.stride, conv.padding, conv.groups)
-        return self.op('Relu', x) if relu else x
-
-    def add(self, x: str, y: str) -> str:
-        return self.op('Relu', self.op('Add', x, y))
-
-    def pool(self, x: str, size: int) -> str:
-        return self.average_pool(x, size)
-
-    def sum(self, *parts: tuple[str, nn.Conv2d, int]) -> str:
-        maps = [self._enlarge(self.conv(x, conv), factor) for x, conv, factor in parts]
-        return functools.reduce(lambda x, y: self.op('Add', x, y), maps)
-
-    def join(self, conv: nn.Conv2d, *parts: tuple[str, int]) -> str:
-        return self.conv(self.op('Concat', *(self._enlarge(*part) for part in parts), axis=1), conv)
-
-    def _enlarge(self, x: str, factor: int) -> str:
-        if factor == 1:
-            return x
-        scales = [1.0, 1.0, factor, factor]
-        return self.op('Resize', x, '', scales, mode='linear', coordinate_transformation_mode='half_pixel')
 
 
 def _keypoints(graph: Graph, score_map: str, network_size: str, count: int, subpixel: bool) -> tuple[str, str]:
@@ -167,7 +127,7 @@ def _keypoints(graph: Graph, score_map: str, network_size: str, count: int, subp
     return graph.op('Add', xy, graph.op('Concat', *offsets, axis=1)), scores
 
 
-def _sample_descriptors(graph: Graph, head: str, xy: str, network_size: str) -> str:
+def _sample_descriptors(graph: Layers, head: str, xy: str, network_size: str) -> str:
     """Return the descriptors (K, D) at ``xy``.
 
     Bilinear sampling and the last 1x1 convolution commute, because the border keeps every sample inside the map, so

@@ -52,16 +52,11 @@ def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:
 
 @torch.no_grad()
 def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
-    """Return the network that a model was made of, on the CPU, ready for inference.
+    """Return the network that a model was made of, ready for inference on the CPU; a model made of it is the same.
 
-    The weights come from the model for CPUs in fp32, by the names that they have in a state dict; a model made of them
-    again is the same. Their digest is that of the model.
-
-    Args:
-        model: the model.
-        trainable: make the network ready for further training, too. Batch normalisation, which was folded into the
-            convolutions, gets the mean and variance that its input has on a drawn scene, and the scale and shift that
-            undo them: but for rounding, what the network computes stays the same.
+    The weights come from the model for CPUs in fp32, by the names that they have in a state dict. To be ``trainable``,
+    batch normalisation, which was folded into the convolutions, gets the mean and variance that its input has on a
+    drawn scene, and the scale and shift that undo them: what the network computes stays the same, but for rounding.
 
     Raises:
         ModelError: the model is missing or corrupt.
@@ -86,7 +81,7 @@ def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
         norms.append(norm)
     if trainable:
         _estimate_statistics(network, norms)
-    network.digest = model.digest
+    network.digests = {weights_digest(network): model.digest}
     return network
 
 
@@ -103,15 +98,17 @@ def _estimate_statistics(network: EdgePoint2, norms: list[nn.BatchNorm2d]) -> No
 
 
 def weights_digest(network: EdgePoint2) -> str:
-    """Return the identity of the weights: 16 hex digits, equal for equal numbers however they were stored."""
-    if network.digest:
-        return network.digest
+    """Return the identity of the weights: 16 hex digits, equal for equal numbers however they were stored.
+
+    That of weights restored from a model is the model's, until they change.
+    """
     digest = hashlib.sha256(network.variant.name.encode())
     for name, tensor in sorted(network.state_dict().items()):
         if not name.endswith('num_batches_tracked'):  # counts training steps; no part of the function
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().numpy().astype('<f4').tobytes())
-    return digest.hexdigest()[:16]
+    own = digest.hexdigest()[:16]
+    return network.digests.get(own, own)
 
 
 def _variant_of(state: dict[str, torch.Tensor]) -> Variant | None:

@@ -17,7 +17,6 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.variants import NAMES
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
-LARGEST_INTEGER = 2**63 - 1  # of a parameter
 _CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
 
@@ -34,7 +33,7 @@ class Parameter:
     description: str
     choices: tuple[str, ...] = ()
     minimum: int | float | None = None
-    maximum: int | float | None = None
+    maximum: int | float | None = None  # none where only the minimum counts
     live: bool = False
     allowed: str = ''  # in words, where the rest does not say it
     test: Callable[[object], bool] = lambda value: True
@@ -51,8 +50,7 @@ class Parameter:
         if self.choices:
             return 'one of ' + ', '.join(self.choices)
         if self.minimum is not None:
-            limit = '' if self.maximum is None else f' to {self.maximum}'
-            return f'{_TYPE_NAMES[self.type]} from {self.minimum}{limit}'
+            return f'{_TYPE_NAMES[self.type]} from {self.minimum}' + (f' to {self.maximum}' if self.maximum else '')
         return _TYPE_NAMES[self.type]
 
     def check(self, value):
@@ -68,8 +66,7 @@ class Parameter:
         if (
             type(value) is not self.type
             or (self.choices and value not in self.choices)
-            or (self.minimum is not None and not self.minimum <= value)
-            or (self.maximum is not None and not value <= self.maximum)
+            or (self.minimum is not None and not self.minimum <= value <= (self.maximum or value))
             or not self.test(value)
         ):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
@@ -195,8 +192,7 @@ def declare(node) -> None:
         descriptor.description = parameter.description
         descriptor.additional_constraints = parameter.expected
         if parameter.minimum is not None:
-            highest = LARGEST_INTEGER if parameter.maximum is None else parameter.maximum
-            limits = {'from_value': parameter.minimum, 'to_value': highest}
+            limits = {'from_value': parameter.minimum, 'to_value': parameter.maximum or 2**63 - 1}
             if parameter.type is int:
                 descriptor.integer_range = [IntegerRange(**limits)]
             else:
