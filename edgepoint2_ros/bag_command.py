@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extracting.add_argument('--keypoints-topic', default='', help='(default: keypoints beside the image topic)')
     extracting.add_argument('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy; '*': all")
     add_extractor_arguments(extracting)
-    extracting.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
+    extracting.add_argument('--max-keypoints', type=int, help='(default: 2048)')
     extracting.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
     extracting.add_argument('--encoding', choices=ENCODINGS, default='float32', help='(default: %(default)s)')
     extracting.add_argument('--storage', choices=STORAGES, default='mcap', help='(default: %(default)s)')

@@ -54,7 +54,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     extract = commands.add_parser('extract', help='extract the features of image files')
     extract.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
     add_extractor_arguments(extract)
-    extract.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
+    extract.add_argument('--max-keypoints', type=int, help='(default: 2048)')
     extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
     extract.add_argument('--mask', help='image, not black where keypoints are allowed, scaled to each image')
     extract.add_argument(
@@ -103,7 +103,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--max-keypoints', type=int, default=2048, help='most keypoints of the model (%(default)s)')
+    parser.add_argument('--max-keypoints', type=int, default=2048, help='most keypoints on TensorRT (%(default)s)')
     parser.add_argument('--no-subpixel', action='store_true', help='leave keypoints at whole pixels')
 
 

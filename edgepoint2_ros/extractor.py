@@ -6,7 +6,7 @@ import numpy as np
 from edgepoint2_ros.engines import LOG, Report, open_engine
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.models import MIN_SIZE, STRIDE, find_model
+from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, STRIDE, find_model
 
 MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
 _NO_MASK = np.ones((1, 1), np.uint8)
@@ -41,7 +41,8 @@ class Extractor:
             backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
             precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
             threads: threads of the runtime; 0 takes every core.
-            max_keypoints: most keypoints of an image; by default and at most what the model was exported with (2048).
+            max_keypoints: most keypoints of an image, 2048 by default. CPUs give any number, TensorRT as many as the
+                model was made for: 2048 for all that ship.
             score_threshold: keypoints score above it (raw logits).
             report: takes lines about what takes long, such as building a plan, or did not work out.
 
@@ -53,9 +54,9 @@ class Extractor:
         self._model = find_model(model, weights)
         self.variant = self._model.variant
         self.digest = self._model.digest
-        self.max_keypoints = self._model.max_keypoints if max_keypoints is None else max_keypoints
-        self.score_threshold = score_threshold
         self._engine = open_engine(self._model, backend, precision, threads, report)
+        self.max_keypoints = MAX_KEYPOINTS if max_keypoints is None else max_keypoints
+        self.score_threshold = score_threshold
 
     @property
     def backend(self) -> str:
@@ -75,12 +76,11 @@ class Extractor:
 
     @max_keypoints.setter
     def max_keypoints(self, value: int) -> None:
-        most = self._model.max_keypoints
-        if not 1 <= value <= most:
-            raise EdgePoint2Error(
-                f'max_keypoints: expected 1 to {most}, got {value}; for more, make the model again with '
-                f'`edgepoint2 models import --max-keypoints`'
-            )
+        most = self._engine.max_keypoints
+        if value < 1 or (most and value > most):
+            advice = '; for more, make the model again with `edgepoint2 models import --max-keypoints`, or use a CPU'
+            limits = f'1 to {most} on TensorRT, got {value}{advice}' if most else f'1 or more, got {value}'
+            raise EdgePoint2Error(f'max_keypoints: expected {limits}')
         self._max_keypoints = int(value)
 
     @property

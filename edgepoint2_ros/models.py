@@ -1,9 +1,9 @@
 """Where models live, and what their cards say.
 
 A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), the same in int8
-(``T-32.int8.onnx``), and in fp16 for TensorRT (``T-32.fp16.onnx``). The card names the variant, the digest of the
-weights and the SHA-256 of each ONNX file, which is checked whenever that is opened, and holds the features of a drawn
-scene that an engine must find again.
+(``T-32.int8.onnx``), and another graph for TensorRT (``T-32.tensorrt.onnx``). The card names the variant and the digest
+of the weights, lists the inputs and outputs, the precision and the SHA-256 of each ONNX file by the end of its name,
+and holds the features of a drawn scene that an engine must find again. A file is checked whenever it is opened.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ PAD_SCORE = -65504.0  # score of rows past the last keypoint: the lowest number 
 NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
 MIN_CURVATURE = 1e-6  # of a parabola through three scores; keeps plateaus from dividing by zero
-MOST_KEYPOINTS = 3840  # that one model can return: TensorRT's TopK picks no more
-CARD_FORMAT = 2  # 1: T-32.onnx held the whole way to the keypoints
+MAX_KEYPOINTS = 2048  # of an image, unless another number is asked for
+CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
 WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
@@ -32,11 +32,12 @@ WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no p
 class Model:
     """An ONNX model on disk; ``card`` holds every entry of its card."""
 
-    path: Path
+    path: Path  # of the model for CPUs in fp32
     variant: Variant
     digest: str
-    max_keypoints: int
+    max_keypoints: int  # of the model for TensorRT
     subpixel: bool
+    sha256: dict[str, str] = field(repr=False)  # of each file, by the end of its name
     card: dict = field(repr=False)
 
 
@@ -72,23 +73,24 @@ def card_path(model: Path) -> Path:
     return Path(model).with_suffix('.json')
 
 
-def part_path(model: Path, precision: str) -> Path:
-    """Return the file of a model in another precision, ``int8`` or ``fp16``."""
-    return Path(model).with_suffix(f'.{precision}.onnx')
+def part_path(model: Path, part: str) -> Path:
+    """Return the file of a part of a model: ``int8`` or ``tensorrt``."""
+    return Path(model).with_suffix(f'.{part}.onnx')
 
 
-def read_part(model: Model, precision: str) -> bytes:
-    """Return the model in another precision, ``int8`` or ``fp16``, as ONNX.
+def read_part(model: Model, part: str = '') -> bytes:
+    """Return a part of a model, ``int8`` or ``tensorrt``, or the model for CPUs in fp32, as ONNX.
 
     Raises:
         ModelError: it is missing or corrupt.
     """
-    path = part_path(model.path, precision)
+    path = part_path(model.path, part) if part else model.path
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ModelError(f'{path} cannot be read ({error.strerror}): make the model again') from None
-    actual, expected = hashlib.sha256(data).hexdigest(), model.card.get(f'{precision}_sha256', 'nothing')
+    actual = hashlib.sha256(data).hexdigest()
+    expected = model.sha256.get(f'.{part}.onnx' if part else '.onnx', 'nothing')
     if actual != expected:
         raise ModelError(
             f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
@@ -141,33 +143,26 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
         if card['format'] != CARD_FORMAT:
             raise ModelError(
                 f'{card_file}: expected card format {CARD_FORMAT}, got {card["format"]}: the model was made by another '
-                f'version of edgepoint2_ros; make it again'
+                f'version of edgepoint2_ros; make it again from its weights'
             )
         model = Model(
             Path(path),
             find_variant(card['model']),
             card['digest'],
-            int(card['max_keypoints']),
+            int(card['files']['.tensorrt.onnx']['max_keypoints']),
             bool(card['subpixel']),
+            {suffix: str(entry['sha256']) for suffix, entry in card['files'].items()},
             card,
         )
-        expected = card['sha256']
     except FileNotFoundError:
         raise ModelError(f'{path} has no card: expected {card_file.name} beside it, as the export writes it') from None
     except OSError as error:
         raise ModelError(f'{card_file} cannot be read: {error}') from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f'{card_file} is not a model card: {type(error).__name__}: {error}') from None
     if variant is not None and model.variant != variant:
         raise ModelError(f'{path} is a model of {model.variant}, but {variant} was asked for')
-    try:
-        actual = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise ModelError(f'{path} cannot be read: {error}') from None
-    if actual != expected:
-        raise ModelError(
-            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
-        )
+    read_part(model)
     return model
 
 
@@ -175,11 +170,10 @@ def list_models() -> list[Model | ModelError]:
     """Return the models of the package, then those of the user's data directory; a broken one as its error."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     found = []
-    paths = [*models_directory('shipped').glob('*.onnx'), *(data_directory() / 'models').glob('*/*.onnx')]
-    paths = [path for path in paths if not path.name.endswith(('.int8.onnx', '.fp16.onnx'))]
-    for path in sorted(paths, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
+    cards = [*models_directory('shipped').glob('*.json'), *(data_directory() / 'models').glob('*/*.json')]
+    for card in sorted(cards, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
         try:
-            found.append(open_model(path))
+            found.append(open_model(card.with_suffix('.onnx')))
         except ModelError as error:
             found.append(error)
     return found

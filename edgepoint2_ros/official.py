@@ -87,7 +87,7 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
     Args:
         path: a state dict with the reference's names (``.pth``).
         custom: allow a file that is not one of the official ones; its model is named after the file.
-        max_keypoints: K, the most keypoints that the model can return.
+        max_keypoints: K, the most keypoints that TensorRT returns.
         subpixel: refine keypoints by a parabola through the score map.
 
     Raises:

@@ -49,6 +49,13 @@ def test_every_backend_finds_what_the_card_holds(name, backend, official_model):
     assert check.check(engine.run, model, (389, 517, 1)).startswith('100.0% of the keypoints')
 
 
+def test_a_model_for_tensorrt_with_few_keypoints_is_held_against_as_many(official_model):
+    model = replace(official_model('T-32'), max_keypoints=100)
+    engine = open_engine(model, 'onnxruntime')
+    found = check.check(lambda image, mask: engine.run(image, mask, 100), model, (480, 640, 3))
+    assert found.startswith('100.0% of the keypoints')
+
+
 def test_features_of_another_image_fail_the_check(official_model):
     model = official_model('T-32')
     engine = open_engine(model, 'onnxruntime')

@@ -119,7 +119,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_extracted(official_mode
         (['--weights', '/nowhere/T-32.onnx'], 'no file /nowhere/T-32.onnx'),
         (['--backend', 'tpu'], 'unknown backend'),
         (['--precision', 'fp8'], 'unknown precision'),
-        (['--max-keypoints', '0'], 'max_keypoints: expected 1 to 2048'),
+        (['--max-keypoints', '0'], 'max_keypoints: expected 1 or more, got 0'),
         (['--output', '/dev/null/features'], "Not a directory: '/dev/null/features'"),
     ],
 )

@@ -15,7 +15,7 @@ pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot
 from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, best_places, fit_bases, sample, train  # noqa: E402
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_bases, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
@@ -127,19 +127,6 @@ class TestStudent:
     def test_does_not_start_from_another_size(self):
         with pytest.raises(ModelError, match='are of M-32, expected a variant of size T'):
             Student([find_variant('T-32')]).start_from(EdgePoint2(find_variant('M-32')))
-
-
-class TestPlaces:
-    def test_best_places_are_the_highest_maxima_away_from_the_border(self):
-        scores = torch.full((40, 50), -9.0)
-        scores[10, 20], scores[30, 40], scores[31, 41], scores[1, 1] = 3.0, 2.0, 1.0, 9.0
-        assert best_places(scores, 2).tolist() == [[20, 10], [40, 30]]
-
-    def test_samples_follow_the_half_pixel_rule(self):
-        # A map at 1/4 holds, at pixel i, the place 4 i + 1.5 of the image.
-        ramp = torch.arange(12.0).repeat(8, 1)[None] * 4 + 1.5
-        places = torch.tensor([[1.5, 3.0], [10.0, 20.0], [40.25, 7.0]])
-        torch.testing.assert_close(sample(ramp, places, (48, 32))[:, 0], places[:, 0])
 
 
 class TestSchedule:

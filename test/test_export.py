@@ -1,22 +1,25 @@
 """The exported models, with the keypoints picked, against the dense reference and what the official code returned."""
 
+import json
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
+torch = pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
 pytest.importorskip('onnx', reason='onnx is not installed: models cannot be made')
 
+from onnx import numpy_helper  # noqa: E402
+
 from edgepoint2_ros.engines import open_engine  # noqa: E402
-from edgepoint2_ros.models import PAD_SCORE, open_model  # noqa: E402
-from edgepoint2_ros.network.export import export_model, weights_digest  # noqa: E402
+from edgepoint2_ros.models import PAD_SCORE, find_model, open_model, read_part  # noqa: E402
+from edgepoint2_ros.network.export import export_again, export_model  # noqa: E402
 from edgepoint2_ros.network.half_precision import open_model as open_sparse  # noqa: E402
 from edgepoint2_ros.network.maps import build_maps  # noqa: E402
 from edgepoint2_ros.network.reference import extract_dense  # noqa: E402
 from edgepoint2_ros.network.sparse import build_sparse  # noqa: E402
-from edgepoint2_ros.network.weights import load_network  # noqa: E402
+from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest  # noqa: E402
 from edgepoint2_ros.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
 from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
 
@@ -32,7 +35,7 @@ def official_network(variant):
     return load_network(path, variant)
 
 
-def run(engine, image, mask=NO_MASK, top_k=None):
+def run(engine, image, mask=NO_MASK, top_k=2048):
     """Return xy, scores and descriptors of the keypoints above the threshold."""
     return engine.run(np.ascontiguousarray(image.reshape(*image.shape[:2], -1)), mask, top_k, THRESHOLD)
 
@@ -105,7 +108,7 @@ def test_the_model_for_tensorrt_finds_what_the_model_for_cpus_finds(name, views,
     sparse = open_sparse(build_sparse(network))
     for image in views.values():
         image = np.ascontiguousarray(image.reshape(*image.shape[:2], -1))
-        rows, expected = sparse(image), engine.run(image, NO_MASK, None, THRESHOLD)
+        rows, expected = sparse(image), engine.run(image, NO_MASK, threshold=THRESHOLD)
         share, cosine = agreement([array[rows[1] > THRESHOLD] for array in rows], expected)
         assert share >= 0.999
         assert cosine >= 0.9999
@@ -147,13 +150,12 @@ def test_subpixel_refinement_follows_a_shift_of_the_image(engine, photograph):
     assert shift == pytest.approx([0.4, 0.0], abs=0.1)
 
 
-def test_masked_places_take_no_slot(network, photograph, tmp_path):
-    engine = open_engine(open_model(export_model(network, tmp_path / 'few.onnx', max_keypoints=100)), 'onnxruntime')
-    best = run(engine, photograph)[0]
+def test_masked_places_take_no_slot(engine, photograph):
+    best = run(engine, photograph, top_k=100)[0]
     middle = np.median(best[:, 0])
     mask = np.zeros((480, 640), np.uint8)
     mask[:, int(middle) :] = 7  # any nonzero number allows
-    allowed = run(engine, photograph, mask)[0]
+    allowed = run(engine, photograph, mask, top_k=100)[0]
     assert len(best) == len(allowed) == 100
     assert allowed[:, 0].min() >= middle - 1
     assert best[:, 0].min() < middle
@@ -174,6 +176,49 @@ def test_exporting_twice_gives_the_same_file_and_card(network, tmp_path):
     second = export_model(network, tmp_path / 'b' / 'T-32.onnx')
     assert first.read_bytes() == second.read_bytes()
     assert first.with_suffix('.json').read_text() == second.with_suffix('.json').read_text()
+
+
+@pytest.mark.parametrize('name', ['T-32', 'S-64', 'M-48'])
+def test_a_shipped_model_exported_again_is_the_same_file(name):
+    """Weights are found by their names, to the bit. The file in int8 also depends on the CPU that calibrates it."""
+    model = find_model(name, 'shipped')
+    network = restore_network(model)
+    assert build_maps(network).SerializeToString() == read_part(model)
+    sparse = build_sparse(network, model.max_keypoints, model.subpixel, half=True)
+    assert sparse.SerializeToString() == read_part(model, 'tensorrt')
+
+
+def test_what_a_card_says_is_kept_when_its_model_is_exported_again(network, tmp_path):
+    card = {'weights': 'trained', 'scores': {'MMA@3': 75.0}, 'digest': 'of something else'}
+    first = open_model(export_model(network, tmp_path / 'mine.onnx', 300, subpixel=False, card=card))
+    assert first.digest == weights_digest(network)
+    again = open_model(export_again(first.path.with_suffix('.json'), tmp_path / 'again', {'weights': 'shipped'}))
+    assert again.path == tmp_path / 'again' / 'T-32.onnx'
+    assert (again.digest, again.max_keypoints, again.subpixel) == (first.digest, 300, False)
+    assert again.card == {**first.card, 'weights': 'shipped'}
+
+
+def test_weights_are_exported_with_what_the_card_of_their_training_says(network, tmp_path):
+    torch.save(network.state_dict(), tmp_path / 'T-32.pth')
+    assert 'trained' not in open_model(export_again(tmp_path / 'T-32.pth', tmp_path / 'bare')).card
+    old = {'format': 2, 'digest': '0' * 16, 'fp16_sha256': '0' * 64, 'weights': 'trained', 'trained': {'steps': 7}}
+    (tmp_path / 'T-32.json').write_text(json.dumps(old))
+    model = open_model(export_again(tmp_path / 'T-32.pth', tmp_path / 'models'))
+    assert model.digest == weights_digest(network)
+    assert model.card['trained'] == {'steps': 7}
+    assert 'fp16_sha256' not in model.card
+
+
+@pytest.mark.parametrize('half', [False, True])
+def test_weights_in_the_model_for_tensorrt_have_the_names_of_the_state_dict(network, half):
+    values = {
+        tensor.name: numpy_helper.to_array(tensor) for tensor in build_sparse(network, half=half).graph.initializer
+    }
+    for name, tensor in network.state_dict().items():
+        if tensor.ndim == 4 and name != 'desc_head.2.weight':
+            assert values[name].shape == tensor.shape
+            assert values[name].dtype == (np.float16 if half else np.float32)
+    np.testing.assert_array_equal(values['desc_head.2.weight.T'].T, network.desc_head[2].weight.detach()[:, :, 0, 0])
 
 
 def test_the_digest_is_that_of_the_weights_not_of_the_export(network, tmp_path):

@@ -76,6 +76,20 @@ def test_max_keypoints_keeps_the_best_and_can_change(extractor, photograph):
         extractor.max_keypoints = 2048
 
 
+def test_a_cpu_gives_any_number_of_keypoints(extractor, photograph):
+    large = cv2.resize(photograph, (1280, 960))
+    extractor.max_keypoints, extractor.score_threshold = 10**6, -1000
+    try:
+        everything = extractor.extract(large)
+        extractor.max_keypoints = 5000
+        best = extractor.extract(large)
+    finally:
+        extractor.max_keypoints, extractor.score_threshold = 2048, -5.0
+    assert len(everything) > 5000 == len(best)
+    np.testing.assert_array_equal(best.scores, everything.scores[:5000])
+    assert len(extractor.extract(large)) <= 2048
+
+
 def test_score_threshold_cuts_and_can_change(extractor, photograph):
     everything = extractor.extract(photograph)
     extractor.score_threshold = float(np.median(everything.scores))
@@ -124,7 +138,7 @@ def test_a_mask_that_does_not_fit_is_refused(extractor, photograph, mask):
         extractor.extract(photograph, mask)
 
 
-@pytest.mark.parametrize('settings', [{'max_keypoints': 0}, {'max_keypoints': 2049}, {'score_threshold': float('nan')}])
+@pytest.mark.parametrize('settings', [{'max_keypoints': 0}, {'score_threshold': float('nan')}])
 def test_settings_out_of_range_are_refused(official_model, settings):
     official_model('T-32')
     with pytest.raises(EdgePoint2Error, match=next(iter(settings))):

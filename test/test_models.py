@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import SHIPPED, data_directory, find_model, list_models, open_model
+from edgepoint2_ros.models import SHIPPED, data_directory, find_model, list_models, open_model, read_part
 from edgepoint2_ros.variants import VARIANTS
 
 
@@ -52,6 +52,31 @@ def test_all_variants_ship_in_less_than_12_megabytes():
     assert sum(file.stat().st_size for file in SHIPPED.iterdir()) < 12e6
 
 
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_a_card_lists_each_file_of_its_model_as_it_is(variant):
+    onnx = pytest.importorskip('onnx', reason='onnx is not installed')
+    model = find_model(str(variant), 'shipped')
+    assert {f'{variant}{end}' for end in model.card['files']} == {f.name for f in SHIPPED.glob(f'{variant}.*onnx')}
+    for end, entry in model.card['files'].items():
+        graph = onnx.load_from_string(read_part(model, end.removesuffix('.onnx').removeprefix('.'))).graph
+        inputs, outputs = entry['interface'].split(' -> ')
+        assert inputs.split(', ') == [value.name for value in graph.input]
+        assert outputs.split(', ') == [value.name for value in graph.output]
+        kinds = {'int8': onnx.TensorProto.INT8, 'fp16': onnx.TensorProto.FLOAT16, 'fp32': onnx.TensorProto.FLOAT}
+        (weight,) = (tensor for tensor in graph.initializer if tensor.name == 'block2.layer.0.weight')
+        assert weight.data_type == kinds[entry['precision']]
+    (scores,) = (value for value in graph.output if value.name == 'scores')
+    assert scores.type.tensor_type.shape.dim[0].dim_value == model.max_keypoints
+
+
+def test_the_documentation_has_digest_and_sizes_of_every_shipped_model():
+    page = (Path(__file__).parents[1] / 'docs' / 'models.md').read_text()
+    for variant in VARIANTS:
+        sizes = (str((SHIPPED / f'{variant}{end}').stat().st_size) for end in ('.onnx', '.int8.onnx', '.tensorrt.onnx'))
+        digest = find_model(str(variant), 'shipped').digest
+        assert f'| {variant} | `{digest}` | {" / ".join(sizes)} |' in page
+
+
 def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp_path):
     assert find_model('E-64').digest == find_model('E-64', 'shipped').digest
     (tmp_path / 'T-32.onnx').touch()
@@ -95,9 +120,12 @@ def test_a_missing_or_damaged_card_is_refused(copy):
     for text, message in (
         ('{', 'is not a model card'),
         ('[]', 'is not a model card'),
-        (json.dumps({**entries, 'format': 99}), 'expected card format 2, got 99'),
+        (json.dumps({**entries, 'format': 99}), 'expected card format 3, got 99'),
         (json.dumps({key: value for key, value in entries.items() if key != 'digest'}), "KeyError: 'digest'"),
         (json.dumps({**entries, 'model': 'X-1'}), 'unknown model'),
+        (json.dumps({**entries, 'files': {}}), "KeyError: '.tensorrt.onnx'"),
+        (json.dumps({**entries, 'files': {**entries['files'], '.onnx': 5}}), 'is not a model card'),
+        (json.dumps({**entries, 'files': 5}), 'is not a model card'),
     ):
         card.write_text(text)
         with pytest.raises(ModelError, match=message):
@@ -115,6 +143,7 @@ def test_the_list_names_models_and_broken_ones(official_model, nothing_shipped, 
         for suffix in ('.onnx', '.json'):
             (folder / f'{name}{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
     (folder / 'M-48.json').write_text('{}')
+    (folder / 'T-32.fp16.onnx').touch()  # left by an earlier version
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     good, broken = list_models()
     assert good.digest == model.digest

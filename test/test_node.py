@@ -191,8 +191,7 @@ def test_live_parameters_change_while_running_and_bad_values_are_refused(shared,
     assert rig.set(score_threshold=1000)[0].successful  # an integer will do
     assert len(rig.answer(photograph).x) == 0
     for values, complaint in [
-        ({'max_keypoints': 0}, '0'),
-        ({'max_keypoints': 3000}, 'max_keypoints: expected 1 to 2048, got 3000'),
+        ({'max_keypoints': 0}, 'max_keypoints: expected integer from 1, got 0'),
         ({'descriptor_encoding': 'int4'}, 'expected one of float32, float16, int8, got'),
         ({'score_threshold': 'high'}, 'expected number from -1000.0 to 1000.0, got'),
         ({'model': 'E-64'}, 'model can change only while the node is unconfigured'),
@@ -270,7 +269,7 @@ def test_the_lifecycle_manager_of_nav2_can_drive_the_node(namespace, official_mo
             {'backend': 'abacus'},
             "parameter backend: expected one of auto, tensorrt, openvino, onnxruntime, got 'abacus'",
         ),
-        ({'max_keypoints': -1}, 'parameter max_keypoints: expected integer from 1 to 3840, got -1'),
+        ({'max_keypoints': -1}, 'parameter max_keypoints: expected integer from 1, got -1'),
         ({'threads': 'many'}, "parameter threads: expected integer from 0 to 256, got 'many'"),
     ],
 )

@@ -117,7 +117,7 @@ def random_parameters(chance: random.Random, masks: list[str]) -> tuple[dict, bo
     values = {name: values[name] for name in chance.sample(sorted(values), chance.randint(1, len(values)))}
     if chance.random() < 0.8:
         return values, True
-    bad = {'max_keypoints': 9999, 'mask_file': '/no/such/file', 'model': 'E-64', 'descriptor_encoding': 'int4'}
+    bad = {'max_keypoints': 0, 'mask_file': '/no/such/file', 'model': 'E-64', 'descriptor_encoding': 'int4'}
     name = chance.choice(sorted(bad))
     return {**values, name: bad[name]}, False
 

@@ -45,12 +45,12 @@ def test_nvidias_parser_and_builder_take_every_variant_at_every_size(variant, of
             name: (shape, types[dtype]) for name, (shape, dtype) in tensorrt.tensors_of(model, image_shape).items()
         }
         builder = rtx.Builder(tensorrt.logger_of(rtx))
-        network = tensorrt.parse(rtx, builder, read_part(model, 'fp16'), input_shapes(model, image_shape))
+        network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
         ends = [network.get_input(i) for i in range(network.num_inputs)]
         ends += [network.get_output(i) for i in range(network.num_outputs)]
         assert {end.name: (tuple(end.shape), end.dtype) for end in ends} == expected
 
-        plan, timing = tensorrt.build_plan(rtx, read_part(model, 'fp16'), input_shapes(model, image_shape))
+        plan, timing = tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
         assert len(plan) > 100_000
         assert isinstance(timing, bytes)
 
@@ -59,7 +59,7 @@ def test_nvidias_parser_and_builder_take_every_variant_at_every_size(variant, of
 def test_convolutions_are_half_and_what_needs_it_is_float(name, official_model, rtx):
     model = official_model(name)
     builder = rtx.Builder(tensorrt.logger_of(rtx))
-    network = tensorrt.parse(rtx, builder, read_part(model, 'fp16'), input_shapes(model, (480, 640, 3)))
+    network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     convolutions = [layer for layer in layers if layer.type == rtx.LayerType.CONVOLUTION]
     assert len(convolutions) >= 18
@@ -78,7 +78,7 @@ def test_8_6_is_told_of_every_fp32_layer_and_of_no_other(official_model, rtx):
     """8.6 may compute in fp16 whatever it is not told to leave alone."""
     builder = rtx.Builder(tensorrt.logger_of(rtx))
     model = official_model('T-32')
-    network = tensorrt.parse(rtx, builder, read_part(model, 'fp16'), input_shapes(model, (480, 640, 3)))
+    network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
     held = tensorrt.fp32_layers(rtx, network)
     assert not any(layer.type == rtx.LayerType.CONVOLUTION for layer in held)
     assert all(layer.get_output(0).dtype != rtx.DataType.HALF for layer in held)
@@ -103,7 +103,7 @@ FLOATS_AND_INTEGERS = (
 
 def test_8_6_knows_every_operator_with_the_types_that_it_gets(official_model):
     onnx = pytest.importorskip('onnx', reason='onnx is not installed')
-    model = onnx.load_from_string(read_part(official_model('E-64'), 'fp16'))
+    model = onnx.load_from_string(read_part(official_model('E-64'), 'tensorrt'))
     assert model.opset_import[0].version <= 17
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
@@ -125,7 +125,7 @@ def test_a_model_that_tensorrt_cannot_read_or_build_is_refused_in_its_words(offi
         tensorrt.build_plan(rtx, b'no model', {})
     model = official_model('T-32')
     with pytest.raises(EngineError, match='the plan cannot be built: .+'):
-        tensorrt.build_plan(rtx, read_part(model, 'fp16'), {'image': (480, 640, 3), 'mask': (100, 100)})
+        tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), {'image': (480, 640, 3), 'mask': (100, 100)})
 
 
 def test_more_keypoints_than_tensorrt_can_pick_are_refused_when_the_model_is_made(tmp_path):
@@ -228,17 +228,16 @@ def test_cuda_python_that_is_missing_or_does_not_fit_is_named_with_its_version(n
         tensorrt.import_cudart(ORIN)
 
 
-def test_a_model_made_before_there_was_an_fp16_model_is_refused(official_model, tmp_path):
+def test_a_model_whose_file_for_tensorrt_is_missing_or_damaged_is_refused(official_model, tmp_path):
     model = official_model('T-32')
     copy = tmp_path / 'T-32.onnx'
-    with pytest.raises(ModelError, match=r'T-32\.fp16\.onnx cannot be read .*make the model again'):
-        read_part(replace(model, path=copy), 'fp16')
-    part_path(copy, 'fp16').write_bytes(read_part(model, 'fp16')[:-1])
+    with pytest.raises(ModelError, match=r'T-32\.tensorrt\.onnx cannot be read .*make the model again'):
+        read_part(replace(model, path=copy), 'tensorrt')
+    part_path(copy, 'tensorrt').write_bytes(read_part(model, 'tensorrt')[:-1])
     with pytest.raises(ModelError, match='is corrupt: its SHA-256'):
-        read_part(replace(model, path=copy), 'fp16')
-    card = {key: value for key, value in model.card.items() if key != 'fp16_sha256'}
+        read_part(replace(model, path=copy), 'tensorrt')
     with pytest.raises(ModelError, match='its card says nothing'):
-        read_part(replace(model, path=copy, card=card), 'fp16')
+        read_part(replace(model, path=copy, sha256={}), 'tensorrt')
 
 
 def test_a_long_build_reports_and_its_failure_is_passed_on(monkeypatch):
@@ -266,7 +265,7 @@ def test_the_reports_go_on_while_nvidias_builder_works(official_model, rtx):
     )
     clock.start()
     start = time.monotonic()
-    tensorrt.build_plan(rtx, read_part(model, 'fp16'), input_shapes(model, (720, 1280, 3)))
+    tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, (720, 1280, 3)))
     end = time.monotonic()
     done.set()
     clock.join()

@@ -13,7 +13,8 @@ from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import open_engine, tensorrt
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.gpu import Gpu
-from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.errors import EdgePoint2Error, EngineError
+from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import open_model, read_part
 
 # What TensorRT-RTX calls deprecated, TensorRT 8.6 needs.
@@ -48,7 +49,7 @@ def start(cuda, model, monkeypatch, lines):
     """Return a function that opens an engine, as a process does that starts."""
 
     def start(backend='tensorrt', **options):
-        module = simulated_tensorrt(cuda, read_part(model, 'fp16'), **options)
+        module = simulated_tensorrt(cuda, read_part(model, 'tensorrt'), **options)
         monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: module)
         return open_engine(model, backend, report=lines.append), module
 
@@ -120,6 +121,18 @@ def test_an_image_goes_up_and_k_rows_come_back_and_nothing_else(start, cuda, pho
     assert (len(cuda.device), len(cuda.host)) == allocated == (5, 5)
 
 
+def test_more_keypoints_than_the_model_returns_are_refused(start, model, photograph):
+    start()
+    refusal = 'max_keypoints: expected 1 to 2048 on TensorRT, got 2049; for more, make the model again'
+    with pytest.raises(EdgePoint2Error, match=refusal):
+        Extractor('T-32', backend='tensorrt', max_keypoints=2049)
+    extractor = Extractor('T-32', backend='tensorrt')
+    with pytest.raises(EdgePoint2Error, match=refusal):
+        extractor.max_keypoints = 2049
+    extractor.max_keypoints = 100
+    assert len(extractor.extract(photograph)) == 100
+
+
 def test_without_a_graph_it_runs_all_the_same(start, cuda, model, photograph):
     cuda.can_record = False
     engine, _ = start()
@@ -172,12 +185,12 @@ def test_auto_goes_on_with_the_cpu_then(start, photograph, lines):
     assert 'self-check' in lines[-1]
 
 
-def test_auto_takes_the_cpu_for_a_model_that_was_made_before_there_were_fp16_ones(cuda, model, monkeypatch, tmp_path):
+def test_auto_takes_the_cpu_for_a_model_without_its_file_for_tensorrt(cuda, model, monkeypatch, tmp_path):
     monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: None)
     for suffix in ('.onnx', '.json'):
         (tmp_path / f'T-32{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
     old = open_model(tmp_path / 'T-32.onnx')
-    with pytest.raises(EngineError, match=r'T-32\.fp16\.onnx cannot be read .*make the model again'):
+    with pytest.raises(EngineError, match=r'T-32\.tensorrt\.onnx cannot be read .*make the model again'):
         open_engine(old, 'tensorrt')
     engine = open_engine(old, 'auto')
     assert engine.backend == 'openvino'

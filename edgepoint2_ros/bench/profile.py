@@ -6,6 +6,7 @@ speed of a large copy, each read and written once per convolution.
 """
 
 import argparse
+import functools
 import json
 import sys
 import tempfile
@@ -31,26 +32,29 @@ SIDE = 2048  # of the matrices
 BYTES = {'fp32': 4, 'bf16': 2, 'int8': 1}
 
 
-def convolutions(variant: Variant) -> list[tuple[str, float, float]]:
+def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
     """Return the stage, the floating-point operations and the numbers moved of each convolution at 640x480.
 
     A product and its sum count as two operations; the numbers are those of its input and its output.
     """
-    c1, c2, c3, c4, detect, total = variant.c1, variant.c2, variant.c3, variant.c4, variant.cdetect, variant.csum
-    pixels = {scale: WIDTH * HEIGHT / scale**2 for scale in (1, 2, 4, 8, 32)}
-    layers = [('block1', 1, c1, 4, 2, 1, 1), ('block1', c1, c2, 3, 2, 2, 1)]
-    layers += [('block1', c2, c2, 3, 2, 2, 1)] * 2
-    for stage, inputs, outputs, scale in (('block2', c2, c3, 8), ('block3', c3, c4, 32)):
-        layers += [(stage, inputs, outputs, 3, scale, scale, 1), (stage, outputs, outputs, 3, scale, scale, 1)]
-        layers += [(stage, inputs, outputs, 1, scale, scale, 1)] * (inputs != outputs)
-    layers += [('detection', channels, detect, 1, s, s, 1) for channels, s in ((c2, 2), (c3, 8), (c4, 32))]
-    layers += [('detection', detect, outputs, 3, 2, 2, 1) for outputs in (detect, detect, 4)]
-    layers += [('description', total, total, 1, 4, 4, 1), ('description', total, total, 3, 4, 4, total // 16)]
-    layers += [('description', total, variant.descriptor_size, 1, 4, 4, 1)]
-    return [
-        (stage, 2 * inputs / groups * outputs * size**2 * pixels[to], inputs * pixels[of] + outputs * pixels[to])
-        for stage, inputs, outputs, size, to, of, groups in layers
-    ]
+    import torch
+
+    from edgepoint2_ros.network import EdgePoint2
+
+    layers = []
+
+    def count(stage: str, conv: torch.nn.Conv2d, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        layers.append((stage, 2 * conv.weight[0].numel() * output.numel(), inputs[0].numel() + output.numel()))
+
+    with torch.device('meta'):  # shapes, no arithmetic
+        network = EdgePoint2(variant).eval()
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+                part = name.split('.')[0]
+                stage = part if part in STAGES else 'description' if part == 'desc_head' else 'detection'
+                module.register_forward_hook(functools.partial(count, stage))
+        network(torch.empty(1, 1, HEIGHT, WIDTH))
+    return layers
 
 
 def profile_openvino(model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:

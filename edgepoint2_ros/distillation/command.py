@@ -21,8 +21,8 @@ from edgepoint2_ros.engines.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import find_model, is_shipped
 from edgepoint2_ros.network import EdgePoint2
-from edgepoint2_ros.network.export import export_model, weights_digest
-from edgepoint2_ros.network.weights import load_network, restore_network
+from edgepoint2_ros.network.export import export_model
+from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
 from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.variants import find_variant
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
     torch.manual_seed(options.seed)  # decides the random weights
     student = Student(variants)
-    start = _load(options.start) if options.start else None
+    start = _load(options.start, trainable=True) if options.start else None
     if start:
         student.start_from(start)
     teacher = _load(options.teacher)
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _load(weights: str) -> EdgePoint2:
+def _load(weights: str, trainable: bool = False) -> EdgePoint2:
     """Return the network of a file of weights, or of a variant's weights: T-32, T-32@official, T-32@folder."""
     path = Path(weights)
     if path.suffix in ('.pth', '.pt') or path.exists():
@@ -129,7 +129,7 @@ def _load(weights: str) -> EdgePoint2:
     variant = find_variant(name)
     source = source or ('shipped' if is_shipped(variant) else 'official')
     if source != 'official':
-        return restore_network(find_model(name, source))
+        return restore_network(find_model(name, source), trainable)
     official = find_weights(variant)
     if official is None:
         raise ModelError(

@@ -28,7 +28,8 @@ from edgepoint2_ros.distillation.photos import Photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
-from edgepoint2_ros.network.export import weights_digest
+from edgepoint2_ros.network.reference import best_places, sample
+from edgepoint2_ros.network.weights import weights_digest
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,6 @@ BASIS_VIEWS = 64  # views of which the fixed basis of the teacher's descriptors 
 TEACHER_POINTS = 256  # places where the teacher sees a keypoint, a pair
 RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound between keypoints too
 MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
-BORDER = 4  # pixels without keypoints
 CLIP_NORM = 5.0
 FROZEN_NORM = 0.2  # share of the steps, the last, in which batch normalisation keeps its averages, as when extracting
 
@@ -254,22 +254,6 @@ def pair_losses(
         losses['map'] = sum(map(cosine_distance, targets, maps)) / len(maps)
     losses['detection'] = detection_loss(scores, teacher_scores)
     return losses
-
-
-def best_places(scores: Tensor, count: int) -> Tensor:
-    """Return the pixels (N, 2), N at most ``count``, of the best 5x5 maxima of a score map (H, W)."""
-    maxima = scores == F.max_pool2d(scores[None], 5, stride=1, padding=2)[0]
-    inside = torch.zeros_like(maxima)
-    inside[BORDER:-BORDER, BORDER:-BORDER] = True
-    y, x = torch.nonzero(maxima & inside, as_tuple=True)
-    best = scores[y, x].topk(min(count, len(y))).indices
-    return torch.stack([x[best], y[best]], dim=1).float()
-
-
-def sample(descriptor_map: Tensor, xy: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return bilinear samples (N, D) of a descriptor map (D, h, w) at pixels (N, 2) of an image of (width, height)."""
-    grid = (xy + 0.5) / torch.tensor(size, device=xy.device) * 2 - 1
-    return F.grid_sample(descriptor_map[None], grid[None, None], align_corners=False)[0, :, 0].T
 
 
 def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:

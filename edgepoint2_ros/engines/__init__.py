@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import Model
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model
 
 # In the order in which `auto` tries them, with the reason for the place.
 BACKENDS = {
@@ -35,11 +35,13 @@ class Engine(Protocol):
     Attributes:
         backend: its name in BACKENDS.
         precision: what it computes in, such as ``fp16`` or ``int8 and bf16``; never ``auto``.
+        max_keypoints: the most rows that it can return; None where there is no limit.
         description: runtime, version, precision and threads, for a log.
     """
 
     backend: str
     precision: str
+    max_keypoints: int | None
     description: str
 
     def prepare(self, height: int, width: int, channels: int) -> None:
@@ -50,7 +52,7 @@ class Engine(Protocol):
         """
         ...
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         """Return xy (N, 2), scores (N,) and descriptors (N, D), float32, best score first.
 
         Args:
@@ -58,7 +60,7 @@ class Engine(Protocol):
             mask: uint8 (h, w) on the network's grid, which is the image floored to multiples of 32; nonzero where
                 keypoints are allowed. Or (1, 1) for no mask.
             count, threshold: rows past the best ``count``, and rows that score ``threshold`` or less, are not wanted.
-                An engine may leave them out, which saves CPUs the work; TensorRT returns K rows all the same.
+                An engine may leave them out, which saves CPUs the work; TensorRT returns max_keypoints rows always.
 
         The arrays belong to the caller: a later run does not change them.
 
@@ -125,6 +127,10 @@ class AutoEngine:
         return self._engine.precision
 
     @property
+    def max_keypoints(self) -> int | None:
+        return self._engine.max_keypoints
+
+    @property
     def description(self) -> str:
         reasons = [*self._refusals, BACKENDS[self.backend]]
         return f'{self._engine.description} (auto: {"; ".join(reasons)})'
@@ -132,7 +138,7 @@ class AutoEngine:
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._try(lambda engine: engine.prepare(height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         return self._try(lambda engine: engine.run(image, mask, count, threshold))
 
     def _try(self, use: Callable[[Engine], object]):

@@ -71,7 +71,8 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     Raises:
         EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
     """
-    expected = _run(open_engine(model, 'onnxruntime', 'fp32').run, image_shape)
+    reference = open_engine(model, 'onnxruntime', 'fp32')
+    expected = _run(lambda image, mask: reference.run(image, mask, model.max_keypoints), image_shape)
     return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU', MIN_COSINE)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows, best_keypoints
-from edgepoint2_ros.models import Model
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model
 
 
 def import_onnxruntime():
@@ -27,8 +27,9 @@ class OnnxRuntimeEngine:
 
     backend = 'onnxruntime'
     precision = 'fp32'
+    max_keypoints = None
 
-    def __init__(self, model: bytes | Path, threads: int, max_keypoints: int, subpixel: bool):
+    def __init__(self, model: bytes | Path, threads: int, subpixel: bool):
         onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -38,16 +39,14 @@ class OnnxRuntimeEngine:
         options.log_severity_level = 3  # errors; they come back as exceptions
         source = model if isinstance(model, bytes) else str(model)
         self._session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
-        self._max_keypoints = max_keypoints
         self._subpixel = subpixel
         self.description = f'ONNX Runtime {onnxruntime.__version__}, {self.precision}, threads {threads}'
 
     def prepare(self, height: int, width: int, channels: int) -> None:
         """Nothing: one session takes every size."""
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         cells, descriptors = self._session.run(['cells', 'descriptors'], {'image': image})
-        count = self._max_keypoints if count is None else count
         return best_keypoints(cells[0], descriptors[0], image.shape[:2], mask, count, threshold, self._subpixel)
 
 
@@ -56,7 +55,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
     if precision not in ('auto', 'fp32'):
         raise EngineError(f'ONNX Runtime runs fp32 on the CPU, not {precision}')
     try:
-        return OnnxRuntimeEngine(model.path, threads, model.max_keypoints, model.subpixel)
+        return OnnxRuntimeEngine(model.path, threads, model.subpixel)
     except ImportError as error:
         raise EngineError(f'ONNX Runtime is not installed ({error}): pip install onnxruntime') from None
     except Exception as error:  # the runtime's own exception classes have no common public base

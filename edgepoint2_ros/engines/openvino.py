@@ -11,7 +11,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows, best_keypoints
-from edgepoint2_ros.models import Model, part_path, read_part
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model, part_path, read_part
 
 _NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'VNNI'}  # of the CPU, by precision
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
@@ -55,6 +55,7 @@ class OpenVinoEngine:
     """Compiles the model for each image size (0.1 to 0.2 s): fixed shapes run a quarter faster than dynamic ones."""
 
     backend = 'openvino'
+    max_keypoints = None
 
     def __init__(self, core, network, settings: dict, model: Model, precision: str, description: str):
         self._core = core
@@ -68,12 +69,11 @@ class OpenVinoEngine:
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._request((height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         request = self._request(image.shape)
         with _named_errors('run the network'):
             request.infer({'image': image}, share_inputs=True)
         cells, descriptors = (request.get_tensor(name).data[0] for name in ('cells', 'descriptors'))
-        count = self._model.max_keypoints if count is None else count
         return best_keypoints(cells, descriptors, image.shape[:2], mask, count, threshold, self._model.subpixel)
 
     def _request(self, image_shape: tuple):

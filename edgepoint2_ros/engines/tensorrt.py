@@ -23,7 +23,7 @@ from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.gpu import Gpu, find_gpu
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import STRIDE, Model, read_part
+from edgepoint2_ros.models import MAX_KEYPOINTS, STRIDE, Model, read_part
 
 Report = plan_cache.Report
 Shape = tuple[int, ...]
@@ -50,13 +50,14 @@ class TensorRtEngine:
         self._model = model
         self._onnx = onnx
         self._report = report
+        self.max_keypoints = model.max_keypoints
         self._plans: dict[Shape, _Plan | EngineError] = {}  # by the image's shape
         self.description = f'{version_of(tensorrt)}, {self.precision}, {gpu.name}'
 
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._plan((height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int | None = None, threshold: float = -np.inf) -> Rows:
+    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         return self._plan(image.shape).run(image, mask)
 
     def _plan(self, image_shape: Shape) -> '_Plan':
@@ -118,8 +119,8 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> T
     gpu = find_gpu()  # before anything of TensorRT is touched
     tensorrt, cudart = import_tensorrt(), import_cudart(gpu)
     try:
-        onnx = read_part(model, 'fp16')
-    except ModelError as error:  # the other backends need no fp16 model
+        onnx = read_part(model, 'tensorrt')
+    except ModelError as error:  # the other backends do not need it
         raise EngineError(f'TensorRT: {error}') from None
     return TensorRtEngine(tensorrt, cudart, gpu, model, onnx, report)
 
@@ -218,7 +219,7 @@ def build_plan(tensorrt, onnx: bytes, inputs: dict[str, Shape], timing: bytes = 
 
     Args:
         tensorrt: the module tensorrt or tensorrt_rtx.
-        onnx: the fp16 model.
+        onnx: the model for TensorRT.
         inputs: the shape of each input.
         timing: timings of an earlier build by the same TensorRT on the same GPU.
 

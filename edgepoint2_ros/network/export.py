@@ -1,11 +1,16 @@
 """Export of a network: the ONNX models that the runtimes run, and the card that describes them.
 
 ``T-32.onnx`` is for CPUs: the network's dense maps (see maps.py), from which edgepoint2_ros.keypoints picks the best;
-``T-32.int8.onnx`` is the same in int8.
-``T-32.fp16.onnx`` is for TensorRT: everything up to the best K keypoints in one graph (see sparse.py). ``T-32.json`` is
-the card. The graphs are written operator by operator rather than traced, because they are the product.
+``T-32.int8.onnx`` is the same in int8. ``T-32.tensorrt.onnx`` is for TensorRT: everything up to the best K keypoints in
+one graph (see sparse.py), in fp16. ``T-32.json`` is the card. The graphs are written operator by operator rather than
+traced, because they are the product.
+
+    python -m edgepoint2_ros.network.export SOURCE... --output FOLDER
+
+exports again: models, by their cards (.json), or weights (.pth) with the card of their training beside them.
 """
 
+import argparse
 import hashlib
 import json
 from pathlib import Path
@@ -15,10 +20,13 @@ import numpy as np
 
 from edgepoint2_ros.engines.check import CARD_SHAPE, draw_scene, pack
 from edgepoint2_ros.engines.onnxruntime import OnnxRuntimeEngine
-from edgepoint2_ros.models import CARD_FORMAT, card_path, part_path
+from edgepoint2_ros.models import CARD_FORMAT, MAX_KEYPOINTS, card_path, open_model
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.maps import build_maps, calibrate
-from edgepoint2_ros.network.sparse import MAX_KEYPOINTS, build_sparse
+from edgepoint2_ros.network.sparse import build_sparse
+from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
+
+FORMAT_2 = ('max_keypoints', 'sha256', 'int8_sha256', 'fp16_sha256')  # entries of a card that ``files`` has replaced
 
 
 def export_model(
@@ -28,61 +36,82 @@ def export_model(
     subpixel: bool = True,
     card: dict | None = None,
 ) -> Path:
-    """Write the model of ``network`` for CPUs to ``path``, and beside it those in int8 and fp16 and the card (JSON).
+    """Write the model of ``network`` for CPUs to ``path``, and beside it those in int8 and for TensorRT and the card.
 
     Args:
         network: the network with its weights; it is not changed.
         path: the model's file, ending in ``.onnx``; the folder is made.
-        max_keypoints: K, the most keypoints of an image.
+        max_keypoints: K, the most keypoints that TensorRT returns.
         subpixel: refine keypoints by a parabola through the score map.
-        card: further entries of the card, such as ``source`` and ``licence``.
+        card: further entries of the card, such as ``source`` and ``licence``; those that the export writes win.
 
     Raises:
         ModelError: max_keypoints is out of range.
     """
     path = Path(path)
-    half = build_sparse(network, max_keypoints, subpixel, half=True).SerializeToString()
-    data = build_maps(network).SerializeToString()
-    int8 = build_maps(network, calibrate(network, _calibration_images())).SerializeToString()
-    engine = OnnxRuntimeEngine(data, threads=1, max_keypoints=max_keypoints, subpixel=subpixel)
+    scene = draw_scene(480, 640, 1)  # sharp and blurred its maps reach as high as those of photographs
+    limits = calibrate(network, [scene, cv2.GaussianBlur(scene, (0, 0), 3)[..., None]])
+    contents, files = {}, {}
+    for suffix, precision, model in (
+        ('.onnx', 'fp32', build_maps(network)),
+        ('.int8.onnx', 'int8', build_maps(network, limits)),
+        ('.tensorrt.onnx', 'fp16', build_sparse(network, max_keypoints, subpixel, half=True)),
+    ):
+        contents[suffix] = model.SerializeToString()
+        inputs, outputs = (', '.join(end.name for end in ends) for ends in (model.graph.input, model.graph.output))
+        files[suffix] = {
+            'interface': f'{inputs} -> {outputs}',
+            'precision': precision,
+            'sha256': hashlib.sha256(contents[suffix]).hexdigest(),
+        }
+    files['.tensorrt.onnx']['max_keypoints'] = max_keypoints
+    engine = OnnxRuntimeEngine(contents['.onnx'], threads=1, subpixel=subpixel)
     entries = {
         'format': CARD_FORMAT,
         'model': network.variant.name,
         'digest': weights_digest(network),
-        'max_keypoints': max_keypoints,
         'subpixel': subpixel,
-        'sha256': hashlib.sha256(data).hexdigest(),
-        'int8_sha256': hashlib.sha256(int8).hexdigest(),
-        'fp16_sha256': hashlib.sha256(half).hexdigest(),
-        'expected': pack(engine.run(draw_scene(*CARD_SHAPE), np.ones((1, 1), np.uint8))),
-        **(card or {}),
+        'files': files,
+        'expected': pack(engine.run(draw_scene(*CARD_SHAPE), np.ones((1, 1), np.uint8), max_keypoints)),
     }
+    contents['.json'] = (json.dumps({**entries, **(card or {}), **entries}, indent=2) + '\n').encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # The card goes last and each file replaces what was there in one step: a reader never sees half a model.
-    text = json.dumps(entries, indent=2) + '\n'
-    for target, content in (
-        (path, data),
-        (part_path(path, 'int8'), int8),
-        (part_path(path, 'fp16'), half),
-        (card_path(path), text.encode()),
-    ):
+    for suffix, content in contents.items():
+        target = path.with_suffix(suffix)
         temporary = target.with_name(target.name + '.part')
         temporary.write_bytes(content)
         temporary.replace(target)
     return path
 
 
-def _calibration_images() -> list[np.ndarray]:
-    """Return the drawn scene, sharp and blurred: its maps reach as high as those of photographs."""
-    scene = draw_scene(480, 640, 1)
-    return [scene, cv2.GaussianBlur(scene, (0, 0), 3)[..., None]]
+def export_again(source: Path, folder: Path, card: dict | None = None) -> Path:
+    """Export a model (.json) or weights (.pth) again; what the card beside them says is kept, but for ``card``.
+
+    Raises:
+        ModelError: the source is missing, corrupt or not what its name says.
+    """
+    if source.suffix == '.json':
+        model = open_model(source.with_suffix('.onnx'))
+        network, before, options = restore_network(model), model.card, (model.max_keypoints, model.subpixel)
+    else:
+        network, before, options = load_network(source), {}, ()
+        if card_path(source).exists():
+            before = json.loads(card_path(source).read_text(encoding='utf-8'))
+    before = {key: value for key, value in before.items() if key not in FORMAT_2}
+    return export_model(network, folder / f'{network.variant}.onnx', *options, card=before | (card or {}))
 
 
-def weights_digest(network: EdgePoint2) -> str:
-    """Return the identity of the weights: 16 hex digits, equal for equal numbers however they were stored."""
-    digest = hashlib.sha256(network.variant.name.encode())
-    for name, tensor in sorted(network.state_dict().items()):
-        if not name.endswith('num_batches_tracked'):  # counts training steps; no part of the function
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().numpy().astype('<f4').tobytes())
-    return digest.hexdigest()[:16]
+def main() -> None:
+    """Export what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='cards (.json) or weights (.pth)')
+    parser.add_argument('--output', type=Path, required=True, metavar='FOLDER')
+    parser.add_argument('--card', nargs='*', default=[], metavar='KEY=VALUE', help='entries to add, or to change')
+    options = parser.parse_args()
+    for source in options.sources:
+        print(export_again(source, options.output, dict(entry.split('=', 1) for entry in options.card)))
+
+
+if __name__ == '__main__':
+    main()

@@ -3,10 +3,8 @@
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from torch import nn
 
 from edgepoint2_ros.models import STRIDE
-from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
 IR_VERSION = 8
@@ -15,9 +13,9 @@ IR_VERSION = 8
 class Graph:
     """Nodes and constants of an ONNX graph in the making; values are named by strings."""
 
-    def __init__(self, prefix: str = '', half: bool = False):
-        self.prefix = prefix  # keeps names apart in the branches of an If
-        self.half = half  # convolutions in fp16
+    def __init__(self, scope: str = ''):
+        self.scope = scope  # keeps names apart in the branches of an If
+        self.prefix = scope  # of the names of operators; a profile tells the network's stages by it
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -29,11 +27,11 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
         return base if outputs == 1 else results
 
-    def constant(self, value, kind: type = np.float32) -> str:
+    def constant(self, value, kind: type = np.float32, name: str = '') -> str:
         """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
-        name = f'{self.prefix}constant_{len(self.initializers)}'
+        name = name or f'{self.scope}c{len(self.initializers)}'
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
@@ -47,43 +45,11 @@ class Graph:
         condition = self.op('Cast', condition, to=TensorProto.BOOL)
         return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
 
-    def conv(self, x: str, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False) -> str:
-        """Append a convolution with its batch normalisation folded in."""
-        weight, offset = fold(conv, norm)
-        x = self.convolve(x, weight, offset, conv.kernel_size, conv.stride, conv.padding, conv.groups)
-        return self.op('Relu', x) if relu else x
-
-    def convolve(
-        self,
-        x: str,
-        weight: np.ndarray | str,
-        offset: np.ndarray,
-        size: tuple[int, int] = (1, 1),
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int] = (0, 0),
-        groups: int = 1,
-    ) -> str:
-        """Append a convolution; weights (outputs, inputs / groups, *size), or their name, and offsets (outputs,)."""
-        kind = np.float16 if self.half else np.float32
-        return self.op(
-            'Conv',
-            x,
-            weight if isinstance(weight, str) else self.constant(weight, kind),
-            self.constant(offset, kind),
-            kernel_shape=size,
-            strides=stride,
-            pads=[*padding, *padding],
-            group=groups,
-        )
-
-    def average_pool(self, x: str, size: int) -> str:
-        return self.op('AveragePool', x, kernel_shape=[size, size], strides=[size, size])
-
-    def model(self, network: EdgePoint2, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
+    def model(self, name: str, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
         """Return the graph as a checked model; ``inputs`` (uint8) and ``outputs`` (float32) by name, with shapes."""
         graph = helper.make_graph(
             self.nodes,
-            f'EdgePoint2 {network.variant}',
+            name,
             [helper.make_tensor_value_info(name, TensorProto.UINT8, shape) for name, shape in inputs.items()],
             [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
             self.initializers,
@@ -98,18 +64,7 @@ class Graph:
         return model
 
 
-def fold(conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and offsets, float64, of a convolution with its batch normalisation folded in."""
-    weight = conv.weight.detach().double().numpy()
-    offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
-    if norm is not None:
-        gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
-        weight = weight * gain[:, None, None, None]
-        offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain
-    return weight, offset
-
-
-def gray_image(graph: Graph) -> tuple[str, str, str]:
+def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
     """Return width and height of the image and of the network's grid, float (2,) each, and the network's input.
 
     That is the gray image on the grid with mean 0 and variance 1, (1, 1, H, W).
@@ -129,23 +84,23 @@ def gray_image(graph: Graph) -> tuple[str, str, str]:
         pixels = graph.op('Resize', pixels, '', '', size, mode='linear', coordinate_transformation_mode='align_corners')
         return graph.op('Squeeze', pixels, [0, 1])
 
-    if graph.half:
-        gray = average_channels(graph)
-    else:
+    if branches:
         gray = graph.choose(
             graph.op('Equal', graph.op('Slice', graph.op('Shape', 'image'), [2], [3], [0]), [1]),
             lambda branch: branch.op('Cast', branch.op('Reshape', 'image', height_width), to=TensorProto.FLOAT),
             average_channels,
         )
-    gray = graph.op('Mul', gray, 1 / 255)
-    if graph.half:
-        gray = resample(graph)
     else:
+        gray = average_channels(graph)
+    gray = graph.op('Mul', gray, 1 / 255)
+    if branches:
         gray = graph.choose(
             graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
             lambda branch: branch.op('Identity', gray),
             resample,
         )
+    else:
+        gray = resample(graph)
     width_height = [
         graph.op('Cast', graph.op('Gather', size, [1, 0]), to=TensorProto.FLOAT) for size in (height_width, grid)
     ]

@@ -1,12 +1,15 @@
 """The dense reference: EdgePoint2's definition step by step in torch, with every intermediate map at full size.
 
-It shares nothing with the exported model but the network. Tests hold the model against it and the benchmark names it.
+It shares nothing with the exported model but the network. Tests hold the model against it, the benchmark names it, and
+the training picks its places with the same functions.
 """
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from edgepoint2_ros.models import BORDER, NMS_RADIUS
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 
 
@@ -30,18 +33,27 @@ def extract_dense(
         gray = F.interpolate(gray, size, mode='bilinear', align_corners=True)
 
     scores, descriptor_map = network(gray)
-    scores = scores[0, 0]
-    is_keypoint = (scores == F.max_pool2d(scores[None, None], 5, stride=1, padding=2)[0, 0]) & (
-        scores > score_threshold
-    )
-    inside = torch.zeros_like(is_keypoint)
-    inside[4:-4, 4:-4] = True
-    y, x = torch.nonzero(is_keypoint & inside, as_tuple=True)
-    order = scores[y, x].argsort(descending=True)[:top_k]
-    xy = torch.stack([x, y], dim=1)[order].float()
-
-    grid = (xy + 0.5) / torch.tensor([size[1], size[0]]) * 2 - 1
-    descriptors = F.grid_sample(descriptor_map, grid[None, None], mode='bilinear', align_corners=False)[0, :, 0].T
-    descriptors = F.normalize(descriptors, dim=1)
+    xy = best_places(scores[0, 0], top_k, score_threshold)
+    column, row = xy.long().T
+    descriptors = F.normalize(sample(descriptor_map[0], xy, size[::-1]), dim=1)
     scale = torch.tensor([width / size[1], height / size[0]])
-    return (xy * scale).numpy(), scores[y, x][order].numpy(), descriptors.numpy()
+    return (xy * scale).numpy(), scores[0, 0, row, column].numpy(), descriptors.numpy()
+
+
+def best_places(scores: Tensor, count: int, threshold: float = -torch.inf) -> Tensor:
+    """Return the pixels (N, 2), float, N at most ``count``, of the best 5x5 maxima of a score map (H, W), best first.
+
+    They score above ``threshold`` and keep away from the border.
+    """
+    highest = F.max_pool2d(scores[None], 2 * NMS_RADIUS + 1, stride=1, padding=NMS_RADIUS)[0]
+    inside = torch.zeros_like(scores, dtype=torch.bool)
+    inside[BORDER:-BORDER, BORDER:-BORDER] = True
+    y, x = torch.nonzero((scores == highest) & (scores > threshold) & inside, as_tuple=True)
+    best = scores[y, x].topk(min(count, len(y))).indices
+    return torch.stack([x[best], y[best]], dim=1).float()
+
+
+def sample(descriptor_map: Tensor, xy: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return bilinear samples (N, D) of a descriptor map (D, h, w) at pixels (N, 2) of an image of (width, height)."""
+    grid = (xy + 0.5) / torch.tensor(size, device=xy.device) * 2 - 1
+    return F.grid_sample(descriptor_map[None], grid[None, None], align_corners=False)[0, :, 0].T

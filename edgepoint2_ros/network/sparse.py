@@ -18,14 +18,14 @@ Outputs, best score first, always K rows
 import numpy as np
 import onnx
 from onnx import TensorProto
-from torch import nn
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import BORDER, MIN_CURVATURE, MOST_KEYPOINTS, NMS_RADIUS, PAD_SCORE
+from edgepoint2_ros.models import BORDER, MAX_KEYPOINTS, MIN_CURVATURE, NMS_RADIUS, PAD_SCORE
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.graph import Graph, gray_image
+from edgepoint2_ros.network.layers import Layers
 
-MAX_KEYPOINTS = 2048
+MOST_KEYPOINTS = 3840  # TensorRT's TopK picks no more
 
 
 def build_sparse(
@@ -46,17 +46,24 @@ def build_sparse(
         raise ModelError(
             f'max_keypoints: expected 1 to {MOST_KEYPOINTS} (TensorRT picks no more best ones), got {max_keypoints}'
         )
-    graph = Graph(half=half)
-    image_size, network_size, gray = gray_image(graph)
-    score_map, head = _dense_maps(graph, network, gray)
+    graph = Layers(network, np.float16 if half else np.float32)
+
+    def cast(x: str, kind: int) -> str:
+        return graph.op('Cast', x, to=kind) if half else x
+
+    graph.prefix = 'input/'
+    image_size, network_size, gray = gray_image(graph, branches=not half)
+    scores, head = graph.write(cast(gray, TensorProto.FLOAT16))
+    score_map = cast(graph.op('DepthToSpace', scores.name, blocksize=2, mode='CRD'), TensorProto.FLOAT)
+    graph.prefix = 'keypoints/'
     xy, scores = _keypoints(graph, score_map, network_size, max_keypoints, subpixel)
-    descriptors = _sample_descriptors(graph, head, xy, network_size, network.desc_head[2])
+    descriptors = _sample_descriptors(graph, cast(head.name, TensorProto.FLOAT), xy, network_size)
     scale = graph.op('Div', image_size, network_size)
     graph.op('Mul', xy, scale, name='xy')
     graph.op('Identity', scores, name='scores')
     graph.op('Identity', descriptors, name='descriptors')
     return graph.model(
-        network,
+        f'EdgePoint2 {network.variant}',
         {'image': ('height', 'width', 'channels'), 'mask': ('mask_height', 'mask_width')},
         {
             'xy': (max_keypoints, 2),
@@ -64,45 +71,6 @@ def build_sparse(
             'descriptors': (max_keypoints, network.variant.descriptor_size),
         },
     )
-
-
-def _dense_maps(graph: Graph, network: EdgePoint2, gray: str) -> tuple[str, str]:
-    """Return the score map (1, 1, H, W) and the map before the last projection of the descriptors (1, C, H/4, W/4)."""
-
-    def to_half(x):
-        return graph.op('Cast', x, to=TensorProto.FLOAT16) if graph.half else x
-
-    def to_float(x):
-        return graph.op('Cast', x, to=TensorProto.FLOAT) if graph.half else x
-
-    def enlarge(x, factor):
-        scales = [1.0, 1.0, factor, factor]
-        return graph.op('Resize', x, '', scales, mode='linear', coordinate_transformation_mode='half_pixel')
-
-    def block(x, block):
-        return graph.conv(x, block.layer[0], block.layer[1], relu=True)
-
-    def residual(x, block):
-        inner = graph.conv(x, block.layer[0], block.layer[1], relu=True)
-        inner = graph.conv(inner, block.layer[3], block.layer[4])
-        skip = graph.conv(x, block.skip) if isinstance(block.skip, nn.Conv2d) else x
-        return graph.op('Relu', graph.op('Add', inner, skip))
-
-    x1 = residual(block(block(to_half(gray), network.block1[0]), network.block1[1]), network.block1[2])
-    half_x1 = graph.average_pool(x1, 2)
-    x2 = residual(graph.average_pool(half_x1, 2), network.block2)
-    x3 = residual(graph.average_pool(x2, 4), network.block3)
-
-    scales = graph.op('Concat', half_x1, enlarge(x2, 2), enlarge(x3, 8), axis=1)
-    descriptors = block(graph.conv(scales, network.desc_head[0]), network.desc_head[1])
-
-    detection = graph.op('Add', graph.conv(x1, network.conv1), enlarge(graph.conv(x2, network.conv2), 4))
-    detection = graph.op('Add', detection, enlarge(graph.conv(x3, network.conv3), 16))
-    detection = graph.conv(detection, network.score_head[0], relu=True)
-    detection = graph.conv(detection, network.score_head[2], relu=True)
-    detection = graph.conv(detection, network.score_head[4])
-    score_map = graph.op('DepthToSpace', detection, blocksize=2, mode='CRD')
-    return to_float(score_map), to_float(descriptors)
 
 
 def _keypoints(graph: Graph, score_map: str, network_size: str, count: int, subpixel: bool) -> tuple[str, str]:
@@ -159,7 +127,7 @@ def _keypoints(graph: Graph, score_map: str, network_size: str, count: int, subp
     return graph.op('Add', xy, graph.op('Concat', *offsets, axis=1)), scores
 
 
-def _sample_descriptors(graph: Graph, head: str, xy: str, network_size: str, projection: nn.Conv2d) -> str:
+def _sample_descriptors(graph: Layers, head: str, xy: str, network_size: str) -> str:
     """Return the descriptors (K, D) at ``xy``.
 
     Bilinear sampling and the last 1x1 convolution commute, because the border keeps every sample inside the map, so
@@ -170,7 +138,9 @@ def _sample_descriptors(graph: Graph, head: str, xy: str, network_size: str, pro
     grid = graph.op('Unsqueeze', grid, [0, 1])
     sampled = graph.op('GridSample', head, grid, mode='bilinear', padding_mode='zeros', align_corners=0)
     sampled = graph.op('Transpose', graph.op('Squeeze', sampled, [0, 2]), perm=[1, 0])
-    weight = projection.weight.detach().numpy()[:, :, 0, 0]
-    descriptors = graph.op('Add', graph.op('MatMul', sampled, weight.T), projection.bias.detach().numpy())
+    name, weight, offset = graph.fold(graph.network.desc_head[2])
+    weight = graph.constant(weight[:, :, 0, 0].T, name=f'{name}.weight.T')
+    offset = graph.constant(offset, name=f'{name}.bias')
+    descriptors = graph.op('Add', graph.op('MatMul', sampled, weight), offset)
     length = graph.op('ReduceL2', descriptors, axes=[1], keepdims=1)
     return graph.op('Div', descriptors, graph.op('Max', length, 1e-12))

@@ -1,5 +1,6 @@
 """Weights of a network: from a state dict, or back from a model (ONNX) that was made of them."""
 
+import hashlib
 import pickle
 from pathlib import Path
 
@@ -49,66 +50,65 @@ def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:
     return network.eval()
 
 
-def restore_network(model: Model) -> EdgePoint2:
-    """Return the network that a model was made of, ready for inference and for further training, on the CPU.
+@torch.no_grad()
+def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
+    """Return the network that a model was made of, ready for inference on the CPU; a model made of it is the same.
 
-    The weights come from the model for TensorRT, which holds them layer by layer, in fp16. Batch normalisation, which
-    was folded into the convolutions, gets the mean and variance that its input has on a drawn scene, and the scale and
-    shift that undo them: what the network computes stays the same, and training can go on from there.
+    The weights come from the model for CPUs in fp32, by the names that they have in a state dict. To be ``trainable``,
+    batch normalisation, which was folded into the convolutions, gets the mean and variance that its input has on a
+    drawn scene, and the scale and shift that undo them: what the network computes stays the same, but for rounding.
 
     Raises:
-        ModelError: the model for TensorRT is missing or corrupt.
+        ModelError: the model is missing or corrupt.
     """
-    graph = onnx.load_from_string(read_part(model, 'fp16')).graph
+    graph = onnx.load_from_string(read_part(model)).graph
     values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
-    weights = [[values[name].float() for name in node.input[1:3]] for node in graph.node if node.op_type == 'Conv']
-    # The last convolution of the descriptors is a product with the K sampled rows: (inputs, outputs), then an addition.
-    used = [name for node in graph.node if node.op_type in ('MatMul', 'Add') for name in node.input if name in values]
-    projection = [values[name].float() for name in used if values[name].shape[-1:] == (model.variant.descriptor_size,)]
     network = EdgePoint2(model.variant).eval()
-    norms = {}
-    with torch.no_grad():
-        for (conv, norm), (weight, offset) in zip(_convolutions(network), weights, strict=True):
-            conv.weight.copy_(weight)
-            if norm is None:
-                conv.bias.copy_(offset)
-            else:
-                norms[norm] = offset
-                norm.weight.fill_((1 + norm.eps) ** 0.5)
-                norm.bias.copy_(offset)
-        network.desc_head[2].weight.copy_(projection[0].T[..., None, None])
-        network.desc_head[2].bias.copy_(projection[1])
-
-        inputs = {}
-        hooks = [norm.register_forward_pre_hook(lambda norm, args: inputs.update({norm: args[0]})) for norm in norms]
-        network(torch.from_numpy(draw_scene(480, 640, 1)).float().permute(2, 0, 1)[None] / 255)
-        for hook in hooks:
-            hook.remove()
-        for norm, offset in norms.items():
-            variance, mean = torch.var_mean(inputs[norm], dim=(0, 2, 3))
-            norm.running_mean.copy_(mean)
-            norm.running_var.copy_(variance)
-            norm.weight.copy_((variance + norm.eps).sqrt())
-            norm.bias.copy_(offset + mean)
+    norms = []
+    for name, conv in network.named_modules():
+        if not isinstance(conv, nn.Conv2d):
+            continue
+        # A convolution that makes several pixels at once holds further copies of its weights.
+        conv.weight.copy_(values[f'{name}.weight'][tuple(map(slice, conv.weight.shape))])
+        offset = values[f'{name}.bias'][: conv.out_channels]
+        if conv.bias is not None:
+            conv.bias.copy_(offset)
+            continue
+        layers, place = name.rsplit('.', 1)
+        norm = network.get_submodule(f'{layers}.{int(place) + 1}')
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.copy_(offset)
+        norms.append(norm)
+    if trainable:
+        _estimate_statistics(network, norms)
+    network.digests = {weights_digest(network): model.digest}
     return network
 
 
-def _convolutions(network: EdgePoint2) -> list[tuple[nn.Conv2d, nn.BatchNorm2d | None]]:
-    """Return all but the last convolution of the descriptors, in the order of the model for TensorRT."""
+def _estimate_statistics(network: EdgePoint2, norms: list[nn.BatchNorm2d]) -> None:
+    inputs = {}
+    hooks = [norm.register_forward_pre_hook(lambda norm, args: inputs.update({norm: args[0]})) for norm in norms]
+    network(torch.from_numpy(draw_scene(480, 640, 1)).float().permute(2, 0, 1)[None] / 255)
+    for hook in hooks:
+        hook.remove()
+    for norm in norms:
+        norm.running_var, norm.running_mean = torch.var_mean(inputs[norm], dim=(0, 2, 3))
+        norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+        norm.bias.add_(norm.running_mean)
 
-    def residual(block):
-        skip = [(block.skip, None)] if isinstance(block.skip, nn.Conv2d) else []
-        return [(block.layer[0], block.layer[1]), (block.layer[3], block.layer[4]), *skip]
 
-    first, second, third = network.block1
-    return [
-        *((block.layer[0], block.layer[1]) for block in (first, second)),
-        *(pair for block in (third, network.block2, network.block3) for pair in residual(block)),
-        (network.desc_head[0], None),
-        (network.desc_head[1].layer[0], network.desc_head[1].layer[1]),
-        *((conv, None) for conv in (network.conv1, network.conv2, network.conv3)),
-        *((network.score_head[k], None) for k in (0, 2, 4)),
-    ]
+def weights_digest(network: EdgePoint2) -> str:
+    """Return the identity of the weights: 16 hex digits, equal for equal numbers however they were stored.
+
+    That of weights restored from a model is the model's, until they change.
+    """
+    digest = hashlib.sha256(network.variant.name.encode())
+    for name, tensor in sorted(network.state_dict().items()):
+        if not name.endswith('num_batches_tracked'):  # counts training steps; no part of the function
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().numpy().astype('<f4').tobytes())
+    own = digest.hexdigest()[:16]
+    return network.digests.get(own, own)
 
 
 def _variant_of(state: dict[str, torch.Tensor]) -> Variant | None:

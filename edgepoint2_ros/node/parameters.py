@@ -37,7 +37,7 @@ class Parameter:
     description: str
     choices: tuple[str, ...] = ()
     minimum: int | float | None = None
-    maximum: int | float | None = None
+    maximum: int | float | None = None  # none where only the minimum counts
     live: bool = False
     allowed: str = ''  # in words, where the rest does not say it
     test: Callable[[object], bool] = lambda value: True
@@ -54,7 +54,7 @@ class Parameter:
         if self.choices:
             return 'one of ' + ', '.join(self.choices)
         if self.minimum is not None:
-            return f'{_TYPE_NAMES[self.type]} from {self.minimum} to {self.maximum}'
+            return f'{_TYPE_NAMES[self.type]} from {self.minimum}' + (f' to {self.maximum}' if self.maximum else '')
         return _TYPE_NAMES[self.type]
 
     def check(self, value):
@@ -70,7 +70,7 @@ class Parameter:
         if (
             type(value) is not self.type
             or (self.choices and value not in self.choices)
-            or (self.minimum is not None and not self.minimum <= value <= self.maximum)
+            or (self.minimum is not None and not self.minimum <= value <= (self.maximum or value))
             or not self.test(value)
         ):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
@@ -121,10 +121,9 @@ PARAMETERS = (
     Parameter(
         'max_keypoints',
         2048,
-        'Most keypoints of an image, at most as many as the model was made for: 2048 for all that ship. For more, '
-        '`edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
+        'Most keypoints of an image. CPUs give any number, TensorRT at most what the model was made for: 2048 for '
+        'all that ship; for up to 3840 `edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
         minimum=1,
-        maximum=3840,
         live=True,
     ),
     Parameter(
@@ -238,7 +237,7 @@ def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = Fal
         descriptor.description = parameter.description
         descriptor.additional_constraints = parameter.expected
         if parameter.minimum is not None:
-            limits = {'from_value': parameter.minimum, 'to_value': parameter.maximum}
+            limits = {'from_value': parameter.minimum, 'to_value': parameter.maximum or 2**63 - 1}
             if parameter.type is int:
                 descriptor.integer_range = [IntegerRange(**limits)]
             else:
