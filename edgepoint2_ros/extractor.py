@@ -6,6 +6,7 @@ import numpy as np
 from edgepoint2_ros.engines import LOG, Report, open_engine
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match
 from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, STRIDE, find_model
 
 MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
@@ -132,6 +133,24 @@ class Extractor:
         return Features(
             xy[:count], scores[:count], descriptors[:count], (width, height), self.variant.name, self.digest
         )
+
+
+def match_pair(
+    first: np.ndarray, second: np.ndarray, extractor: Extractor | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the places of mutual nearest neighbours in two images: (P, 2) and (P, 2) float32, in pixels.
+
+    Args:
+        first, second: images as `Extractor.extract` takes them.
+        extractor: the extractor to use; by default one of T-32 with at most 2048 keypoints.
+
+    Raises:
+        EdgePoint2Error: an image is of the wrong type or size, or no model or runtime can be opened.
+    """
+    extractor = extractor or Extractor()
+    features = extractor.extract(first), extractor.extract(second)
+    pairs = match(*features)
+    return features[0].xy[pairs[:, 0]], features[1].xy[pairs[:, 1]]
 
 
 def _check(image: np.ndarray, mask: np.ndarray | None) -> None:

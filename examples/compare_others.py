@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 import torch
 
+from edgepoint2_ros.cli import evaluate as command
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation import command
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 

@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation.pairs import find_photographs
-from edgepoint2_ros.reconstruction import exhaustive_pairs, sequential_pairs
 
 MAX_FEATURES = 4096
 MIN_COMMON = 15  # points that both images of a pair see

@@ -30,11 +30,11 @@ from evo.core.trajectory import PoseTrajectory3D
 from evo.tools import file_interface
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation import walk
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.odometry import Camera, VisualOdometry
+from edgepoint2_ros.scenes import walk
 
 FRAMES = 240  # of a walk
 STEP = 10  # images between the two poses of a relative error

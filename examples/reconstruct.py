@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from edgepoint2_ros.bridges.colmap import exhaustive_pairs, write_colmap
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation.pairs import fit
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.images import read_image
-from edgepoint2_ros.reconstruction import exhaustive_pairs, write_colmap
 
 
 def reconstruct(

@@ -9,8 +9,8 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.node.parameters import PARAMETERS, Parameter
-from edgepoint2_ros.variants import NAMES
 
 # The value of an argument that was not given: then the parameter file, or the node itself, has the word.
 NOT_GIVEN = ''

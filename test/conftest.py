@@ -38,8 +38,8 @@ os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(
 def official_model():
     """Return a function that gives the default model of a variant: shipped, or official; or skips without weights."""
     from edgepoint2_ros.models import is_shipped
-    from edgepoint2_ros.official import DIRECTORY_VARIABLE, find_weights, provide_model
-    from edgepoint2_ros.variants import find_variant
+    from edgepoint2_ros.models.official import DIRECTORY_VARIABLE, find_weights, provide_model
+    from edgepoint2_ros.models.variants import find_variant
 
     def provide(name: str):
         variant = find_variant(name)
@@ -53,7 +53,7 @@ def official_model():
 @pytest.fixture
 def no_gpu():
     """Skips where there is a GPU."""
-    from edgepoint2_ros.engines.gpu import find_gpu
+    from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
     from edgepoint2_ros.errors import EngineError
 
     try:

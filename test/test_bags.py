@@ -22,8 +22,8 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from edgepoint2_ros import bags
-from edgepoint2_ros.bags import KEYPOINTS, Job, describe, extract, read_features
+from edgepoint2_ros.bridges import bags
+from edgepoint2_ros.bridges.bags import KEYPOINTS, Job, describe, extract, read_features
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import BagError
 from edgepoint2_ros.extractor import Extractor

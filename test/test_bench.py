@@ -6,10 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edgepoint2_ros.bench import command as bench
 from edgepoint2_ros.bench.report import TITLES, format_report
 from edgepoint2_ros.bench.worker import Contender, open_contender
-from edgepoint2_ros.cli import main
+from edgepoint2_ros.cli import bench, main
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 
@@ -206,8 +205,8 @@ def test_a_folder_without_the_official_code_is_named(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_model_that_is_not_to_be_had_is_left_out(nothing_shipped, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
-    monkeypatch.setattr('edgepoint2_ros.official.find_weights', lambda variant: None)
-    monkeypatch.setattr('edgepoint2_ros.official.UPSTREAM', 'http://127.0.0.1:9/')
+    monkeypatch.setattr('edgepoint2_ros.models.official.find_weights', lambda variant: None)
+    monkeypatch.setattr('edgepoint2_ros.models.official.UPSTREAM', 'http://127.0.0.1:9/')
     assert main(['bench', '--models', 'T-32', '--frames', '2', '--rounds', '1', '--threads', '0']) == 0
     out, err = capsys.readouterr()
     assert 'T-32 is left out' in err

@@ -6,7 +6,7 @@ import pytest
 pytest.importorskip('openvino')
 
 from edgepoint2_ros.bench import profile
-from edgepoint2_ros.variants import find_variant
+from edgepoint2_ros.models.variants import find_variant
 
 
 def test_t_32_takes_the_arithmetic_that_its_authors_state():

@@ -12,8 +12,8 @@ from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.images import to_array
-from edgepoint2_ros.official import find_weights
-from edgepoint2_ros.variants import find_variant
+from edgepoint2_ros.models.official import find_weights
+from edgepoint2_ros.models.variants import find_variant
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgepoint2_ros.demo.sources import VirtualFlight, open_source
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.scenes.sources import VirtualFlight, open_source
 
 pytest.importorskip('skimage', reason='scikit-image, which ships photographs, is not installed')
 

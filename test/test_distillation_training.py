@@ -17,14 +17,14 @@ from test_distillation_pairs import textured  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_bases, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
+from edgepoint2_ros.models.variants import find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
-from edgepoint2_ros.variants import find_variant  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import argparse, sys
-from edgepoint2_ros.distillation import command
+from edgepoint2_ros.cli import train as command
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
 sys.exit(command.run(parser.parse_args()))
@@ -72,7 +72,7 @@ def start(*args):
 def run(*args):
     import argparse
 
-    from edgepoint2_ros.distillation import command
+    from edgepoint2_ros.cli import train as command
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -238,7 +238,7 @@ class TestBadInput:
             run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'other.pth')))
 
     def test_official_weights_that_are_not_on_this_machine(self, place, tmp_path, monkeypatch):
-        monkeypatch.setattr('edgepoint2_ros.distillation.command.find_weights', lambda variant: None)
+        monkeypatch.setattr('edgepoint2_ros.cli.train.find_weights', lambda variant: None)
         with pytest.raises(ModelError, match='no official weights of E-64 on this machine: get them with'):
             run(*arguments(place, tmp_path, '--teacher', 'E-64@official'))
 

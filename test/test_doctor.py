@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
-from edgepoint2_ros import doctor
-from edgepoint2_ros.cli import main
-from edgepoint2_ros.engines import check, plan_cache
+from edgepoint2_ros.cli import doctor, main
+from edgepoint2_ros.engines import check
+from edgepoint2_ros.engines.tensorrt import plan_cache
 
 
 @pytest.fixture(autouse=True)

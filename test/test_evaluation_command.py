@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from edgepoint2_ros.cli import evaluate as command
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
-from edgepoint2_ros.evaluation import command
 from edgepoint2_ros.evaluation.benchmark import run_benchmark
 from edgepoint2_ros.evaluation.methods import OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import HomographyPair
@@ -30,9 +30,9 @@ def model(tmp_path_factory):
     """The path of a T-32 model with random weights."""
     torch = pytest.importorskip('torch', reason='torch is not installed: no model can be made')
     pytest.importorskip('onnx', reason='onnx is not installed: no model can be made')
+    from edgepoint2_ros.models.variants import find_variant
     from edgepoint2_ros.network import EdgePoint2
     from edgepoint2_ros.network.export import export_model
-    from edgepoint2_ros.variants import find_variant
 
     torch.manual_seed(0)
     return export_model(EdgePoint2(find_variant('T-32')).eval(), tmp_path_factory.mktemp('model') / 'T-32.onnx')
@@ -166,7 +166,5 @@ class TestCommand:
             run(f'T-32@{model}', '--synthetic', tmp_path)
 
     def test_needs_no_torch(self):
-        code = (
-            "import sys, edgepoint2_ros.evaluation.command; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
-        )
+        code = "import sys, edgepoint2_ros.cli.evaluate; sys.exit('torch' in sys.modules or 'onnx' in sys.modules)"
         assert subprocess.run([sys.executable, '-c', code], cwd=ROOT).returncode == 0

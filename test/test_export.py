@@ -14,14 +14,14 @@ from onnx import numpy_helper  # noqa: E402
 
 from edgepoint2_ros.engines import open_engine  # noqa: E402
 from edgepoint2_ros.models import PAD_SCORE, find_model, open_model, read_part  # noqa: E402
+from edgepoint2_ros.models.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
+from edgepoint2_ros.models.variants import VARIANTS, find_variant  # noqa: E402
 from edgepoint2_ros.network.export import export_again, export_model  # noqa: E402
 from edgepoint2_ros.network.half_precision import open_model as open_sparse  # noqa: E402
 from edgepoint2_ros.network.maps import build_maps  # noqa: E402
 from edgepoint2_ros.network.reference import extract_dense  # noqa: E402
 from edgepoint2_ros.network.sparse import build_sparse  # noqa: E402
 from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest  # noqa: E402
-from edgepoint2_ros.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
-from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
 
 GOLDEN = Path(__file__).parents[2] / 'shared' / 'golden'
 THRESHOLD = -5.0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
-from edgepoint2_ros.extractor import MAX_PIXELS, Extractor
+from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, match_pair
 from edgepoint2_ros.matching import match
 
 
@@ -160,3 +160,19 @@ def test_extraction_imports_neither_torch_nor_onnx_nor_ros(official_model):
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.strip() == '[]', done.stderr
+
+
+class TestMatchPair:
+    def test_gives_the_places_that_match(self, photograph):
+        moved = np.roll(photograph, 16, axis=1)
+        first, second = match_pair(photograph, moved)
+        assert first.shape == second.shape
+        assert np.median(second - first, axis=0) == pytest.approx([16, 0], abs=0.3)
+
+    def test_is_offered_by_the_package_itself(self):
+        import edgepoint2_ros
+
+        assert edgepoint2_ros.match_pair is match_pair
+        assert set(edgepoint2_ros.__all__) == {'Extractor', 'Features', 'match', 'match_pair'}
+        with pytest.raises(AttributeError, match='no attribute .nonsense'):
+            _ = edgepoint2_ros.nonsense

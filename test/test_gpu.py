@@ -19,7 +19,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 int cuDriverGetVersion(int *version) { *version = 12060; return 0; }
 """
 ASK = """
-from edgepoint2_ros.engines.gpu import find_gpu
+from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EngineError
 try:
     print(find_gpu())

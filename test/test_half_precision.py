@@ -12,11 +12,11 @@ pytest.importorskip('torch', reason='torch is not installed: models cannot be ma
 from onnx import TensorProto, helper
 
 from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.models.official import DIRECTORY_VARIABLE, find_weights
+from edgepoint2_ros.models.variants import VARIANTS, find_variant
 from edgepoint2_ros.network.half_precision import open_model, round_explicitly
 from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network
-from edgepoint2_ros.official import DIRECTORY_VARIABLE, find_weights
-from edgepoint2_ros.variants import VARIANTS, find_variant
 
 GOLDEN = Path(__file__).parents[2] / 'shared' / 'golden'
 

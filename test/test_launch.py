@@ -25,8 +25,8 @@ from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
 
 from edgepoint2_ros.messages import decode
+from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.msg import KeypointArray
-from edgepoint2_ros.variants import find_variant
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 30.0

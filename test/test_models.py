@@ -5,7 +5,7 @@ import pytest
 
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import SHIPPED, data_directory, find_model, list_models, open_model, read_part
-from edgepoint2_ros.variants import VARIANTS
+from edgepoint2_ros.models.variants import VARIANTS
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import cv2  # noqa: E402
 
 from edgepoint2_ros.errors import ModelError  # noqa: E402
 from edgepoint2_ros.models import open_model  # noqa: E402
+from edgepoint2_ros.models.variants import VARIANTS, find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.export import export_model  # noqa: E402
 from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest  # noqa: E402
-from edgepoint2_ros.variants import VARIANTS, find_variant  # noqa: E402
 
 # From the table of the paper's reference implementation.
 PARAMETERS = {

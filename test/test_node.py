@@ -19,9 +19,9 @@ from node_rig import ROOT, TIMEOUT, Process, Rig, wait_until
 
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.messages import decode
+from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node import parameters
-from edgepoint2_ros.variants import NAMES
 
 pytestmark = pytest.mark.slow
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation import walk
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.odometry import MAX_LOST, Camera, VisualOdometry, adjust
+from edgepoint2_ros.scenes import walk
 
 ROOT = Path(__file__).parents[1]
 TUM = ROOT.parent / 'shared' / 'images' / 'tum20'

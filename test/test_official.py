@@ -4,10 +4,9 @@ import threading
 
 import pytest
 
-from edgepoint2_ros import official
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import find_model
-from edgepoint2_ros.official import (
+from edgepoint2_ros.models import find_model, official
+from edgepoint2_ros.models.official import (
     DIRECTORY_VARIABLE,
     SHA256,
     download_weights,
@@ -15,7 +14,7 @@ from edgepoint2_ros.official import (
     find_weights,
     import_weights,
 )
-from edgepoint2_ros.variants import VARIANTS, find_variant
+from edgepoint2_ros.models.variants import VARIANTS, find_variant
 
 T32 = find_variant('T-32')
 

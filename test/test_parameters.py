@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.node.parameters import PARAMETERS, TOPICS, check_changes, name_topics, to_markdown, to_yaml
-from edgepoint2_ros.variants import NAMES
 
 ROOT = Path(__file__).parents[1]
 REWRITE = 'run `python -m edgepoint2_ros.node.parameters`'

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from edgepoint2_ros.engines import plan_cache
+from edgepoint2_ros.engines.tensorrt import plan_cache
 
 KEY = {'model': 'T-32', 'runtime': 'TensorRT 10.3.0', 'gpu': 'Orin'}
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from exif import store
 
+from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.reconstruction import exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = ROOT.parent / 'shared' / 'images' / 'photos'

@@ -5,9 +5,9 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed: there is no reference')
 
+from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, extract_dense, sample
-from edgepoint2_ros.variants import find_variant
 
 
 def test_the_best_places_are_the_highest_maxima_away_from_the_border():

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from edgepoint2_ros.bridges.rtabmap import pack_descriptors, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error, MessageError
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.rtabmap import pack_descriptors, to_rtabmap
 
 # The fields of rtabmap_msgs, for a machine without it.
 DEFINITIONS = {

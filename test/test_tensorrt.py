@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
-from edgepoint2_ros.engines.gpu import Gpu
+from edgepoint2_ros.engines.tensorrt.gpu import Gpu
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.models import part_path, read_part
-from edgepoint2_ros.variants import VARIANTS
+from edgepoint2_ros.models.variants import VARIANTS
 
 # Its timing cache does nothing, and says so.
 pytestmark = pytest.mark.filterwarnings('ignore:Use Deprecated in TensorRT-RTX')

@@ -12,7 +12,7 @@ from simulated_gpu import SimulatedCuda, simulated_tensorrt
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.engines import open_engine, tensorrt
 from edgepoint2_ros.engines.check import compare
-from edgepoint2_ros.engines.gpu import Gpu
+from edgepoint2_ros.engines.tensorrt.gpu import Gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import open_model, read_part

@@ -1,7 +1,7 @@
 import pytest
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
+from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
 
 
 def test_there_are_14_variants_and_no_t_64():

@@ -12,8 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from edgepoint2_ros.bench.command import parse_size
 from edgepoint2_ros.bench.report import markdown
+from edgepoint2_ros.bench.worker import parse_size
 from edgepoint2_ros.engines import PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation import metrics
@@ -22,8 +22,8 @@ from edgepoint2_ros.evaluation.pairs import find_photographs, orbit_homography, 
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
+from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.progress import show_progress
-from edgepoint2_ros.variants import NAMES
 
 DISTANCES = (0.75, 1.0)  # pixels between two keypoints that count as the same
 

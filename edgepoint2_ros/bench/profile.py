@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.demo.sources import VirtualFlight
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.engines.openvino import capabilities, import_openvino, settings_of
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import part_path
-from edgepoint2_ros.official import provide_model
-from edgepoint2_ros.variants import Variant, find_variant
+from edgepoint2_ros.models.official import provide_model
+from edgepoint2_ros.models.variants import Variant, find_variant
+from edgepoint2_ros.scenes.sources import VirtualFlight
 
 WIDTH, HEIGHT = 640, 480
 FRAMES = 60

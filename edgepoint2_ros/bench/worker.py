@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sized
@@ -42,6 +43,18 @@ class Contender:
     precision: str = ''
     threads: int = 0
     size: str = '640x480'
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of ``640x480``.
+
+    Raises:
+        EdgePoint2Error: the text is something else.
+    """
+    match = re.fullmatch(r'(\d+)x(\d+)', text)
+    if not match:
+        raise EdgePoint2Error(f'--sizes: expected WIDTHxHEIGHT, for example 640x480, got {text!r}')
+    return int(match[1]), int(match[2])
 
 
 def main(job: str) -> None:

@@ -11,8 +11,8 @@ from rclpy.qos import qos_profile_sensor_data
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from edgepoint2_ros.demo.sources import FRAME_RATE, open_source
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
 
 
 def main(args=None) -> int:

@@ -12,13 +12,13 @@ import rclpy
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-from edgepoint2_ros.demo.sources import FRAME_RATE, open_source
 from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, transfer_error
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
 
 TOLERANCE = 3.0  # pixels
 PICTURE_FRAMES = 15  # the two frames of the picture lie half a second apart

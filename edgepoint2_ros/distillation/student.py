@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from edgepoint2_ros.errors import ModelError
+from edgepoint2_ros.models.variants import Variant
 from edgepoint2_ros.network import EdgePoint2
-from edgepoint2_ros.variants import Variant
 
 
 class DescriptorHeads(nn.Module):

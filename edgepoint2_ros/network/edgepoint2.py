@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgepoint2_ros.variants import Variant
+from edgepoint2_ros.models.variants import Variant
 
 
 class ConvBlock(nn.Module):

@@ -15,10 +15,10 @@ from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.models import STRIDE
+from edgepoint2_ros.models.official import find_weights
+from edgepoint2_ros.models.variants import VARIANTS
 from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network
-from edgepoint2_ros.official import find_weights
-from edgepoint2_ros.variants import VARIANTS
 
 SPLIT = 2.0**13 + 1  # fp32 has 24 bits of mantissa, fp16 has 11
 

@@ -12,8 +12,8 @@ from torch import nn
 from edgepoint2_ros.engines.check import draw_scene
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import Model, read_part
+from edgepoint2_ros.models.variants import VARIANTS, Variant
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
-from edgepoint2_ros.variants import VARIANTS, Variant
 
 
 def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:

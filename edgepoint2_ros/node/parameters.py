@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.variants import NAMES
+from edgepoint2_ros.models.variants import NAMES
 
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.variants import VARIANTS, Variant, find_variant
+from edgepoint2_ros.models.variants import VARIANTS, Variant, find_variant
 
 STRIDE = 32  # the network works on sizes that are multiples of this; other images are resampled inside the model
 MIN_SIZE = 64  # smallest image side in pixels

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import Model, data_directory, find_model, is_shipped, models_directory, open_model
-from edgepoint2_ros.variants import Variant, find_variant
+from edgepoint2_ros.models.variants import Variant, find_variant
 
 UPSTREAM = 'https://raw.githubusercontent.com/HITCSC/EdgePoint2/c589a5784b3f3fe712e77fad046cc6adf61c1aa7/weights/'
 LICENCE = 'MIT, Copyright (c) 2024 HITCSC-Robotics'

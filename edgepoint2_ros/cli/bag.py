@@ -9,7 +9,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgepoint2_ros.bags import PART, STORAGES, Job, Progress, describe, extract, read_features
+from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_features
 from edgepoint2_ros.cli import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import ENCODINGS
@@ -167,7 +167,7 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from edgepoint2_ros.reconstruction import sequential_pairs, write_colmap, write_hloc
+    from edgepoint2_ros.bridges.colmap import sequential_pairs, write_colmap, write_hloc
 
     if options.output.suffix not in ('.db', '.h5'):
         raise EdgePoint2Error(f'{options.output}: expected a name that ends in .db (COLMAP) or .h5 (hloc)')

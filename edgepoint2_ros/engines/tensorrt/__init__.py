@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.engines import plan_cache
 from edgepoint2_ros.engines.check import check
-from edgepoint2_ros.engines.gpu import Gpu, find_gpu
+from edgepoint2_ros.engines.tensorrt import plan_cache
+from edgepoint2_ros.engines.tensorrt.gpu import Gpu, find_gpu
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, STRIDE, Model, read_part

@@ -8,10 +8,10 @@ import sys
 import time
 from importlib.util import find_spec
 
-from edgepoint2_ros.demo.sources import open_source
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.official import provide_model
-from edgepoint2_ros.variants import find_variant
+from edgepoint2_ros.models.official import provide_model
+from edgepoint2_ros.models.variants import find_variant
+from edgepoint2_ros.scenes.sources import open_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

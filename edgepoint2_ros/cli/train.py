@@ -17,15 +17,15 @@ import torch
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import RECIPES, Schedule, TrainingError, train
-from edgepoint2_ros.engines.plan_cache import cache_directory
+from edgepoint2_ros.engines.tensorrt.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import find_model, is_shipped
+from edgepoint2_ros.models.official import find_weights
+from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model
 from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
-from edgepoint2_ros.official import find_weights
 from edgepoint2_ros.progress import show_progress
-from edgepoint2_ros.variants import find_variant
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

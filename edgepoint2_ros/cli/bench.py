@@ -28,13 +28,13 @@ import numpy as np
 from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
-from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender
+from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender, parse_size
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
-from edgepoint2_ros.engines.gpu import find_gpu
+from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.extractor import check_size
+from edgepoint2_ros.models.variants import NAMES, find_variant
 from edgepoint2_ros.progress import show_progress
-from edgepoint2_ros.variants import NAMES, find_variant
 
 IMAGES = 20  # different frames of the demo's flight, gray
 DEFAULT_PRECISIONS = {'tensorrt': ['fp16'], 'openvino': ['fp32', 'bf16', 'int8'], 'onnxruntime': ['fp32']}
@@ -103,18 +103,6 @@ def _check(options: argparse.Namespace) -> None:
             raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Return width and height of ``640x480``.
-
-    Raises:
-        EdgePoint2Error: the text is something else.
-    """
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match:
-        raise EdgePoint2Error(f'--sizes: expected WIDTHxHEIGHT, for example 640x480, got {text!r}')
-    return int(match[1]), int(match[2])
-
-
 def measure(options: argparse.Namespace) -> dict:
     """Run the benchmark.
 
@@ -143,7 +131,7 @@ def measure(options: argparse.Namespace) -> dict:
 
 
 def _provide_models(names: list[str]) -> list[str]:
-    from edgepoint2_ros.official import provide_model
+    from edgepoint2_ros.models.official import provide_model
 
     models = []
     for variant in dict.fromkeys(map(find_variant, names)):
@@ -184,7 +172,7 @@ def _has_gpu() -> bool:
 
 def _write_frames(folder: Path, sizes: list[str]) -> None:
     """Write the frames of the flight in each size: rendering them must not count as a worker's time or memory."""
-    from edgepoint2_ros.demo.sources import VirtualFlight
+    from edgepoint2_ros.scenes.sources import VirtualFlight
 
     flight = VirtualFlight()
     frames = [flight.image(k * 15) for k in range(IMAGES)]

@@ -21,9 +21,10 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros import __version__
-from edgepoint2_ros.engines import BACKENDS, open_engine, plan_cache
+from edgepoint2_ros.engines import BACKENDS, open_engine
 from edgepoint2_ros.engines.check import CARD_SHAPE, check_against_card, draw_scene
-from edgepoint2_ros.engines.gpu import find_gpu
+from edgepoint2_ros.engines.tensorrt import plan_cache
+from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.models import Model, data_directory, list_models
 

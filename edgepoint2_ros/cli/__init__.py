@@ -11,18 +11,18 @@ from pathlib import Path
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
+from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
 
 # Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
 _MODULES = {
-    'bag': ('edgepoint2_ros.bag_command', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
-    'build-engine': ('edgepoint2_ros.engines.command', 'build the plans of TensorRT ahead of time'),
-    'doctor': ('edgepoint2_ros.doctor', 'what is here, what is missing, and whether it works'),
-    'evaluate': ('edgepoint2_ros.evaluation.command', 'accuracy of models beside ORB and SIFT, with a report'),
-    'match': ('edgepoint2_ros.match_command', 'match two images and draw the matches'),
-    'train': ('edgepoint2_ros.distillation.command', 'train a variant on your own images'),
-    'demo': ('edgepoint2_ros.demo.command', 'camera, extractor and consumer as three processes over DDS'),
-    'bench': ('edgepoint2_ros.bench.command', 'time the models beside ORB, SIFT and the dense reference'),
+    'bag': ('edgepoint2_ros.cli.bag', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
+    'build-engine': ('edgepoint2_ros.cli.build_engine', 'build the plans of TensorRT ahead of time'),
+    'doctor': ('edgepoint2_ros.cli.doctor', 'what is here, what is missing, and whether it works'),
+    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models beside ORB and SIFT, with a report'),
+    'match': ('edgepoint2_ros.cli.match', 'match two images and draw the matches'),
+    'train': ('edgepoint2_ros.cli.train', 'train a variant on your own images'),
+    'demo': ('edgepoint2_ros.cli.demo', 'camera, extractor and consumer as three processes over DDS'),
+    'bench': ('edgepoint2_ros.cli.bench', 'time the models beside ORB, SIFT and the dense reference'),
 }
 
 
@@ -170,7 +170,7 @@ def _list_models(options: argparse.Namespace) -> int:
 
 
 def _import_models(options: argparse.Namespace) -> int:
-    from edgepoint2_ros.official import import_weights
+    from edgepoint2_ros.models.official import import_weights
 
     files = []
     for path in options.paths:
@@ -190,14 +190,10 @@ def _import_models(options: argparse.Namespace) -> int:
 
 
 def _download_models(options: argparse.Namespace) -> int:
-    from edgepoint2_ros.official import download_weights, import_weights
+    from edgepoint2_ros.models.official import download_weights, import_weights
 
     for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:
         weights = download_weights(variant)
         model = import_weights(weights, False, options.max_keypoints, not options.no_subpixel)
         print(f'{model.variant}: {model.path}')
     return 0
-
-
-if __name__ == '__main__':
-    sys.exit(main())
