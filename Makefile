@@ -3,7 +3,7 @@
 #   make test    lint and every test
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras for ten minutes; make soak SOAK=3600 for an hour
-#   make lint    ruff alone
+#   make lint    formatting, lint and the layers of the imports
 #   make clean   remove .venv and every build folder
 
 PYTHON ?= python3
@@ -36,6 +36,7 @@ soak: .venv/test.stamp .venv/package.stamp
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf .venv build install log
