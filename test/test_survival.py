@@ -1,6 +1,7 @@
 """A callback that fails ends no node: it is logged and counted, and all others are served, and itself the next time."""
 
 import itertools
+import re
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from edgepoint2_ros.messages import encode
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.extractor_node import ExtractorNode
 from edgepoint2_ros.node.survival import Failures, spin
-from edgepoint2_ros.node.visual_odometry import VisualOdometryNode
+from edgepoint2_ros.node.visual_odometry import VisualOdometryNode, to_quaternion
 
 
 @pytest.fixture
@@ -128,6 +129,11 @@ def test_a_failure_is_counted_and_told_with_its_place(ros, monkeypatch):
     assert node.failures.last.startswith("ValueError: invalid literal for int() with base 10: 'three' (")
     assert node.failures.last.endswith(' in test_a_failure_is_counted_and_told_with_its_place)')
     assert lines == [f'a callback failed, the node goes on (1 so far): {node.failures.last}']
+    try:
+        to_quaternion(np.eye(2))  # which fails in numpy, called by this package
+    except IndexError as error:
+        node.failures.add(error)
+    assert re.search(r' \(node/visual_odometry\.py:\d+ in to_quaternion\)$', lines[1])
     node.destroy_node()
 
 

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,19 +117,48 @@ def test_the_node_leaves_nothing_in_the_home(backend, official_model, home, tmp_
     assert files(home) == set()
 
 
+@pytest.fixture
+def strace(tmp_path):
+    """The command that writes the calls of another one to trace.txt; skips where there is none."""
+    command = ['strace', '-f', '-e', 'trace=connect,sendto,sendmsg,sendmmsg,exit_group', '-o', tmp_path / 'trace.txt']
+    if not shutil.which('strace') or subprocess.run([*command, 'true']).returncode:
+        pytest.skip('strace is not installed, or not allowed here')
+    return command
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('backend', ['openvino', 'onnxruntime'])
-def test_nobody_is_called_and_no_process_is_started(backend, official_model, photo, home, tmp_path):
+def test_the_command_calls_nobody_and_starts_no_process(backend, official_model, photo, home, strace):
     pytest.importorskip(backend)
     official_model('T-32')
-    trace = tmp_path / 'trace.txt'
-    strace = ['strace', '-f', '-e', 'trace=connect,sendto,sendmsg,sendmmsg,execve,exit_group', '-o', str(trace)]
-    if not shutil.which('strace') or subprocess.run([*strace, 'true']).returncode:
-        pytest.skip('strace is not installed, or not allowed here')
     subprocess.run([*strace, *extract(photo, '--backend', backend)], check=True, cwd=ROOT)
-    calls = trace.read_text()
+    calls = strace[-1].read_text()
     assert 'AF_INET' not in calls
     assert len(re.findall(r' exit_group\(', calls)) == 1  # each process ends with one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('backend', ['openvino', 'onnxruntime'])
+def test_the_node_looks_nobody_up_and_starts_no_process(backend, official_model, home, strace, ros):
+    """Of its other calls most are those of DDS."""
+    from node_rig import wait_until
+
+    pytest.importorskip(backend)
+    official_model('T-32')
+    command = [*strace, sys.executable, '-m', 'edgepoint2_ros.node', '--ros-args', '-p', f'backend:={backend}']
+    log = strace[-1].with_name('log.txt')
+    with open(log, 'w') as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        wait_until(lambda: 'waiting for images' in log.read_text() or process.poll() is not None)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+    calls = strace[-1].read_text()
+    assert 'htons(53)' not in calls
+    assert len(re.findall(r' exit_group\(', calls)) == 1
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import time
 import traceback
 from pathlib import Path
 
+PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
 PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
 
@@ -38,7 +39,7 @@ class Failures:
         now = time.monotonic()
         with self._lock:
             self.count += 1
-            self.last = f'{type(error).__name__}: {error} ({place})'
+            self.last = f'{type(error).__name__}: {" ".join(str(error).split())} ({place})'
             if not self._node.context.ok() or now < self._logged.get(place, -math.inf) + LOG_PERIOD:
                 return
             self._logged[place] = now
@@ -47,7 +48,7 @@ class Failures:
 
 
 def provide_log_folder() -> None:
-    """Name ROS a folder for its log files before it starts; where it has none that can be written, it does not."""
+    """Name a folder for the log files of ROS, which does not start where it finds none that can be written."""
     if os.environ.get('ROS_LOG_DIR'):
         return
     folder = os.path.expanduser(os.path.join(os.environ.get('ROS_HOME') or '~/.ros', 'log'))
@@ -102,6 +103,6 @@ def _free(node) -> None:
 def _place(error: Exception) -> str:
     """Return where in this package an exception came from, or else where in another, as file, line and function."""
     frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if 'edgepoint2_ros' in frame.filename and frame.filename != __file__]
+    ours = [frame for frame in frames if frame.filename.startswith(PACKAGE) and frame.filename != __file__]
     frame = (ours or frames)[-1]
     return f'{"/".join(Path(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}'
