@@ -1,4 +1,5 @@
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from test_distillation_pairs import textured  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_bases, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
+from edgepoint2_ros.models import find_model  # noqa: E402
 from edgepoint2_ros.models.variants import find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
@@ -154,6 +156,12 @@ class TestTraining:
             card = (tmp_path / f'{name}.json').read_text()
             for entry in ('"teacher": "S-64 [', '"start": "random weights"', 'noise, CC0', '"steps": 2', '"seed": 0'):
                 assert entry in card
+
+    def test_the_card_names_shipped_weights_by_the_digests_of_their_models(self, place, tmp_path):
+        run(*arguments(place, tmp_path, '--steps', '1', '--start', 'T-48', '--teacher', 'S-64'))
+        trained = json.loads((tmp_path / 'T-32.json').read_text())['trained']
+        for role, name in (('start', 'T-48'), ('teacher', 'S-64')):
+            assert trained[role] == f'{name} [{find_model(name, "shipped").digest}]'
 
     @pytest.mark.parametrize(
         ('recipe', 'losses'),

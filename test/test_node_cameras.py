@@ -152,7 +152,7 @@ def test_parameters_change_together_or_not_at_all(left, gray):
         ({'mask_file': '/no/such/file.png'}, 'mask_file: expected an image, but /no/such/file.png cannot be read'),
         ({'mask_file': '~nosuchuser/mask.png'}, 'mask_file: expected an image, but ~nosuchuser/mask.png cannot'),
         ({'mask_file': f'{"a" * 300}.png'}, 'File name too long'),
-        ({'max_keypoints': 0}, 'max_keypoints: expected integer from 1, got 0'),
+        ({'max_keypoints': 0}, 'max_keypoints'),
         ({'queue_policy': 'oldest'}, 'queue_policy: expected one of newest, all'),
         ({'cameras': ['left']}, 'cameras can change only while the node is unconfigured'),
     ]:

@@ -50,7 +50,7 @@ class EdgePoint2(nn.Module):
     def __init__(self, variant: Variant):
         super().__init__()
         self.variant = variant
-        self.digests = {}  # of the models that these weights were restored from, by their own
+        self.digests: dict[str, str] = {}  # of the model that these weights were restored from, by their own
         c1, c2, c3, c4, cdetect = variant.c1, variant.c2, variant.c3, variant.c4, variant.cdetect
         self.normalise = nn.InstanceNorm2d(1)
         self.block1 = nn.Sequential(ConvBlock(1, c1, kernel=4, stride=2), ConvBlock(c1, c2), ResNet(c2, c2))
