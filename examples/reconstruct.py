@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
-from edgepoint2_ros.bridges.colmap import exhaustive_pairs, write_colmap
+from edgepoint2_ros.bridges.colmap import as_stored, exhaustive_pairs, write_colmap
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation.pairs import fit
 from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.image_files import read_orientation
 from edgepoint2_ros.images import read_image
 
 
@@ -36,15 +37,16 @@ def reconstruct(
     features = {}
     for path in sorted(photos.iterdir()):
         try:
-            image = read_image(path, upright=False)
+            image = read_image(path)
         except ImageError as error:
             print(f'left out: {error}')
             continue
         smaller, scale = fit(image, long_side)
         found = extractor.extract(smaller)
-        # In pixels of the photograph itself as it is stored, where COLMAP looks the colours up.
+        # In pixels of the file itself, where COLMAP looks the colours up.
         xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
-        features[path.name] = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
+        found = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
+        features[path.name] = as_stored(found, read_orientation(path))
         print(f'{path.name}: {len(features[path.name])} keypoints')
     pairs = exhaustive_pairs(list(features))
     # Photographs that people took have a camera each.

@@ -45,6 +45,15 @@ def test_a_folder_is_shown_by_name_over_and_over(tmp_path):
     assert folder.motion(0, 1) is None
 
 
+def test_a_folder_of_thermal_images_is_shown_with_their_contrast(tmp_path):
+    gradient = np.tile(np.arange(64, dtype=np.uint16), (64, 1))
+    cv2.imwrite(str(tmp_path / 'thermal.png'), 7000 + gradient)
+    for colour, shape in ((False, (64, 64)), (True, (64, 64, 3))):
+        image = open_source(str(tmp_path), colour).image(0)
+        assert image.shape == shape
+        assert (image.min(), image.max()) == (0, 255)
+
+
 def test_a_video_is_shown_over_and_over(tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / 'video.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 30, (64, 64))
     for k in range(3):

@@ -3,6 +3,7 @@ import logging
 import cv2
 import numpy as np
 import pytest
+from exif import store
 
 torch = pytest.importorskip('torch', reason='torch is not installed: training cannot be tested')
 
@@ -78,6 +79,21 @@ class TestLoadPhotos:
         assert [name.rsplit('/', 1)[1] for name in photos.names] == ['good.png']
         assert 'broken.jpg cannot be read' in caplog.text
         assert 'small.png: 100x480 is too small: expected at least 200' in caplog.text
+
+    def test_takes_photographs_whole_upright_and_with_the_contrast_of_their_contents(self, tmp_path, caplog):
+        image = textured(640, 480)
+        cv2.imwrite(str(tmp_path / 'thermal.png'), 7000 + image.astype(np.uint16) // 3)
+        store(tmp_path / 'phone.jpg', np.dstack([image] * 3), 6)
+        jpeg = cv2.imencode('.jpg', image)[1].tobytes()
+        (tmp_path / 'cut.jpg').write_bytes(jpeg[: len(jpeg) // 2])
+        with caplog.at_level(logging.WARNING):
+            photos = load_photos(find_images([tmp_path]), tmp_path / 'cache')
+        assert [name.rsplit('/', 1)[1] for name in photos.names] == ['phone.jpg', 'thermal.png']
+        assert 'cut.jpg cannot be read as one: the jpeg of' in caplog.text
+        for pyramid in photos:
+            assert pyramid[0].shape == (480, 640)
+            assert np.corrcoef(pyramid[0].ravel(), image.ravel())[0, 1] > 0.99
+            assert pyramid[0].std() > 0.9 * image.std()
 
     def test_without_any_usable_image_it_names_the_first(self, tmp_path):
         (tmp_path / 'broken.jpg').write_bytes(b'not an image')

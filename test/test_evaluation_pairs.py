@@ -4,6 +4,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from exif import store
 
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.evaluation import metrics
@@ -165,6 +166,14 @@ class TestPosePairs:
         assert pair.image_a.shape == (240, 320, 3)
         np.testing.assert_allclose(pair.intrinsics_a, [[250, 0, 159.5], [0, 250, 119.5], [0, 0, 1]])
         np.testing.assert_allclose(pair.pose[:3, 3], [0.1, 0.2, 0.3])
+
+    def test_are_taken_as_stored_as_their_intrinsics_are(self, tmp_path):
+        listing = self.listing(tmp_path, f'side.jpg b.png 0 0 {self.intrinsics} {self.intrinsics} {self.pose}')
+        image = blobs(480, 640)
+        store(tmp_path / 'side.jpg', image, 6)
+        (pair,) = read_pose_pairs(listing, tmp_path, 0)
+        assert pair.image_a.shape == (480, 640, 3)
+        assert abs(pair.image_a.astype(int) - np.rot90(image)).mean() < 3
 
     @pytest.mark.parametrize(
         ('line', 'message'),

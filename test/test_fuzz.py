@@ -58,7 +58,7 @@ class Generator:
         """Return an image or mask of random size, encoding and contents, half of the time consistent in most of it."""
         message = Image()
         self._stamp(message.header)
-        message.encoding = self.random.choice([*ENCODINGS, *ENCODINGS, '', '32FC1', 'bayer_rggb', 'mono8\t', 'é' * 500])
+        message.encoding = self.random.choice([*ENCODINGS, *ENCODINGS, '', '64FC1', 'bayer_rggb', 'mono8\t', 'é' * 500])
         message.is_bigendian = self.random.choice([0, 1, 255])
         if self.random.random() < 0.5:
             message.width, message.height, message.step = self._number(), self._number(), self._number()

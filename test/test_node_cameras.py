@@ -216,7 +216,7 @@ def test_stats_and_diagnostics_tell_what_happened(left, gray):
     before = left.next_stats()
     for _ in range(5):
         left.answer(gray)
-    left.send(gray, encoding='32FC1')
+    left.send(gray, encoding='64FC1')
     status = left.status('left', lambda status: status.level != OK)
     assert status.level in (WARN, ERROR)
     assert 'images could not be used: image encoding' in status.message
@@ -227,7 +227,7 @@ def test_stats_and_diagnostics_tell_what_happened(left, gray):
     assert (stats.camera, stats.header.frame_id) == ('left', 'camera_optical')
     shown = values(status)
     assert shown['topic'] == '/stereo/left/image'
-    assert "'32FC1' is unknown" in shown['last error']
+    assert "'64FC1' is unknown" in shown['last error']
     assert {'wait mean / p95 / max (ms)', 'extract mean / p95 / max (ms)', 'rate in (Hz)'} <= set(shown)
 
 

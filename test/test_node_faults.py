@@ -321,7 +321,7 @@ def test_a_full_disk_for_logs_stops_nothing(gray, rig, tmp_path):
         camera = rig('full')
         camera.connect()
         for _ in range(3):
-            camera.send(gray, encoding='32FC1')  # something to log
+            camera.send(gray, encoding='64FC1')  # something to log
             camera.spin(0.05)
             camera.answer(gray)
         process.send_signal(signal.SIGINT)

@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from exif import store
+from exif import STORED, store
 
-from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
+from edgepoint2_ros.bridges.colmap import as_stored, exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
@@ -81,6 +81,19 @@ def test_hloc_finds_its_layout(views, tmp_path):
         }
         np.testing.assert_array_equal(group['descriptors'][:, 7], views['a.png'].descriptors[7])
         assert group['image_size'][()].tolist() == [640, 480]
+
+
+@pytest.mark.parametrize('orientation', STORED)
+def test_features_of_an_upright_image_lie_at_the_same_places_of_its_file(orientation):
+    upright = np.arange(5 * 7).reshape(5, 7)
+    stored = STORED[orientation](upright)
+    y, x = np.mgrid[:5, :7].reshape(2, -1)
+    xy = np.stack([x, y], axis=1).astype(np.float32)
+    features = as_stored(Features(xy, None, None, (7, 5), 'T-32', 'a'), orientation)
+    assert features.image_size == stored.shape[::-1]
+    assert features.xy.dtype == np.float32
+    x, y = features.xy.astype(int).T
+    np.testing.assert_array_equal(stored[y, x], upright.ravel())
 
 
 @pytest.mark.parametrize(('write', 'extra'), [(write_colmap, ([],)), (write_hloc, ())], ids=['colmap', 'hloc'])

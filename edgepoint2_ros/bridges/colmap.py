@@ -1,9 +1,11 @@
 """Features for structure from motion: a COLMAP database with verified matches, and the HDF5 layout of hloc.
 
-Images are given by name; both tools look the names up in their image folder.
+Images are given by name; both tools look the names up in their image folder. Both read the files there as they are
+stored, whatever EXIF says: see `as_stored`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,26 @@ def sequential_pairs(names: Sequence[str], window: int) -> list[tuple[str, str]]
 def exhaustive_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
     """Return all pairs of names."""
     return sequential_pairs(names, len(names))
+
+
+def as_stored(features: Features, orientation: int) -> Features:
+    """Return the features of an image that was turned upright in the pixels of its file.
+
+    Descriptors do not bear a quarter turn, so that upright images match best.
+
+    Args:
+        features: of the upright image.
+        orientation: 1 to 8, by which EXIF turned it.
+    """
+    x, y = features.xy.T
+    width, height = features.image_size
+    if orientation in (3, 4, 7, 8):
+        y = height - 1 - y
+    if orientation in (2, 3, 6, 7):
+        x = width - 1 - x
+    if orientation >= 5:
+        x, y, width, height = y, x, height, width
+    return replace(features, xy=np.stack([x, y], axis=1), image_size=(width, height))
 
 
 def write_colmap(

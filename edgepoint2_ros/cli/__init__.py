@@ -58,9 +58,10 @@ def _parser(called: str) -> argparse.ArgumentParser:
     extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
     extract.add_argument('--mask', help='image, not black where keypoints are allowed, scaled to each image')
     extract.add_argument(
-        '--stored-orientation',
+        '--as-stored',
         action='store_true',
-        help='take images as they are stored, as COLMAP and hloc do; by default upright, as their EXIF says',
+        help='keypoints in the pixels of the file as COLMAP and hloc read it, without regard to its EXIF orientation; '
+        'by default in those of the upright image',
     )
     extract.add_argument('--output', type=Path, help='folder for IMAGE.npz with xy, scores, descriptors, ...')
     extract.add_argument('--overlay', type=Path, help='folder for IMAGE.png with the keypoints drawn')
@@ -116,6 +117,7 @@ def _extract(options: argparse.Namespace) -> int:
     from edgepoint2_ros.image_files import read_orientation
     from edgepoint2_ros.images import read_image
     from edgepoint2_ros.masks import combine, read_mask_file
+    from edgepoint2_ros.reconstruction import as_stored
 
     masks = [read_mask_file(options.mask)] if options.mask else []
     extractor = Extractor(
@@ -133,26 +135,25 @@ def _extract(options: argparse.Namespace) -> int:
     failed = 0
     for path in options.images:
         try:
-            image = read_image(path, upright=not options.stored_orientation)
+            image = read_image(path)
             features = extractor.extract(image, combine(masks, 0, image.shape[1], image.shape[0]))
         except EdgePoint2Error as error:
             print(f'edgepoint2: {path}: {error}', file=sys.stderr)
             failed += 1
             continue
-        print(f'{path}: {len(features)} keypoints{_way_up(read_orientation(path), options.stored_orientation)}')
+        line = f'{path}: {len(features)} keypoints'
+        orientation = read_orientation(path)
+        if orientation != 1:
+            line += f', turned upright as EXIF says (orientation {orientation})'
+            if options.as_stored:
+                line += ', in the pixels of the file as it is stored'
+                image, features = read_image(path, upright=False), as_stored(features, orientation)
+        print(line)
         if options.output:
             np.savez(options.output / f'{path.stem}.npz', **vars(features))
         if options.overlay:
             cv2.imwrite(str(options.overlay / f'{path.stem}.png'), draw_keypoints(image, features))
     return 1 if failed else 0
-
-
-def _way_up(orientation: int, as_stored: bool) -> str:
-    """Return which way an image was read, where its EXIF turns it."""
-    if orientation == 1:
-        return ''
-    way = 'as stored, which is not upright' if as_stored else 'turned upright'
-    return f', {way} (EXIF orientation {orientation})'
 
 
 def _list_models(options: argparse.Namespace) -> int:

@@ -184,8 +184,8 @@ PARAMETERS = (
     Parameter(
         'mask_file',
         '',
-        'An image that is not black where keypoints are allowed, scaled to the size of the images; `{camera}` in it '
-        'stands for the name of each camera. Empty: everywhere.',
+        'An image that is neither black nor transparent where keypoints are allowed, scaled to the size of the images; '
+        'a path, `file://` or `package://`; `{camera}` in it stands for the name of each camera. Empty: everywhere.',
         live=True,
     ),
     Parameter('border', 0, 'Pixels along the edges without keypoints.', minimum=0, maximum=10000, live=True),
