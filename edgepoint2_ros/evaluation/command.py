@@ -49,7 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
     parser.add_argument(
-        '--seeds', type=int, default=3, help='times that each pose is estimated, from other samples (%(default)s)'
+        '--seeds',
+        type=int,
+        default=3,
+        help='estimations of each pose and homography, from other random samples (default: %(default)s)',
     )
     parser.add_argument('--models-only', action='store_true', help='leave out ORB and SIFT')
     parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
@@ -82,8 +85,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         if getattr(options, name) < least:
             option = '--' + name.replace('_', '-')
             raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
-    if options.rooms or options.pairs:
-        metrics.import_poselib()  # raises now where it is missing, and not after the extraction
+    metrics.import_poselib()  # raises now where it is missing, and not after the extraction
     scenes = [name_scene(listing) for listing in options.pairs or ()]
     if len(set(scenes)) < len(scenes):
         raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
@@ -101,7 +103,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
         'seed of the synthetic pairs and rooms': options.seed,
-        'seeds of the estimation of poses': options.seeds,
+        'estimations of each pose and homography': options.seeds,
         'OpenCV': cv2.__version__,
         **{f'model {model.name}': model.extractor.description for model in models},
     }

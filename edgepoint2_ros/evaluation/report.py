@@ -251,15 +251,15 @@ the same number of keypoints; ORB and SIFT are OpenCV's with its defaults. Match
 in the other image.</li>
 <li><b>MMA@t</b>: the share of a pair's matches within t px of the true place, averaged over pairs; a pair without
 matches counts 0.</li>
-<li><b>homography@t</b>: the share of pairs whose homography, by USAC_MAGSAC with {metrics.RANSAC_THRESHOLD:g} px,
-{metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}, moves the corners by at most t px on
-average from where they belong.</li>
+<li><b>homography@t</b>: the share of estimated homographies that move the corners by at most t px on average from
+where they belong.</li>
 <li><b>right</b>: the share of a pair's matches within {RIGHT_EPIPOLAR:g} px of the true epipolar line, averaged over
 pairs.</li>
-<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees, averaged over the seeds; the error is the
-larger of the angles of rotation and translation; the pose is by poselib's LO-RANSAC with
-{metrics.EPIPOLAR_THRESHOLD:g} px, at most {metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}; a
-pair without a pose counts as 180 degrees.</li>
+<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees, averaged over the estimations; the error is
+the larger of the angles of rotation and translation; a pair without a pose counts as 180 degrees.</li>
+<li>Homographies and poses are by poselib's LO-RANSAC with {metrics.RANSAC_THRESHOLD:g} px (homographies) or
+{metrics.EPIPOLAR_THRESHOLD:g} px (poses), at most {metrics.MAX_ITERATIONS} iterations and confidence
+{metrics.CONFIDENCE:g}.</li>
 <li><b>{DIFFERENCES}</b>: the mean of the differences scene by scene and pair by pair; the error is how much it would
 vary with other images of these scenes, where pairs with an image in common are not taken for independent.</li>
 <li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to
