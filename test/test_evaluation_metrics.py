@@ -193,6 +193,9 @@ class TestStandardError:
         (found,) = metrics.standard_error(values, [(f'{a}.png', f'{b}.png') for a, b in pairs])
         assert found == pytest.approx(2 * images.std() / np.sqrt(20), rel=0.2)
 
+    def test_of_a_single_row_is_unknown(self):
+        assert np.isnan(metrics.standard_error(np.ones((1, 2)), [('a',)])).all()
+
     def test_is_never_below_that_of_independent_rows(self):
         values = np.array([[1.0], [-1.0], [1.0], [-1.0]])  # rows of one source that cancel
         (found,) = metrics.standard_error(values, [('a',), ('a',), ('b',), ('b',)])

@@ -212,12 +212,14 @@ def standard_error(values: np.ndarray, sources: Sequence[Sequence[str]]) -> np.n
     that is robust to clusters, here of pairs that have an image in common.
 
     Args:
-        values: (N, C), N from 2.
+        values: (N, C).
         sources: N groups of names, the images that each row was made from.
 
     Returns:
-        (C,); at least what it would be if all rows were independent.
+        (C,), at least what it would be if all rows were independent; NaN for a single row.
     """
+    if len(values) < 2:
+        return np.full(values.shape[1], np.nan)
     numbers = {name: k for k, name in enumerate(dict.fromkeys(name for own in sources for name in own))}
     made_from = np.zeros((len(values), len(numbers)), bool)
     for row, own in zip(made_from, sources):
