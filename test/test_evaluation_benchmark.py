@@ -1,9 +1,12 @@
 """The sums of the evaluation, on results that are written down here."""
 
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+
+pytest.importorskip('poselib', reason='poselib is not installed')
 
 from edgepoint2_ros.evaluation.benchmark import Result, compare, run_benchmark, summarise
 from edgepoint2_ros.evaluation.methods import OpenCVMethod
@@ -114,7 +117,6 @@ class Counting(OpenCVMethod):
 
 
 def test_an_image_of_several_pairs_is_extracted_once(photograph):
-    pytest.importorskip('poselib', reason='poselib is not installed')
     camera = np.array([[500.0, 0, 319.5], [0, 500, 239.5], [0, 0, 1]])
     pairs = [
         PosePair(f'{a} {b}', scene, photograph, photograph, camera, camera, np.eye(4), (a, b))
@@ -125,3 +127,12 @@ def test_an_image_of_several_pairs_is_extracted_once(photograph):
     results, _ = run_benchmark('relative pose', pairs, [method], 0, seeds=2)
     assert method.images == 6
     assert [len(result.errors) for result in results] == [2] * 6
+
+
+def test_without_estimations_matches_are_measured_all_the_same(photograph, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'poselib', None)
+    pair = HomographyPair('same', 'light', photograph, photograph, np.eye(3))
+    results, _ = run_benchmark('self', [pair], [OpenCVMethod('ORB', 200)], 0, seeds=0)
+    (row,) = summarise(results)
+    assert row['MMA@3'] > 95
+    assert 'homography@3' not in row

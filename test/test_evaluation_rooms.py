@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
+pytest.importorskip('poselib', reason='poselib is not installed')
+
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import run_benchmark
@@ -20,7 +22,6 @@ def photographs(tmp_path, photograph):
 
 
 def test_rooms_are_seen_with_the_pose_they_claim(photographs):
-    pytest.importorskip('poselib', reason='poselib is not installed')
     pairs = list(make_rooms(photographs, 3))
     results, pictures = run_benchmark('rooms', pairs, [OpenCVMethod('SIFT', 1000)], 1)
     assert [result.pair for result in results] == ['room 1', 'room 2', 'room 3']

@@ -199,7 +199,7 @@ def _score(contender: Contender, keypoints: int, folder: str) -> dict:
     else:
         method = _Timed(contender.kind, open_contender(contender, keypoints))
     pairs = make_synthetic(find_photographs([Path(folder)]), LONG_SIDE)
-    results, _ = run_benchmark('synthetic', pairs, [method], 0)
+    results, _ = run_benchmark('synthetic', pairs, [method], picture_every=0, seeds=0)
     if not results:
         raise EdgePoint2Error(f'none of the photographs in {folder} can be used')
     means = summarise(results)[0]

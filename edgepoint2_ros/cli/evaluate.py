@@ -49,9 +49,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
     parser.add_argument(
-        '--seeds', type=int, default=3, help='times that each pose is estimated, from other samples (%(default)s)'
+        '--seeds',
+        type=int,
+        default=3,
+        help='estimations of each pose and homography, from other random samples (default: %(default)s)',
     )
     parser.add_argument('--models-only', action='store_true', help='leave out ORB and SIFT')
+    parser.add_argument(
+        '--with',
+        nargs='+',
+        default=[],
+        type=Path,
+        dest='earlier',
+        metavar='FILE',
+        help='results.csv of earlier runs on the same pairs, to compare with what they measured',
+    )
     parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
     parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
     parser.add_argument(
@@ -82,26 +94,29 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         if getattr(options, name) < least:
             option = '--' + name.replace('_', '-')
             raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
-    if options.rooms or options.pairs:
-        metrics.import_poselib()  # raises now where it is missing, and not after the extraction
+    metrics.import_poselib()  # raises now where it is missing, and not after the extraction
     scenes = [name_scene(listing) for listing in options.pairs or ()]
     if len(set(scenes)) < len(scenes):
         raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
     models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
     opencv = () if options.models_only else ('ORB', 'SIFT')
     methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
+    earlier = [report.read_csv(path, options.resize, options.max_keypoints) for path in options.earlier]
     results, pictures = _run_benchmarks(options, methods)
+    for path, more in zip(options.earlier, earlier):
+        results += _join(path, more, results)
 
     options.output.mkdir(parents=True, exist_ok=True)
-    rivals = find_rivals(models) + [(model.name, other.name) for other in others for model in models]
+    known = list(dict.fromkeys(result.method for result in results))
+    rivals = find_rivals(known) + [(model.name, other.name) for other in others for model in models]
     table = report.format_table(results, rivals)
     (options.output / 'table.txt').write_text(table, encoding='utf-8')
-    report.write_csv(options.output / 'results.csv', results)
+    report.write_csv(options.output / 'results.csv', results, options.resize, options.max_keypoints)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
         'seed of the synthetic pairs and rooms': options.seed,
-        'seeds of the estimation of poses': options.seeds,
+        'estimations of each pose and homography': options.seeds,
         'OpenCV': cv2.__version__,
         **{f'model {model.name}': model.extractor.description for model in models},
     }
@@ -112,11 +127,30 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     return 0
 
 
-def find_rivals(models: Sequence[EdgePoint2Method]) -> list[tuple[str, str]]:
-    """Return which models are compared, by name: each with the last one of its variant."""
-    last = {model.extractor.variant: model.name for model in models}
-    names = [(model.name, last[model.extractor.variant]) for model in models]
-    return [(name, rival) for name, rival in names if name != rival]
+def find_rivals(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Return which methods are compared, by name: each model with the last one of its variant."""
+    last = {name.split()[0]: name for name in methods}
+    return [(name, last[name.split()[0]]) for name in methods if name != last[name.split()[0]]]
+
+
+def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Result]:
+    """Return the earlier results of methods that have none here.
+
+    Raises:
+        EdgePoint2Error: they are of other pairs.
+    """
+    measured = {result.method for result in results}
+    pairs = {(result.benchmark, result.group, result.pair) for result in results}
+    more = [result for result in earlier if result.method not in measured]
+    for method in dict.fromkeys(result.method for result in more):
+        found = [(result.benchmark, result.group, result.pair) for result in more if result.method == method]
+        if len(found) != len(pairs) or set(found) != pairs:
+            both = len(pairs.intersection(found))
+            raise EdgePoint2Error(
+                f'{path}: {method} was measured on other pairs: of {len(found)} there and {len(pairs)} here {both} '
+                'are the same'
+            )
+    return more
 
 
 def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Result], list[Picture]]:

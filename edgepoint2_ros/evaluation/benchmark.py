@@ -30,7 +30,7 @@ class Result:
         right: share of the matches within RIGHT pixels of the true place, or RIGHT_EPIPOLAR of the true epipolar line.
         repeatability: share; None for poses.
         accuracy: share of matches within each of MATCH_THRESHOLDS; None for poses.
-        errors: corner error in pixels (homographies) or pose error in degrees, one for each seed of the estimation.
+        errors: corner error in pixels (homographies) or pose error in degrees, one for each estimation.
     """
 
     benchmark: str
@@ -69,7 +69,7 @@ def run_benchmark(
 ) -> tuple[list[Result], list[Picture]]:
     """Return the result of each method on each pair, and pictures of every ``picture_every``-th pair (0: none).
 
-    ``seeds``: how often each pose is estimated, from other random samples.
+    ``seeds``: how often each pose and homography is estimated, from other random samples; 0 leaves that out.
     """
     results, pictures = [], []
     known = {}  # features of a scene's images, each of which is in several pairs: by image and method
@@ -103,8 +103,8 @@ def _run_pair(
         right = misses <= RIGHT
         repeatability = metrics.repeatability(a.xy, b.xy, pair.homography, a.image_size, b.image_size)
         accuracy = metrics.share_within(misses, MATCH_THRESHOLDS)
-        estimated = metrics.estimate_homography(matched_a, matched_b)
-        errors = [metrics.corner_error(estimated, pair.homography, a.image_size)]
+        estimates = [metrics.estimate_homography(matched_a, matched_b, seed) for seed in range(seeds)]
+        errors = [metrics.corner_error(estimate, pair.homography, a.image_size) for estimate in estimates]
     else:
         misses = metrics.epipolar_errors(matched_a, matched_b, pair.intrinsics_a, pair.intrinsics_b, pair.pose)
         right = misses <= RIGHT_EPIPOLAR
@@ -194,13 +194,13 @@ def scores(result: Result) -> dict[str, float]:
     values = {'keypoints': result.keypoints, 'matches': float(result.matches)}
     if result.accuracy is None:
         values['right'] = 100 * result.right
-        for degrees in POSE_THRESHOLDS:
+        for degrees in POSE_THRESHOLDS if len(result.errors) else ():
             values[f'AUC@{degrees}'] = 100 * float(np.maximum(0, 1 - result.errors / degrees).mean())
         return values
     values['repeatability'] = 100 * result.repeatability
     for pixels, share in zip(MATCH_THRESHOLDS, result.accuracy):
         values[f'MMA@{pixels}'] = 100 * float(share)
-    for pixels in CORNER_THRESHOLDS:
+    for pixels in CORNER_THRESHOLDS if len(result.errors) else ():
         values[f'homography@{pixels}'] = 100 * float((result.errors <= pixels).mean())
     return values
 
@@ -208,7 +208,7 @@ def scores(result: Result) -> dict[str, float]:
 def _means(results: Sequence[Result]) -> dict[str, float]:
     parts = [scores(result) for result in results]
     means = {name: float(np.mean([part[name] for part in parts])) for name in parts[0]}
-    if results[0].accuracy is None:
+    if results[0].accuracy is None and len(results[0].errors):
         errors = np.array([result.errors for result in results]).T
         areas = 100 * np.mean([metrics.area_under_curve(own, POSE_THRESHOLDS) for own in errors], axis=0)
         means.update({f'AUC@{degrees}': float(area) for degrees, area in zip(POSE_THRESHOLDS, areas)})

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -11,6 +10,8 @@ RANSAC_THRESHOLD = 3.0  # pixels, of a homography
 EPIPOLAR_THRESHOLD = 1.0  # pixels, of an essential matrix
 MAX_ITERATIONS = 10000
 CONFIDENCE = 0.9999
+
+_SAMPLING = {'max_iterations': MAX_ITERATIONS, 'success_prob': CONFIDENCE}
 
 
 def transform(xy: np.ndarray, homography: np.ndarray) -> np.ndarray:
@@ -71,32 +72,6 @@ def share_within(errors: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     return np.array([np.mean(errors <= threshold) for threshold in thresholds])
 
 
-def estimate_homography(matched_a: np.ndarray, matched_b: np.ndarray) -> np.ndarray | None:
-    """Return the homography from a to b by USAC_MAGSAC, or None where the matches give none."""
-    if len(matched_a) < 4:
-        return None
-    cv2.setRNGSeed(0)
-    homography, _ = cv2.findHomography(
-        matched_a.astype(np.float64),
-        matched_b.astype(np.float64),
-        cv2.USAC_MAGSAC,
-        RANSAC_THRESHOLD,
-        maxIters=MAX_ITERATIONS,
-        confidence=CONFIDENCE,
-    )
-    return homography
-
-
-def corner_error(estimated: np.ndarray | None, homography: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the mean distance of a's four corners under both homographies; infinite without an estimate."""
-    if estimated is None:
-        return float('inf')
-    right, bottom = size[0] - 1, size[1] - 1
-    corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], float)
-    error = np.linalg.norm(transform(corners, estimated) - transform(corners, homography), axis=1).mean()
-    return float(error) if np.isfinite(error) else float('inf')
-
-
 def import_poselib():
     """Return the module poselib.
 
@@ -107,9 +82,40 @@ def import_poselib():
         import poselib
     except ImportError as error:
         raise EdgePoint2Error(
-            f'relative poses are estimated by poselib ({error}): pip install "edgepoint2_ros[evaluation]"'
+            f'homographies and poses are estimated by poselib ({error}): pip install "edgepoint2_ros[evaluation]"'
         ) from None
     return poselib
+
+
+def estimate_homography(matched_a: np.ndarray, matched_b: np.ndarray, seed: int = 0) -> np.ndarray | None:
+    """Return the homography from a to b by LO-RANSAC, or None where the matches give none.
+
+    Args:
+        matched_a, matched_b: (N, 2) pixels.
+        seed: of the samples that RANSAC draws.
+
+    Raises:
+        EdgePoint2Error: poselib is not installed.
+    """
+    poselib = import_poselib()
+    if len(matched_a) < 4:
+        return None
+    sampling = {'max_reproj_error': RANSAC_THRESHOLD, **_SAMPLING, 'seed': seed}
+    homography, found = poselib.estimate_homography(*_doubles(matched_a, matched_b), sampling)
+    if not found['num_inliers']:
+        return None
+    # A homography is known up to its sign: the matches lie before the camera.
+    return homography * np.sign(homography[2] @ [*matched_a[found['inliers']].mean(axis=0), 1])
+
+
+def corner_error(estimated: np.ndarray | None, homography: np.ndarray, size: tuple[int, int]) -> float:
+    """Return the mean distance of a's four corners under both homographies; infinite without an estimate."""
+    if estimated is None:
+        return float('inf')
+    right, bottom = size[0] - 1, size[1] - 1
+    corners = np.array([[0, 0], [right, 0], [right, bottom], [0, bottom]], float)
+    error = np.linalg.norm(transform(corners, estimated) - transform(corners, homography), axis=1).mean()
+    return float(error) if np.isfinite(error) else float('inf')
 
 
 def estimate_pose(
@@ -128,17 +134,14 @@ def estimate_pose(
     poselib = import_poselib()
     if len(matched_a) < 5:
         return None
-    sampling = {
-        'max_epipolar_error': EPIPOLAR_THRESHOLD,
-        'max_iterations': MAX_ITERATIONS,
-        'success_prob': CONFIDENCE,
-        'seed': seed,
-    }
-    pose, found = poselib.estimate_relative_pose(
-        *(matched_a.astype(np.float64), matched_b.astype(np.float64)),
-        *(_camera(intrinsics_a), _camera(intrinsics_b), sampling),
-    )
+    sampling = {'max_epipolar_error': EPIPOLAR_THRESHOLD, **_SAMPLING, 'seed': seed}
+    cameras = _camera(intrinsics_a), _camera(intrinsics_b)
+    pose, found = poselib.estimate_relative_pose(*_doubles(matched_a, matched_b), *cameras, sampling)
     return (pose.R, pose.t) if found['num_inliers'] else None
+
+
+def _doubles(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(array.astype(np.float64) for array in arrays)
 
 
 def _camera(intrinsics: np.ndarray) -> dict:
@@ -209,12 +212,14 @@ def standard_error(values: np.ndarray, sources: Sequence[Sequence[str]]) -> np.n
     that is robust to clusters, here of pairs that have an image in common.
 
     Args:
-        values: (N, C), N from 2.
+        values: (N, C).
         sources: N groups of names, the images that each row was made from.
 
     Returns:
-        (C,); at least what it would be if all rows were independent.
+        (C,), at least what it would be if all rows were independent; NaN for a single row.
     """
+    if len(values) < 2:
+        return np.full(values.shape[1], np.nan)
     numbers = {name: k for k, name in enumerate(dict.fromkeys(name for own in sources for name in own))}
     made_from = np.zeros((len(values), len(numbers)), bool)
     for row, own in zip(made_from, sources):

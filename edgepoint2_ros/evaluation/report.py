@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.drawing import draw_matches
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import (
     CORNER_THRESHOLDS,
@@ -72,24 +73,69 @@ def format_table(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -
     return '\n'.join(lines)
 
 
-def write_csv(path: Path, results: Sequence[Result]) -> None:
-    """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses)."""
-    seeds = max(len(result.errors) for result in results)
+def write_csv(path: Path, results: Sequence[Result], long_side: int, max_keypoints: int) -> None:
+    """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses).
+
+    ``long_side`` of the images and ``max_keypoints`` are what the results were found with.
+    """
+    estimations = max(len(result.errors) for result in results)
     with Path(path).open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(
-            ['benchmark', 'group', 'pair', 'method', 'keypoints', 'matches', 'right', 'repeatability']
-            + [f'error_{seed}' for seed in range(seeds)]
+            ['benchmark', 'group', 'pair', 'method', 'sources', 'long_side', 'max_keypoints', 'keypoints', 'matches']
+            + ['right', 'repeatability']
+            + [f'error_{number}' for number in range(estimations)]
             + [f'accuracy_{pixels}px' for pixels in MATCH_THRESHOLDS]
         )
         for result in results:
-            errors = [f'{error:.4f}' for error in result.errors]
+            errors = result.errors.tolist()
+            accuracy = [''] * len(MATCH_THRESHOLDS) if result.accuracy is None else result.accuracy.tolist()
             writer.writerow(
-                [result.benchmark, result.group, result.pair, result.method, result.keypoints, result.matches]
-                + [f'{result.right:.4f}', '' if result.repeatability is None else f'{result.repeatability:.4f}']
-                + errors + [''] * (seeds - len(errors))
-                + ([''] * len(MATCH_THRESHOLDS) if result.accuracy is None else [f'{x:.4f}' for x in result.accuracy])
-            )  # fmt: skip
+                [result.benchmark, result.group, result.pair, result.method, '|'.join(result.sources)]
+                + [long_side, max_keypoints, result.keypoints, result.matches, result.right]
+                + ['' if result.repeatability is None else result.repeatability]
+                + [*errors, *[''] * (estimations - len(errors)), *accuracy]
+            )
+
+
+def read_csv(path: Path, long_side: int, max_keypoints: int) -> list[Result]:
+    """Return the results that `write_csv` wrote.
+
+    Raises:
+        EdgePoint2Error: the file cannot be read, is another, or was made with other images or numbers of keypoints.
+    """
+    results = []
+    try:
+        with Path(path).open(newline='', encoding='utf-8') as file:
+            for row in csv.DictReader(file):
+                made_with = int(row['long_side']), int(row['max_keypoints'])
+                if made_with != (long_side, max_keypoints):
+                    raise EdgePoint2Error(
+                        f'{path} was made with --resize {made_with[0]} and --max-keypoints {made_with[1]}: '
+                        f'expected {long_side} and {max_keypoints}'
+                    )
+                accuracy = [row[f'accuracy_{pixels}px'] for pixels in MATCH_THRESHOLDS]
+                results.append(
+                    Result(
+                        *(row[name] for name in ('benchmark', 'group', 'pair', 'method')),
+                        sources=tuple(row['sources'].split('|')),
+                        keypoints=float(row['keypoints']),
+                        matches=int(row['matches']),
+                        right=float(row['right']),
+                        repeatability=float(row['repeatability']) if row['repeatability'] else None,
+                        accuracy=np.array(accuracy, float) if all(accuracy) else None,
+                        errors=np.array([row[name] for name in row if name.startswith('error_') and row[name]], float),
+                    )
+                )
+        if not results:
+            raise ValueError('no results')
+    except OSError as error:
+        raise EdgePoint2Error(f'{path} cannot be read: {error.strerror}') from None
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise EdgePoint2Error(
+            f'{path}: expected results.csv of this version of `edgepoint2 evaluate`: {error}'
+        ) from None
+    return results
 
 
 def write_page(
@@ -147,12 +193,14 @@ def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
     for column in columns:
         digits = 0 if column in COUNTS else 1
         gain, error = row[column]
-        cells.append(f'{gain:+.{digits}f} ({error:.{digits}f})')
+        known = '-' if np.isnan(error) else f'{error:.{digits}f}'
+        cells.append(f'{round(gain, digits) + 0.0:+.{digits}f} ({known})')  # + 0.0: there is no -0.0
     return cells
 
 
 def _versus(row: dict) -> str:
-    return f'{row["method"]} - {row["rival"]}'
+    variant, _, rest = row['rival'].partition(' ')
+    return f'{row["method"]} - {rest if rest and row["method"].startswith(f"{variant} ") else row["rival"]}'
 
 
 def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
@@ -251,15 +299,15 @@ the same number of keypoints; ORB and SIFT are OpenCV's with its defaults. Match
 in the other image.</li>
 <li><b>MMA@t</b>: the share of a pair's matches within t px of the true place, averaged over pairs; a pair without
 matches counts 0.</li>
-<li><b>homography@t</b>: the share of pairs whose homography, by USAC_MAGSAC with {metrics.RANSAC_THRESHOLD:g} px,
-{metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}, moves the corners by at most t px on
-average from where they belong.</li>
+<li><b>homography@t</b>: the share of estimated homographies that move the corners by at most t px on average from
+where they belong.</li>
 <li><b>right</b>: the share of a pair's matches within {RIGHT_EPIPOLAR:g} px of the true epipolar line, averaged over
 pairs.</li>
-<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees, averaged over the seeds; the error is the
-larger of the angles of rotation and translation; the pose is by poselib's LO-RANSAC with
-{metrics.EPIPOLAR_THRESHOLD:g} px, at most {metrics.MAX_ITERATIONS} iterations and confidence {metrics.CONFIDENCE:g}; a
-pair without a pose counts as 180 degrees.</li>
+<li><b>AUC@t</b>: the area under the curve of pose errors up to t degrees, averaged over the estimations; the error is
+the larger of the angles of rotation and translation; a pair without a pose counts as 180 degrees.</li>
+<li>Homographies and poses are by poselib's LO-RANSAC with {metrics.RANSAC_THRESHOLD:g} px (homographies) or
+{metrics.EPIPOLAR_THRESHOLD:g} px (poses), at most {metrics.MAX_ITERATIONS} iterations and confidence
+{metrics.CONFIDENCE:g}.</li>
 <li><b>{DIFFERENCES}</b>: the mean of the differences scene by scene and pair by pair; the error is how much it would
 vary with other images of these scenes, where pairs with an image in common are not taken for independent.</li>
 <li><b>synthetic</b> pairs: a photograph on a wall, seen by a camera that walks around it up to 60 degrees, 0.65 to

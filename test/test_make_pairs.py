@@ -1,0 +1,102 @@
+"""Pairs from a walk through a rendered hall, whose true poses are known."""
+
+import re
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+
+from edgepoint2_ros.evaluation import metrics
+from edgepoint2_ros.evaluation.pairs import read_pose_pairs
+from edgepoint2_ros.evaluation.walk import FOCAL, HEIGHT, WIDTH, Walk
+
+ROOT = Path(__file__).parents[1]
+STEP = 9  # frames of the walk from one image to the next
+
+
+@pytest.fixture(scope='module')
+def make_pairs():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'examples')
+        import make_pairs
+
+        yield make_pairs
+    sys.modules.pop('make_pairs')
+
+
+@pytest.fixture(scope='module')
+def hall(tmp_path_factory):
+    """A walk, and a folder with its images 1.png to 12.png."""
+    data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
+    walk = Walk([data.astronaut()[..., ::-1], data.coffee()[..., ::-1], data.rocket()[..., ::-1], data.camera()])
+    folder = tmp_path_factory.mktemp('hall')
+    for number in range(1, 13):
+        cv2.imwrite(str(folder / f'{number}.png'), walk.image(STEP * number))
+    return walk, folder
+
+
+def run(make_pairs, monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, 'argv', ['make_pairs.py', *map(str, arguments)])
+    return make_pairs.main()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('known', [False, True], ids=['camera found out', 'camera given'])
+def test_the_poses_are_the_true_ones(make_pairs, hall, tmp_path, monkeypatch, capsys, known):
+    walk, folder = hall
+    camera = ('--camera', FOCAL, FOCAL, (WIDTH - 1) / 2, (HEIGHT - 1) / 2, 0, 0, 0, 0) if known else ()
+    output = tmp_path / 'hall'
+    assert (
+        run(make_pairs, monkeypatch, folder, output, '--window', 4, '--pairs', 10, '--overlap', 0.1, 0.9, *camera) == 0
+    )
+    assert re.match(r'1[0-2] images, \d+ points, error 0\.\d\d px; \d+ of \d+ pairs', capsys.readouterr().out)
+    pairs = list(read_pose_pairs(output / 'pairs.txt', output, 0))
+    assert 5 <= len(pairs) <= 10
+    errors = []
+    for pair in pairs:
+        numbers = [int(Path(name).stem) for name in pair.sources]
+        world = [walk.pose(STEP * number) for number in numbers]
+        true = np.linalg.inv(world[1]) @ world[0]
+        errors.append(metrics.pose_error((pair.pose[:3, :3], pair.pose[:3, 3]), true))
+        assert pair.group == 'hall'
+        if known:
+            np.testing.assert_allclose(pair.intrinsics_a[:2, 2], [(WIDTH - 1) / 2, (HEIGHT - 1) / 2], atol=0.5)
+        assert pair.intrinsics_a[0, 0] == pytest.approx(FOCAL, rel=0.05)
+    assert np.median(errors) < (0.5 if known else 1.5)
+
+    # What is drawn again from the same reconstruction follows from the seed.
+    drawn = []
+    for seed in (0, 0, 1):
+        assert (
+            run(make_pairs, monkeypatch, 'anywhere', output, '--pairs', 3, '--overlap', 0.1, 0.9, '--seed', seed) == 0
+        )
+        drawn.append((output / 'pairs.txt').read_text())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0].splitlines()) == 1 + 3
+    assert run(make_pairs, monkeypatch, 'anywhere', output, '--min-angle', 170) == 1
+    assert 'no pair of images overlaps as wanted' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_images_that_do_not_hold_together(make_pairs, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'photos').mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).integers(0, 256, (240, 320, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / 'photos' / f'{number}.png'), noise)
+    assert run(make_pairs, monkeypatch, tmp_path / 'photos', tmp_path / 'out') == 1
+    assert 'the images do not hold together' in capsys.readouterr().err
+
+
+def test_no_photographs(make_pairs, tmp_path, monkeypatch, capsys):
+    assert run(make_pairs, monkeypatch, tmp_path, tmp_path / 'out') == 1
+    assert 'no images found' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_numbers_in_names_are_in_order(make_pairs):
+    names = ['frame10.png', 'frame9.png', 'a/2.png', 'frame100.png', '7.png']
+    assert make_pairs.in_order(names) == ['7.png', 'a/2.png', 'frame9.png', 'frame10.png', 'frame100.png']
