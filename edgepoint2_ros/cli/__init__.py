@@ -112,12 +112,12 @@ def _extract(options: argparse.Namespace) -> int:
     import cv2
     import numpy as np
 
+    from edgepoint2_ros.bridges.colmap import as_stored
     from edgepoint2_ros.drawing import draw_keypoints
     from edgepoint2_ros.extractor import Extractor
     from edgepoint2_ros.image_files import read_orientation
     from edgepoint2_ros.images import read_image
     from edgepoint2_ros.masks import combine, read_mask_file
-    from edgepoint2_ros.bridges.colmap import as_stored
 
     masks = [read_mask_file(options.mask)] if options.mask else []
     extractor = Extractor(
