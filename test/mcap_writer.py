@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
 
-from edgepoint2_ros.mcap import MAGIC
+from edgepoint2_ros.bridges.mcap import MAGIC
 
 SCHEMA, CHANNEL, MESSAGE, CHUNK, CHUNK_INDEX, STATISTICS, DATA_END = 3, 4, 5, 6, 8, 11, 15
 

@@ -9,7 +9,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 from mcap_writer import Channel, write_mcap
 from rosbags.rosbag2 import Reader
 
-from edgepoint2_ros.mcap import MAGIC, McapFile
+from edgepoint2_ros.bridges.mcap import MAGIC, McapFile
 
 TEXT = Channel('/text', 'std_msgs/msg/String', b'string data\n')
 MORE = Channel('/more', 'std_msgs/msg/String', b'string data\n', metadata={'offered_qos_profiles': '', 'more': 'yes'})

@@ -18,8 +18,8 @@ from rosbags.rosbag2.metadata import parse_qos
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
 from ruamel.yaml import YAML
 
+from edgepoint2_ros.bridges.mcap import MAGIC, McapFile, decompress_zstd, unpack_zstd
 from edgepoint2_ros.errors import BagError, MessageError
-from edgepoint2_ros.mcap import MAGIC, McapFile, decompress_zstd, unpack_zstd
 
 KEYPOINTS = 'edgepoint2_ros/msg/KeypointArray'
 _SUFFIXES = ('.mcap', '.db3', '.zstd')  # of the files in a folder without metadata

@@ -113,7 +113,6 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    import cv2
     import numpy as np
 
     from edgepoint2_ros.bridges.colmap import as_stored
