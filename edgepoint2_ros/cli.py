@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.variants import NAMES, VARIANTS, find_variant
 
 # Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
@@ -37,6 +38,9 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a disk that is full, a folder that may not be written to
+        print(f'edgepoint2: {error}', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
@@ -52,6 +56,9 @@ def _parser(called: str) -> argparse.ArgumentParser:
     add_extractor_arguments(extract)
     extract.add_argument('--max-keypoints', type=int, help='(default: as exported, 2048)')
     extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
+    extract.add_argument(
+        '--resize', type=int, default=0, metavar='PIXELS', help='shrink to this long side, for very large photographs'
+    )
     extract.add_argument('--mask', type=Path, help='image, nonzero where keypoints are allowed, for all images')
     extract.add_argument('--output', type=Path, help='folder for IMAGE.npz with xy, scores, descriptors, ...')
     extract.add_argument('--overlay', type=Path, help='folder for IMAGE.png with the keypoints drawn')
@@ -89,7 +96,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
     parser.add_argument('--weights', default='auto', help='auto, shipped, official or a path (default: %(default)s)')
     parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
+    parser.add_argument('--precision', default=PRECISION, help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=0, help='0 takes every core (default: %(default)s)')
 
 
@@ -103,7 +110,8 @@ def _extract(options: argparse.Namespace) -> int:
     import numpy as np
 
     from edgepoint2_ros.drawing import draw_keypoints
-    from edgepoint2_ros.extractor import Extractor
+    from edgepoint2_ros.extractor import Extractor, extract_shrunk
+    from edgepoint2_ros.files import own_names, refuse_existing, write_image
 
     def read(path: Path, flag: int):
         # imread prints a warning of its own for a missing file
@@ -112,6 +120,14 @@ def _extract(options: argparse.Namespace) -> int:
             raise ImageError(f'expected an image file, but {path} cannot be read as one')
         return image
 
+    if options.resize < 0:
+        raise EdgePoint2Error(f'--resize: expected 0 (as it is) or more, got {options.resize}')
+    names = own_names(options.images)
+    outputs, overlays = (
+        {path: folder / (name + suffix) for path, name in names.items()} if folder else {}
+        for folder, suffix in ((options.output, '.npz'), (options.overlay, '.png'))
+    )
+    refuse_existing([*outputs.values(), *overlays.values()])
     mask = None if options.mask is None else read(options.mask, cv2.IMREAD_GRAYSCALE)
     extractor = Extractor(
         options.model,
@@ -123,22 +139,22 @@ def _extract(options: argparse.Namespace) -> int:
         options.score_threshold,
     )
     print(extractor.description)
-    for folder in filter(None, (options.output, options.overlay)):
-        folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for path in options.images:
+    for path in names:
         try:
             image = read(path, cv2.IMREAD_COLOR)
-            features = extractor.extract(image, mask)
+            features = extract_shrunk(extractor, image, options.resize, mask)
         except EdgePoint2Error as error:
             print(f'edgepoint2: {path}: {error}', file=sys.stderr)
             failed += 1
             continue
         print(f'{path}: {len(features)} keypoints')
         if options.output:
-            np.savez(options.output / f'{path.stem}.npz', **vars(features))
+            outputs[path].parent.mkdir(parents=True, exist_ok=True)
+            np.savez(outputs[path], **vars(features))
         if options.overlay:
-            cv2.imwrite(str(options.overlay / f'{path.stem}.png'), draw_keypoints(image, features))
+            overlays[path].parent.mkdir(parents=True, exist_ok=True)
+            write_image(overlays[path], draw_keypoints(image, features))
     return 1 if failed else 0
 
 

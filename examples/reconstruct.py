@@ -8,7 +8,6 @@ OUT gets the COLMAP database, the model (cameras.bin, images.bin, points3D.bin, 
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,8 +15,7 @@ import numpy as np
 import pycolmap
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation.pairs import fit
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import Extractor, extract_shrunk
 from edgepoint2_ros.reconstruction import exhaustive_pairs, write_colmap
 
 
@@ -37,11 +35,8 @@ def reconstruct(
     for path in sorted(photos.iterdir()):
         image = cv2.imread(str(path))
         if image is not None:
-            smaller, scale = fit(image, long_side)
-            found = extractor.extract(smaller)
             # In pixels of the photograph itself, where COLMAP looks the colours up.
-            xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
-            features[path.name] = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
+            features[path.name] = extract_shrunk(extractor, image, long_side)
             print(f'{path.name}: {len(features[path.name])} keypoints')
     pairs = exhaustive_pairs(list(features))
     # Photographs that people took have a camera each.

@@ -97,6 +97,27 @@ class TestCommand:
         assert 'USAC_MAGSAC' in page
         assert not re.search(r'(src|href)="(?!data:)', page), 'the page must need no other file'
 
+    def test_photographs_of_one_name_are_told_apart(self, tmp_path, model, photograph):
+        for folder in ('left', 'right'):
+            (tmp_path / folder).mkdir()
+            cv2.imwrite(str(tmp_path / folder / 'one.png'), photograph)
+        photos = ['--synthetic', tmp_path / 'left', tmp_path / 'right', tmp_path]  # the last holds the others
+        assert run(f'T-32@{model}', *photos, '--output', tmp_path / 'out', '--resize', '200') == 0
+        with (tmp_path / 'out' / 'results.csv').open(newline='') as file:
+            pairs = [row['pair'] for row in csv.DictReader(file) if row['method'] == 'ORB']
+        assert len(pairs) == len(set(pairs)) == 10
+        assert {pair.split()[0] for pair in pairs} == {'left/one', 'right/one'}
+
+    def test_a_model_is_named_once(self, model, tmp_path):
+        with pytest.raises(EdgePoint2Error, match='is named twice: its results would be added up'):
+            run(f'T-32@{model}', f't32@{model}', '--synthetic', tmp_path)
+
+    @pytest.mark.parametrize('name', ['table.txt', 'results.csv', 'report.html'])
+    def test_writes_over_nothing(self, name, model, tmp_path):
+        (tmp_path / name).write_text('precious')
+        with pytest.raises(EdgePoint2Error, match=f'{name} exists already'):
+            run(f'T-32@{model}', '--synthetic', tmp_path, '--output', tmp_path)
+
     def test_nothing_to_evaluate_on(self, model):
         with pytest.raises(EdgePoint2Error, match='give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'):
             run(f'T-32@{model}')

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
+from edgepoint2_ros.files import write_image
 
 SUFFIXES = ('.svg', '.png')
 WIDTH = 800
@@ -68,7 +69,7 @@ class Png:
         cv2.putText(self._image, text, (round(left), round(2 * y)), font, scale, _bgr(colour), 1, cv2.LINE_AA)
 
     def save(self, path: Path):
-        cv2.imwrite(str(path), self._image)
+        write_image(path, self._image)
 
 
 def _fixed(points: Sequence) -> np.ndarray:

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -13,6 +14,7 @@ from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
 from edgepoint2_ros.evaluation.methods import EdgePoint2Method, OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_hpatches, read_pose_pairs
 from edgepoint2_ros.evaluation.rooms import make_rooms
+from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.progress import show_progress
 
 PICTURE_EVERY = 5  # pairs; of these the page shows some
@@ -50,7 +52,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the comparison and return the exit code.
 
     Raises:
-        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images.
+        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened or is named twice, no usable images, or
+            results of another run in the output folder.
     """
     if not (options.synthetic or options.rooms or options.hpatches or options.pairs):
         raise EdgePoint2Error(
@@ -60,14 +63,20 @@ def run(options: argparse.Namespace) -> int:
         raise EdgePoint2Error(
             f'expected --max-keypoints from 1 and --resize from 0, got {options.max_keypoints} and {options.resize}'
         )
+    outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
+    refuse_existing(outputs)
     models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
+    twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
+    if twice:
+        raise EdgePoint2Error(f'{twice[0]} is named twice: its results would be added up')
     methods = [*models, *(OpenCVMethod(name, options.max_keypoints) for name in ('ORB', 'SIFT'))]
     results, pictures = _run_benchmarks(options, methods)
 
     options.output.mkdir(parents=True, exist_ok=True)
     table = report.format_table(results)
-    (options.output / 'table.txt').write_text(table, encoding='utf-8')
-    report.write_csv(options.output / 'results.csv', results)
+    table_file, csv_file, page = outputs
+    table_file.write_text(table, encoding='utf-8')
+    report.write_csv(csv_file, results)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
@@ -76,9 +85,9 @@ def run(options: argparse.Namespace) -> int:
         **{f'model {model.name}': model.extractor.description for model in models},
     }
     command = shlex.join(['edgepoint2', *sys.argv[1:]])
-    report.write_page(options.output / 'report.html', results, pictures, settings, command)
+    report.write_page(page, results, pictures, settings, command)
     print(table)
-    print(f'written to {options.output}: table.txt, results.csv, report.html')
+    print(f'written to {options.output}: {", ".join(path.name for path in outputs)}')
     return 0
 
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.variants import NAMES
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
@@ -90,7 +91,7 @@ PARAMETERS = (
     Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
     Parameter(
         'precision',
-        'auto',
+        PRECISION,
         'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
         PRECISIONS,
     ),
