@@ -103,7 +103,9 @@ def _stage(name: str) -> str:
 
 def keypoints_time(model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
     """Return the mean milliseconds from the maps to the features."""
-    extractor = Extractor(model.variant.name, str(model.path), backend, precision, threads)
+    extractor = Extractor(
+        model.variant.name, weights=str(model.path), backend=backend, precision=precision, threads=threads
+    )
     module = sys.modules[f'edgepoint2_ros.engines.{backend}']
     original, spent = module.best_keypoints, []
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import MAX_KEYPOINTS, PRECISION, PRECISIONS, Model
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model
 
 # In the order in which `auto` tries them, with the reason for the place.
 BACKENDS = {
@@ -22,6 +22,7 @@ BACKENDS = {
     'openvino': 'the fastest on x86 CPUs',
     'onnxruntime': 'runs on every CPU',
 }
+PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16', 'int8')
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
 
 Report = Callable[[str], None]
@@ -71,7 +72,7 @@ class Engine(Protocol):
 def open_engine(
     model: Model,
     backend: str = 'auto',
-    precision: str = PRECISION,
+    precision: str = 'auto',
     threads: int = 0,
     report: Report = LOG,
 ) -> Engine:
