@@ -6,7 +6,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgepoint2_ros.engines import LOG, Report, open_engine
+from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.engines.base import LOG, Report
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
