@@ -126,7 +126,7 @@ def find_nvidia() -> Iterator[Finding]:
         yield Finding('NVIDIA GPU', MISSING, str(error), 'only TensorRT needs one')
         return
     yield Finding('NVIDIA GPU', OK, f'{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}')
-    from edgepoint2_ros.engines.tensorrt import import_cudart, import_tensorrt, version_of
+    from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, version_of
 
     try:
         yield Finding('TensorRT', OK, version_of(import_tensorrt()))
