@@ -18,6 +18,7 @@ from edgepoint2_ros.engines.tensorrt.gpu import Gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import open_model, read_part
+from edgepoint2_ros.storage import cache_directory
 
 # What TensorRT-RTX calls deprecated, TensorRT 8.6 needs.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -79,7 +80,7 @@ def test_the_features_are_those_of_the_cpu(start, model, photograph, lines):
 def test_the_next_start_takes_the_plan_from_the_cache(start, photograph, lines, monkeypatch):
     first, module = start()
     first.prepare(480, 640, 3)
-    plan = next(plan_cache.cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
+    plan = next(cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
     lines.clear()
     again = open_engine(first._model, 'tensorrt', report=lines.append)
     assert np.count_nonzero(again.run(photograph, NO_MASK)[1] > -5) > 500

@@ -1,7 +1,6 @@
 """The engine: a plan for each image size, built once, checked against the CPU and kept."""
 
 import contextlib
-import hashlib
 import re
 import threading
 import time
@@ -21,6 +20,7 @@ from edgepoint2_ros.engines.tensorrt.plan import INPUTS, Plan, PlanRefused, Tens
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, Model, read_part
+from edgepoint2_ros.storage import cache_directory, sha256
 
 BACKEND = Backend('tensorrt', 'TensorRT', 'tensorrt', ('fp16',), 'the fastest on NVIDIA GPUs')
 
@@ -87,7 +87,7 @@ class TensorRtEngine:
 
     def _build(self, image_shape: Shape, tensors: Tensors) -> bytes:
         key = {'runtime': version_of(self._tensorrt), **vars(self._gpu)}
-        timing_path = plan_cache.cache_directory() / f'{_file_name(*key.values())}.timing'
+        timing_path = cache_directory() / f'{_file_name(*key.values())}.timing'
         timing, _ = plan_cache.load(timing_path, key)
         logger = logger_of(self._tensorrt)
         what = f'building {self._model.variant} for {size_in_words(image_shape)} images on {self._gpu.name}'
@@ -114,7 +114,7 @@ def plan_key(model: Model, onnx: bytes, image_shape: Shape, version: str, gpu: G
     height, width, channels = image_shape
     return {
         'model': model.variant.name,
-        'onnx': hashlib.sha256(onnx).hexdigest(),
+        'onnx': sha256(onnx),
         'precision': 'fp16',
         'image': f'{width}x{height}x{channels}',
         'keypoints': str(model.max_keypoints),
@@ -128,7 +128,7 @@ def plan_key(model: Model, onnx: bytes, image_shape: Shape, version: str, gpu: G
 def plan_path(key: plan_cache.Key) -> Path:
     """Return where a plan is kept; what is not in the name takes the place of what was built before."""
     name = _file_name(key['model'], key['image'], key['keypoints'], key['onnx'][:8], key['gpu'])
-    return plan_cache.cache_directory() / f'{name}.plan'
+    return cache_directory() / f'{name}.plan'
 
 
 def size_in_words(image_shape: Shape) -> str:
