@@ -27,6 +27,7 @@ def test_a_machine_that_works_is_ready(official_model, capsys):
     out = capsys.readouterr().out
     for what in ('Python', 'numpy', 'OpenCV', 'model T-32', 'models folder', 'plans folder', 'onnxruntime'):
         assert row(out, what).split(maxsplit=len(what.split()))[len(what.split())].startswith('ok'), what
+    assert row(out, 'edgepoint2_ros').endswith('/edgepoint2_ros')
     assert official_model('T-32').digest in row(out, 'model T-32')
     assert 'GB free' in row(out, 'plans folder')
     assert '% of the keypoints within 1 px' in row(out, 'onnxruntime')

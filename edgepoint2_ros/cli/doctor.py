@@ -81,7 +81,7 @@ def show(finding: Finding) -> None:
 
 def find_system() -> Iterator[Finding]:
     """Python, its numpy and OpenCV, and the package itself."""
-    yield Finding('edgepoint2_ros', OK, f'{__version__} in {Path(__file__).parent}')
+    yield Finding('edgepoint2_ros', OK, f'{__version__} in {Path(__file__).parents[1]}')
     right = sys.version_info >= (3, 10)
     yield Finding(
         'Python',

@@ -47,7 +47,7 @@ def find_weights(variant: Variant) -> Path | None:
     Looked for in the folder named by $EDGEPOINT2_OFFICIAL_WEIGHTS, in the user's data directory, and in
     ``../shared/official_weights`` beside a checkout.
     """
-    folders = [data_directory() / 'weights', Path(__file__).parents[2] / 'shared' / 'official_weights']
+    folders = [data_directory() / 'weights', Path(__file__).parents[3] / 'shared' / 'official_weights']
     if os.environ.get(DIRECTORY_VARIABLE):
         folders.insert(0, Path(os.path.expanduser(os.environ[DIRECTORY_VARIABLE])))
     for folder in folders:
