@@ -129,7 +129,7 @@ class Extractor:
             ImageError: too small or too large.
         """
         check_size(width, height)
-        self._engine.prepare(height, width, channels)
+        self._engine.prepare((height, width, channels))
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """Return the features of one image.

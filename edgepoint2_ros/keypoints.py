@@ -17,7 +17,7 @@ Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 def best_keypoints(
     cells: np.ndarray,
     descriptor_map: np.ndarray,
-    image_size: tuple[int, int],
+    image_shape: tuple[int, ...],
     mask: np.ndarray,
     count: int,
     threshold: float = -np.inf,
@@ -31,7 +31,7 @@ def best_keypoints(
         cells: float32 (H/2, W/2, 4), contiguous: the scores, raw logits, of the four pixels of each 2x2 cell, row by
             row. H and W are the sides of the network's grid.
         descriptor_map: float32 (H/4, W/4, D), of any length.
-        image_size: height and width of the image, which the grid is stretched over.
+        image_shape: (H, W) of the image, which the grid is stretched over.
         mask: uint8 (H, W), nonzero where keypoints are allowed, or (1, 1) for no mask.
         count: the most rows to return.
         threshold: keypoints score above it.
@@ -55,7 +55,7 @@ def best_keypoints(
     if subpixel:
         right, down = _peak(scores, index, 1), _peak(scores, index, width)
     descriptors = _sample(descriptor_map, row, column, right, down)
-    scale = np.float32([image_size[1] / width, image_size[0] / height])
+    scale = np.float32([image_shape[1] / width, image_shape[0] / height])
     xy = (np.stack([column, row], axis=1).astype(np.float32) + np.stack([right, down], axis=1)) * scale
     order = np.argsort(-scores[index])
     return xy[order], scores[index[order]], descriptors[order]

@@ -126,7 +126,7 @@ def test_by_default_openvino_computes_in_the_fastest_precision_that_the_cpu_has_
 @pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
 def test_an_engine_can_be_prepared_for_a_size_and_serves_every_other_too(official_model, photograph, backend):
     engine = open_engine(official_model('T-32'), backend)
-    engine.prepare(480, 640, 3)
+    engine.prepare((480, 640, 3))
     for image in (photograph, np.ascontiguousarray(photograph[:200, :300])):
         assert len(engine.run(image, NO_MASK)[0]) > 500
 

@@ -23,8 +23,8 @@ def ramp():
     return np.stack([*np.meshgrid(x, y), np.ones((SIZE[0] // 4, SIZE[1] // 4))], axis=2).astype(np.float32)
 
 
-def find(score_map, mask=NO_MASK, count=100, threshold=-5.0, subpixel=True, image_size=SIZE):
-    return best_keypoints(cells_of(score_map), ramp(), image_size, mask, count, threshold, subpixel)
+def find(score_map, mask=NO_MASK, count=100, threshold=-5.0, subpixel=True, image_shape=SIZE):
+    return best_keypoints(cells_of(score_map), ramp(), image_shape, mask, count, threshold, subpixel)
 
 
 @pytest.fixture
@@ -109,4 +109,4 @@ def test_a_flat_map_takes_no_harm():
 
 def test_places_are_in_pixels_of_the_image_that_the_grid_was_stretched_over(score_map):
     score_map[20, 33] = 2.0
-    assert find(score_map, image_size=(80, 120))[0][0] == pytest.approx([33 * 120 / 96, 20 * 80 / 64])
+    assert find(score_map, image_shape=(80, 120))[0][0] == pytest.approx([33 * 120 / 96, 20 * 80 / 64])

@@ -289,7 +289,7 @@ class Failing:
     backend = 'tensorrt'
     description = 'TensorRT 10.3.0, fp16, Orin'
 
-    def prepare(self, height, width, channels):
+    def prepare(self, image_shape):
         raise EngineError('failed the self-check')
 
     def run(self, *_):
@@ -305,7 +305,7 @@ def test_auto_falls_back_for_good_and_says_so_once(first_use, official_model, ph
     assert engine.backend == 'tensorrt'
     mask = np.ones((1, 1), np.uint8)
     if first_use == 'prepare':
-        engine.prepare(480, 640, 3)
+        engine.prepare((480, 640, 3))
     for _ in range(2):
         assert np.count_nonzero(engine.run(photograph, mask)[1] > -5) > 500
     assert engine.backend == 'openvino'

@@ -79,7 +79,7 @@ def test_the_features_are_those_of_the_cpu(start, model, photograph, lines):
 
 def test_the_next_start_takes_the_plan_from_the_cache(start, photograph, lines, monkeypatch):
     first, module = start()
-    first.prepare(480, 640, 3)
+    first.prepare((480, 640, 3))
     plan = next(cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
     lines.clear()
     again = open_engine(first._model, 'tensorrt', report=lines.append)
@@ -112,7 +112,7 @@ def test_a_mask_holds_for_its_image_alone(start, photograph):
 
 def test_an_image_goes_up_and_k_rows_come_back_and_nothing_else(start, cuda, photograph):
     engine, _ = start()
-    engine.prepare(480, 640, 3)
+    engine.prepare((480, 640, 3))
     allocated = len(cuda.device), len(cuda.host)
     cuda.copied.clear()
     first = engine.run(photograph, NO_MASK)
@@ -145,7 +145,7 @@ def test_without_a_graph_it_runs_all_the_same(start, cuda, model, photograph):
 
 def test_everything_is_freed_with_the_engine(start, cuda):
     engine, _ = start()
-    engine.prepare(480, 640, 3)
+    engine.prepare((480, 640, 3))
     assert cuda.device and cuda.host and cuda.resources
     del engine
     gc.collect()
@@ -211,7 +211,7 @@ def test_a_gpu_without_memory_is_refused_in_cudas_words_and_keeps_nothing(start,
 
 def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, photograph, lines):
     first, _ = start()
-    first.prepare(480, 640, 3)
+    first.prepare((480, 640, 3))
     lines.clear()
     other, module = start()  # it says that it is the same version, and knows no such plan
     found = other.run(photograph, NO_MASK)
@@ -223,14 +223,14 @@ def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, ph
 
 def test_a_plan_that_another_process_has_built_again_meanwhile_is_taken(start, model, photograph, monkeypatch):
     first, _ = start()
-    first.prepare(480, 640, 3)
+    first.prepare((480, 640, 3))
     engine, module = start()
     beside = open_engine(model, 'tensorrt')
     discard = plan_cache.discard
 
     def discard_and_be_late(path):
         discard(path)
-        beside.prepare(480, 640, 3)
+        beside.prepare((480, 640, 3))
 
     monkeypatch.setattr(plan_cache, 'discard', discard_and_be_late)
     assert_same(engine.run(photograph, NO_MASK), open_engine(model, 'onnxruntime').run(photograph, NO_MASK))
@@ -244,5 +244,5 @@ def test_build_engine_builds_ahead_what_the_node_then_finds(start, model, capsys
     assert 'not ready: building T-32 for 640x480 gray images on Orin' in out
     assert out.splitlines()[-1] == 'T-32 is ready for 320x240 gray images'
     assert module.builds == 2
-    engine.prepare(480, 640, 1)
+    engine.prepare((480, 640, 1))
     assert module.builds == 2

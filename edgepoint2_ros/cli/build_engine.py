@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     for name in options.models:
         engine = open_engine(find_model(name, options.weights), 'tensorrt', report=print)
         for width, height in sizes:
-            engine.prepare(height, width, 1 if options.gray else 3)
+            engine.prepare((height, width, 1 if options.gray else 3))
             print(f'{name} is ready for {width}x{height} {"gray" if options.gray else "colour"} images')
     return 0
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edgepoint2_ros.engines import onnxruntime, openvino, tensorrt
-from edgepoint2_ros.engines.base import LOG, Engine, Report
+from edgepoint2_ros.engines.base import LOG, Engine, Report, Shape
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, Model
@@ -87,8 +87,8 @@ class AutoEngine:
         reasons = [*self._refusals, BACKENDS[self.backend].reason]
         return f'{self._engine.description} (auto: {"; ".join(reasons)})'
 
-    def prepare(self, height: int, width: int, channels: int) -> None:
-        self._try(lambda engine: engine.prepare(height, width, channels))
+    def prepare(self, image_shape: Shape) -> None:
+        self._try(lambda engine: engine.prepare(image_shape))
 
     def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         return self._try(lambda engine: engine.run(image, mask, count, threshold))

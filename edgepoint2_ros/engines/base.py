@@ -16,6 +16,7 @@ from edgepoint2_ros.models import MAX_KEYPOINTS
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
 
 Report = Callable[[str], None]
+Shape = tuple[int, ...]  # of an image: height, width, channels
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class Engine(Protocol):
     @property
     def description(self) -> str: ...
 
-    def prepare(self, height: int, width: int, channels: int) -> None:
+    def prepare(self, image_shape: Shape) -> None:
         """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
+
+        Args:
+            image_shape: (H, W, C) of the images to come.
 
         Raises:
             EngineError: the runtime refuses that size.
@@ -122,7 +126,7 @@ class CpuEngine(ABC):
     def backend(self) -> str:
         return self.runtime.name
 
-    def prepare(self, height: int, width: int, channels: int) -> None:  # noqa: B027
+    def prepare(self, image_shape: Shape) -> None:  # noqa: B027
         """Do nothing: the runtime takes every size as it comes."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from edgepoint2_ros.engines.base import Backend, CpuEngine, Report
+from edgepoint2_ros.engines.base import Backend, CpuEngine, Report, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model, part_path, read_part
 
@@ -63,17 +63,17 @@ class OpenVinoEngine(CpuEngine):
         self._core = core
         self._network = network
         self._settings = settings
-        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # by image shape, the latest used last
+        self._requests: OrderedDict[Shape, Any] = OrderedDict()  # by image shape, the latest used last
 
-    def prepare(self, height: int, width: int, channels: int) -> None:
-        self._request((height, width, channels))
+    def prepare(self, image_shape: Shape) -> None:
+        self._request(image_shape)
 
     def maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         request = self._request(image.shape)
         request.infer({'image': image}, share_inputs=True)
         return request.get_tensor('cells').data[0], request.get_tensor('descriptors').data[0]
 
-    def _request(self, image_shape: tuple[int, ...]) -> Any:
+    def _request(self, image_shape: Shape) -> Any:
         if image_shape not in self._requests:
             height, width, channels = image_shape
             with BACKEND.errors(f'compile the network for images of {width} x {height} x {channels}'):

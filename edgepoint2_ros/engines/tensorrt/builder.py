@@ -2,10 +2,9 @@
 
 from typing import Any
 
+from edgepoint2_ros.engines.base import Shape
 from edgepoint2_ros.engines.tensorrt.bindings import logger_of
 from edgepoint2_ros.errors import EngineError
-
-Shape = tuple[int, ...]
 
 
 def build_plan(tensorrt: Any, onnx: bytes, inputs: dict[str, Shape], timing: bytes = b'') -> tuple[bytes, bytes]:

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgepoint2_ros.engines.base import Backend, Report
+from edgepoint2_ros.engines.base import Backend, Report, Shape
 from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.tensorrt import plan_cache
 from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, logger_of, version_of
-from edgepoint2_ros.engines.tensorrt.builder import Shape, build_plan
+from edgepoint2_ros.engines.tensorrt.builder import build_plan
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu, find_gpu
 from edgepoint2_ros.engines.tensorrt.plan import INPUTS, Plan, PlanRefused, Tensors, tensors_of
 from edgepoint2_ros.errors import EngineError
@@ -44,8 +44,8 @@ class TensorRtEngine:
         self._plans: dict[Shape, Plan | EngineError] = {}  # by the image's shape
         self.description = f'{version_of(tensorrt)}, {self.precision}, {gpu.name}'
 
-    def prepare(self, height: int, width: int, channels: int) -> None:
-        self._plan((height, width, channels))
+    def prepare(self, image_shape: Shape) -> None:
+        self._plan(image_shape)
 
     def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
         return self._plan(image.shape).run(image, mask)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from edgepoint2_ros.engines.base import Shape
 from edgepoint2_ros.engines.tensorrt.bindings import call, logger_of
-from edgepoint2_ros.engines.tensorrt.builder import Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, Model
