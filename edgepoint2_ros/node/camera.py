@@ -216,10 +216,9 @@ class Camera:
             return
         if self._mask_subscription is not None:
             self._node.destroy_subscription(self._mask_subscription)
-        # The default callback would warn of a publisher that is heard in a moment.
-        events = SubscriptionEventCallbacks(
-            incompatible_qos=lambda event: None, message_lost=functools.partial(self._count_lost, 'masks_lost')
-        )
+        # Without the default callbacks, which would warn of a publisher that is heard in a moment.
+        count_lost = functools.partial(self._count_lost, 'masks_lost')
+        events = SubscriptionEventCallbacks(message_lost=count_lost, use_default_callbacks=False)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
         self._mask_subscription = _with_events(
             self._node.create_subscription, events, Image, self._mask_topic, self._receive_mask, qos
