@@ -2,7 +2,7 @@
 #   make demo    camera, extractor and consumer as three processes over DDS
 #   make test    lint and every test
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
-#   make soak    the node under two restless cameras for ten minutes; make soak SOAK=3600 for an hour
+#   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make lint    ruff alone
 #   make clean   remove .venv and every build folder
 

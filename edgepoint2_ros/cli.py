@@ -37,6 +37,9 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a folder that cannot be written, a full disk
+        print(f'edgepoint2: {error}', file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

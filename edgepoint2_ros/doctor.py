@@ -153,7 +153,7 @@ def find_models(models: list[Model | EdgePoint2Error]) -> Iterator[Finding]:
 def find_storage() -> Iterator[Finding]:
     """Where models and plans are kept, the room that is left there, and the plans."""
     for what, folder in (('models', data_directory()), ('plans', plan_cache.cache_directory())):
-        parent = next(path for path in (folder, *folder.parents) if path.exists())
+        parent = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(parent).free
         writable = os.access(parent, os.W_OK)
         trouble = '' if writable else 'it cannot be written: the next start builds every plan again'

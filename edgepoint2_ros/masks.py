@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 import cv2
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.image_files import load, turn_upright
 from edgepoint2_ros.images import to_mask
 
@@ -50,7 +50,7 @@ class Masks:
         if not isinstance(entry[1], np.ndarray):
             try:
                 entry[1] = to_mask(entry[1])
-            except EdgePoint2Error:
+            except Exception:
                 with self._lock:
                     self._kept = [other for other in self._kept if other is not entry]
                 raise

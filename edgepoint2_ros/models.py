@@ -40,11 +40,21 @@ class Model:
     card: dict = field(repr=False)
 
 
+def user_directory(variable: str, default: str) -> Path:
+    """Return a directory of this package by the XDG base directory rules: in $variable, else in ~/``default``."""
+    base = os.environ.get(variable, '')
+    if os.path.isabs(base):  # the rules ask to ignore relative paths
+        return Path(base) / 'edgepoint2'
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without a name
+        home = Path('/nonexistent')  # as Debian calls the home of users who have none
+    return home / default / 'edgepoint2'
+
+
 def data_directory() -> Path:
-    """Return the user's data directory of this package, by the XDG base directory rules."""
-    base = os.environ.get('XDG_DATA_HOME', '')
-    # The rules ask to ignore relative paths.
-    return (Path(base) if os.path.isabs(base) else Path.home() / '.local' / 'share') / 'edgepoint2'
+    """Return the user's data directory of this package."""
+    return user_directory('XDG_DATA_HOME', '.local/share')
 
 
 def models_directory(weights: str) -> Path:
@@ -107,18 +117,18 @@ def find_model(name: str, weights: str = 'auto') -> Model:
         )
     if weights in WEIGHTS:
         path = models_directory(weights) / f'{variant}.onnx'
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises in a home that belongs to somebody else
             raise ModelError(
                 f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`'
                 f', or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
             )
         return open_model(path, variant)
-    path = Path(weights).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(weights))  # which leaves a ~ where there is no home; Path.expanduser would raise
+    if os.path.isdir(path):
         path = path / f'{variant}.onnx'
     if path.suffix in ('.pth', '.pt'):
         raise ModelError(f'{path} holds weights, not a model: make one with `edgepoint2 models import {path}`')
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ModelError(f'weights {weights!r}: expected {" or ".join(WEIGHTS)} or a path, and there is no file {path}')
     return open_model(path, variant)
 

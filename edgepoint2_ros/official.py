@@ -48,9 +48,9 @@ def find_weights(variant: Variant) -> Path | None:
     """
     folders = [data_directory() / 'weights', Path(__file__).parents[2] / 'shared' / 'official_weights']
     if os.environ.get(DIRECTORY_VARIABLE):
-        folders.insert(0, Path(os.environ[DIRECTORY_VARIABLE]).expanduser())
+        folders.insert(0, Path(os.path.expanduser(os.environ[DIRECTORY_VARIABLE])))
     for folder in folders:
-        if (folder / file_name(variant)).is_file():
+        if os.path.isfile(folder / file_name(variant)):
             return folder / file_name(variant)
     return None
 

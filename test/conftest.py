@@ -1,11 +1,15 @@
 """What the tests share: where the weights and images lie, models made once, and a ROS 2 that keeps to this machine."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
+from edgepoint2_ros.engines.openvino import import_openvino
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'
@@ -15,6 +19,11 @@ os.environ['ROS_DOMAIN_ID'] = str(os.getpid() % 100 + 1)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 if os.environ.get('ROS_DISTRO') == 'humble':
     os.environ['ROS_LOCALHOST_ONLY'] = '1'
+
+# Without their telemetry, before a test imports them by itself.
+for import_runtime in (import_onnxruntime, import_openvino):
+    with contextlib.suppress(ImportError):
+        import_runtime()
 
 # Models that the tests make are kept between runs, until the code that makes them changes.
 _exporter = b''.join(path.read_bytes() for path in sorted((ROOT / 'edgepoint2_ros' / 'network').glob('*.py')))

@@ -60,6 +60,41 @@ class Process:
             self._process.kill()
 
 
+class Flood:
+    """A camera in a process of its own that publishes large images at best effort as fast as it can, see flood.py."""
+
+    def __init__(self, topic: str, rows: list[int]):
+        command = [
+            'nice',
+            '-n',
+            '19',
+            sys.executable,
+            str(Path(__file__).with_name('flood.py')),
+            topic,
+            *map(str, rows),
+        ]
+        self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> 'Flood':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def start(self) -> None:
+        self._say()
+
+    def stop(self) -> int:
+        """Stop the flood; return how many images were published, the last ones small and one by one."""
+        self._say()
+        return int(self._process.stdout.readline())
+
+    def _say(self) -> None:
+        self._process.stdin.write('\n')
+        self._process.stdin.flush()
+
+
 class Usage:
     """What a process uses: memory in MB (resident), threads and open files."""
 
@@ -108,23 +143,22 @@ class Rig:
 
     def connect(self) -> None:
         """Wait until the node is there and active, and subscribed with the reliability that the camera offers."""
+        self.wait_until(self.is_connected)
+
+    def is_connected(self) -> bool:
         images = self.camera, self.compressed
-
-        def is_connected() -> bool:
-            readers = [
-                (reader.qos_profile.reliability, publisher.qos_profile.reliability)
-                for publisher in images
-                for reader in self.node.get_subscriptions_info_by_topic(publisher.topic_name)
-            ]
-            return (
-                len(readers) == 1
-                and len(set(readers[0])) == 1
-                and sum(publisher.get_subscription_count() for publisher in images) == 1
-                and self.mask.get_subscription_count() == 1
-                and self.node.count_publishers(self.topic('keypoints')) == 1
-            )
-
-        self.wait_until(is_connected)
+        readers = [
+            (reader.qos_profile.reliability, publisher.qos_profile.reliability)
+            for publisher in images
+            for reader in self.node.get_subscriptions_info_by_topic(publisher.topic_name)
+        ]
+        return (
+            len(readers) == 1
+            and len(set(readers[0])) == 1
+            and sum(publisher.get_subscription_count() for publisher in images) == 1
+            and self.mask.get_subscription_count() == 1
+            and self.node.count_publishers(self.topic('keypoints')) == 1
+        )
 
     def connect_and_settle(self, pixels: np.ndarray) -> None:
         """Wait until an image was answered."""

@@ -18,5 +18,5 @@ with AnyReader([Path(sys.argv[1])]) as reader:
         time.sleep(0.05)
     for _, _, raw in reader.messages():
         publisher.publish(bytes(raw))
-time.sleep(2)  # until everything has arrived
+publisher.wait_for_all_acked()
 rclpy.shutdown()

@@ -9,8 +9,9 @@ import enum
 from types import SimpleNamespace
 
 import numpy as np
-import onnxruntime
 import tensorrt_rtx
+
+from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 
 
 class Code(enum.IntEnum):
@@ -118,7 +119,7 @@ def simulated_tensorrt(cuda: SimulatedCuda, onnx: bytes, spoil=lambda outputs: o
         onnx: the model that every plan is taken for.
         spoil: changes the outputs of each run, as a GPU with wrong arithmetic would.
     """
-    session = onnxruntime.InferenceSession(onnx, providers=['CPUExecutionProvider'])
+    session = import_onnxruntime().InferenceSession(onnx, providers=['CPUExecutionProvider'])
 
     class Context:
         def __init__(self, shapes):

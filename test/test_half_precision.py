@@ -68,11 +68,11 @@ def test_rounding_is_that_of_fp16():
         [helper.make_tensor_value_info('x', TensorProto.FLOAT, ['n'])],
         [helper.make_tensor_value_info('y', TensorProto.FLOAT, ['n'])],
     )
-    import onnxruntime
+    from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 17)], ir_version=8)
     numbers = np.random.default_rng(0).normal(0, 100, 10_000).astype(np.float32)
-    session = onnxruntime.InferenceSession(round_explicitly(model).SerializeToString())
+    session = import_onnxruntime().InferenceSession(round_explicitly(model).SerializeToString())
     (rounded,) = session.run(None, {'x': numbers})
     np.testing.assert_array_equal(rounded, numbers.astype(np.float16).astype(np.float32))
 

@@ -45,6 +45,16 @@ def test_a_mask_that_cannot_be_read_is_forgotten_and_the_one_before_it_counts():
     assert masks.at(300).min() == 255
 
 
+def test_a_mask_that_fails_in_any_way_is_forgotten(monkeypatch):
+    masks = Masks()
+    masks.put(100, message(1))
+    with monkeypatch.context() as patch:
+        patch.setattr('edgepoint2_ros.masks.to_mask', lambda mask: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            masks.at(300)
+    assert masks.at(300) is None
+
+
 def test_memory_stays_bounded():
     masks = Masks()
     for stamp in range(1000):

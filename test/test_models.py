@@ -27,6 +27,18 @@ def test_models_live_by_the_xdg_rules(monkeypatch, tmp_path):
     assert data_directory() == tmp_path / '.local' / 'share' / 'edgepoint2'
 
 
+def test_a_user_without_a_home_has_no_models_of_his_own(official_model, monkeypatch):
+    monkeypatch.delenv('XDG_DATA_HOME')
+    monkeypatch.delenv('HOME')
+    monkeypatch.setattr('pwd.getpwuid', lambda uid: {}[uid])  # as for a user that the system does not know
+    assert data_directory() == Path('/nonexistent/.local/share/edgepoint2')
+    assert list_models()
+    with pytest.raises(ModelError, match='no official model of T-32 in /nonexistent/'):
+        find_model('T-32', 'official')
+    with pytest.raises(ModelError, match='there is no file ~/T-32.onnx'):
+        find_model('T-32', '~/T-32.onnx')
+
+
 def test_a_model_is_found_by_the_name_of_its_weights_by_its_path_and_by_its_folder(official_model, copy):
     model = official_model('T-32')
     assert find_model('t32') == model

@@ -7,7 +7,7 @@ import pytest
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
-from node_rig import Process, Rig
+from node_rig import Process, Rig, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 
 from edgepoint2_ros.messages import decode
@@ -176,17 +176,24 @@ def test_the_queue_policy_changes_while_running(left, gray):
     left.wait_until(lambda: len(left.received) == 20)
     assert [message.header for message in left.received] == [image.header for image in images]
     assert left.set(queue_policy='newest')[0].successful
-    images = [left.send(np.tile(gray, (2, 2))) for _ in range(10)]
-    left.received.clear()
-    left.wait_until(lambda: left.received and left.received[-1].header == images[-1].header)
-    assert len(left.received) < 10
+    dropped = left.next_stats().dropped_newer
+    large = left.image(np.tile(gray, (2, 2)))
+
+    def send() -> None:
+        left.camera.publish(large)
+        left.spin(0.005)
+
+    wait_until(lambda: left.stats[-1].dropped_newer > dropped, send)
+    wait_until(lambda: left.stats[-1].waiting == 0, lambda: left.spin(0.1))
 
 
 def test_the_overlay_is_drawn_while_somebody_looks(left, gray, photograph):
     pictures = []
     subscription = left.node.create_subscription(Image, 'left/overlay', pictures.append, 10)
     left.wait_until(lambda: left.node.count_subscribers(left.topic('overlay')) == 1)
-    left.spin(0.3)
+    while not pictures:  # until the node knows of it
+        left.answer(gray)
+        left.spin(0.3)
     for pixels in (gray, photograph):
         pictures.clear()
         message = left.answer(pixels)

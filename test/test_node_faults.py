@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from array import array
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from node_rig import ROOT, TIMEOUT, Usage, wait_until
+from node_rig import ROOT, TIMEOUT, Flood, Usage, wait_until
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import Image
@@ -36,40 +35,36 @@ def gray(photograph):
     return np.ascontiguousarray(photograph[:, :, 1])
 
 
-def feed(camera, pixels, rate: float, seconds: float) -> None:
-    """Send images at a rate, as a camera does: none is made up for when late."""
-    end, due = time.monotonic() + seconds, time.monotonic()
-    image = camera.image(pixels)
-    while time.monotonic() < end:
-        image.header.stamp.nanosec += 1
-        camera.camera.publish(image)
-        due = max(due + 1 / rate, time.monotonic())
-        camera.spin(due - time.monotonic())
-
-
-def test_under_twice_the_load_latency_stays_below_two_frame_times_and_memory_flat(official_model, gray, start, rig):
+def test_under_overload_no_image_waits_behind_an_older_one_and_memory_stays_flat(official_model, gray, start, rig):
     official_model('E-64')
     process = start('overload', model='E-64', backend='onnxruntime', threads=1, image_reliability='reliable')
     camera = rig('overload')
-    camera.connect()
-    feed(camera, gray, 5, 2)
-    frame_time = camera.stats[-1].extract_mean_ms / 1e3
-    feed(camera, gray, 2 / frame_time, 2)
-    before, camera.stats[:] = Usage(process.pid), []
-    feed(camera, gray, 2 / frame_time, 5)
+    camera.connect_and_settle(gray)
+    image = camera.image(gray)
+
+    def overload(dropped: int) -> None:
+        """Send one image after the other until so many have made room for newer ones."""
+
+        def send() -> None:
+            image.header.stamp.nanosec += 1
+            camera.camera.publish(image)
+            camera.spin(0.005)
+
+        wait_until(lambda: camera.stats[-1].dropped_newer >= dropped, send)
+
+    overload(50)
+    before, camera.stats[:], camera.received[:] = Usage(process.pid), [camera.next_stats()], []
+    overload(camera.stats[-1].dropped_newer + 200)
     after = Usage(process.pid)
-    stats = [each for each in camera.stats if each.rate_in > 1.2 * each.rate_out]
-    assert stats, [(each.rate_in, each.rate_out) for each in camera.stats]
-    for each in stats:
-        print(
-            f'{each.rate_in:.0f} in, {each.rate_out:.0f} out, extraction {each.extract_mean_ms:.0f} ms, latency mean '
-            f'{each.latency_mean_ms:.0f}, p95 {each.latency_p95_ms:.0f} ms'
-        )
-    assert np.median([each.latency_mean_ms / each.extract_mean_ms for each in stats]) < 2
+    assert (
+        max(each.waiting for each in camera.stats) <= 2
+    )  # one in work, one behind it: latency is below two extractions
+    stamps = [message.header.stamp.nanosec for message in camera.received]
+    assert stamps == sorted(set(stamps))
     assert after.memory - before.memory < 5
+    wait_until(lambda: camera.stats[-1].waiting == 0, lambda: camera.spin(0.1))
     last = camera.next_stats()
-    assert last.received == last.processed + last.dropped_newer + last.waiting
-    assert last.dropped_newer > 0
+    assert last.received == last.processed + last.dropped_newer
 
 
 def test_the_lifecycle_turns_twenty_times_and_leaks_nothing(gray, start, rig):
@@ -134,30 +129,67 @@ def test_a_camera_that_cannot_be_heard_is_explained(start, rig):
     process.wait_for('a subscriber of /deaf/keypoints cannot hear it: it asks for more than is offered')
 
 
+LARGE_CAMERA = """
+import sys
+from array import array
+
+import rclpy
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import Image
+
+from edgepoint2_ros.msg import KeypointArray
+
+rclpy.init()
+node, answers = rclpy.create_node('camera'), []
+publisher = node.create_publisher(Image, '/large/image', qos_profile_sensor_data)
+node.create_subscription(KeypointArray, '/large/keypoints', lambda answer: answers.append(answer.header.stamp.sec), 10)
+image = Image(height=720, width=1280, step=3840, encoding='bgr8', data=array('B', bytes(720 * 3840)))
+while not answers:  # until both know each other
+    publisher.publish(image)
+    rclpy.spin_once(node, timeout_sec=0.5)
+for number in range(1, 31):
+    image.header.stamp.sec = number
+    publisher.publish(image)
+    while answers[-1] != number:
+        rclpy.spin_once(node)
+"""
+
+
 def test_images_of_any_size_arrive_with_the_shared_memory_of_our_profile(start, rig, monkeypatch):
     old = os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')
     variable = f'{"FASTRTPS" if old else "FASTDDS"}_DEFAULT_PROFILES_FILE'
     monkeypatch.setenv(variable, str(ROOT / 'config' / 'fastdds.xml'))
     start('large', max_keypoints=1)
-    code = (
-        'import rclpy, time; from array import array; from sensor_msgs.msg import Image; rclpy.init(); '
-        'from rclpy.qos import qos_profile_sensor_data as best_effort; n = rclpy.create_node("camera"); '
-        'p = n.create_publisher(Image, "/large/image", best_effort)\n'
-        'while p.get_subscription_count() == 0: time.sleep(0.1)\n'
-        'time.sleep(1); image = Image(height=720, width=1280, step=3840, encoding="bgr8"); '
-        'image.data = array("B", bytes(720 * 3840))\n'
-        'for _ in range(30): p.publish(image); time.sleep(0.05)\n'
-        'time.sleep(60)'
-    )
-    camera_process = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT)
+    camera = subprocess.Popen([sys.executable, '-c', LARGE_CAMERA], cwd=ROOT)
     try:
-        camera = rig('large')
-        camera.unplug()
-        camera.wait_until(lambda: camera.stats and camera.stats[-1].received >= 29)
-        assert camera.stats[-1].lost <= 1
+        assert camera.wait(2 * TIMEOUT) == 0  # it waits for the answer to each image
     finally:
-        camera_process.kill()
-        camera_process.wait()
+        camera.kill()
+        camera.wait()
+
+
+def test_where_the_middleware_loses_images_they_are_counted_and_the_next_one_is_answered(gray, start, rig):
+    """Large images between small ones: Fast DDS tells of 2^31 - 1 and 2^64 - 2^31 lost ones then."""
+    process = start('flooded', max_keypoints=100)
+    camera = rig('flooded')
+    camera.unplug()
+    camera.plug_in(qos_profile_sensor_data)
+    camera.connect()
+    with Flood(camera.topic('image'), [0, 0, 0, 256, 1024]) as flood:
+        camera.wait_until(lambda: camera.node.count_publishers(camera.topic('image')) == 2)
+        flood.start()
+        camera.wait_until(lambda: camera.stats and camera.stats[-1].lost > 1000)
+        sent = flood.stop()
+        image, asked = camera.image(gray), 0
+        while not any(message.header == image.header for message in camera.received):
+            camera.camera.publish(image)
+            asked += 1
+            camera.spin(0.5)
+        stats = camera.next_stats()
+    print(f'{sent} images sent, {stats.received} received with the good ones, {stats.lost} counted as lost')
+    assert stats.received + stats.lost <= sent + asked
+    assert stats.received == stats.processed + stats.dropped_newer
+    assert 'a callback failed' not in process.output
 
 
 def test_a_node_that_was_killed_is_replaced(gray, start, rig):
@@ -236,10 +268,9 @@ def test_a_reader_that_hangs_holds_up_nobody(gray, start, rig):
         camera.wait_until(lambda: camera.node.count_subscribers(camera.topic('keypoints')) == 2)
         camera.answer(gray)
         reader.send_signal(signal.SIGSTOP)
-        begin, memory = time.monotonic(), Usage(process.pid).memory
+        memory = Usage(process.pid).memory
         for _ in range(60):
             camera.answer(gray)
-        assert time.monotonic() - begin < 20
         assert Usage(process.pid).memory - memory < 10
     finally:
         reader.kill()
@@ -276,7 +307,44 @@ def test_an_exception_while_parameters_change_is_a_refusal(ros, monkeypatch):
     assert node.start(lambda: False)
     (result,) = node.set_parameters([Parameter('mask_file', value='mask.png')])
     assert (result.successful, result.reason) == (False, 'MemoryError: no room')
+    assert (node.failures.count, node.failures.last[:20]) == (1, 'MemoryError: no room')
     assert node.get_parameter('mask_file').value == ''
+    node.stop()
+    node.destroy_node()
+
+
+def test_a_camera_that_cannot_be_reported_hides_nothing_of_the_others(ros, monkeypatch):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    def fail(report):
+        raise OverflowError('int too big to convert')
+
+    cameras = rclpy.Parameter('cameras', value=['left', 'right'])
+    node, reported = ExtractorNode(namespace='half', parameter_overrides=[cameras]), []
+    assert node.start(lambda: False)
+    monkeypatch.setattr(node._diagnostics, 'publish', reported.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(node._cameras[0], 'publish_stats', fail)
+        node.report()
+    node.report()
+    first, second = ([(each.name.split(': ')[1], each.level) for each in message.status] for message in reported)
+    assert first == [('engine', DiagnosticStatus.ERROR), ('right', DiagnosticStatus.OK)]
+    assert '1 callbacks failed: OverflowError: int too big to convert (' in reported[0].status[0].message
+    assert second == [(name, DiagnosticStatus.OK) for name in ('engine', 'left', 'right')]
+    node.stop()
+    node.destroy_node()
+
+
+def test_an_overlay_that_cannot_be_drawn_is_counted_and_the_image_answered(gray, ros, monkeypatch):
+    from edgepoint2_ros.node import extractor_node
+
+    monkeypatch.setattr(extractor_node, 'draw_overlay', lambda *_: 1 / 0)
+    node = extractor_node.ExtractorNode(namespace='undrawn')
+    assert node.start(lambda: False)
+    monkeypatch.setattr(node._cameras[0], 'is_watched', lambda: True)
+    node.receive(Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes())))
+    wait_until(lambda: node.failures.count == 1)
+    assert node._cameras[0].health.processed == 1
     node.stop()
     node.destroy_node()
 
@@ -334,6 +402,7 @@ def test_a_transition_that_fails_is_explained_and_can_be_tried_again(ros):
     subscribe, node.create_subscription = node.create_subscription, None  # no middleware at hand fails here
     node.trigger_activate()
     assert node._failure == "on_activate: TypeError: 'NoneType' object is not callable"
+    assert node.failures.count == 1
     node.create_subscription = subscribe
     assert node.start(lambda: False)
     node.stop()

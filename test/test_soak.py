@@ -1,7 +1,8 @@
-"""A soak: two cameras at 30 Hz that restart at random while parameters change at random.
+"""A soak: two cameras at 30 Hz that restart at random while parameters change at random, and a third that floods.
 
-Nothing may be lost uncounted, and nothing may grow. One minute by default, ``SOAK_SECONDS`` of it if that is set;
-`make soak` runs ten minutes and prints the figures.
+The third is a process of its own that publishes images of 4 MB at best effort as fast as it can, so that the middleware
+loses most of them. Nothing may be lost uncounted, and nothing may grow. One minute by default, ``SOAK_SECONDS`` of it
+if that is set; `make soak` runs ten minutes and prints the figures.
 """
 
 import os
@@ -14,7 +15,7 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
-from node_rig import Process, Rig, Usage
+from node_rig import Flood, Process, Rig, Usage
 from rclpy.executors import SingleThreadedExecutor
 from sensor_msgs.msg import Image
 
@@ -22,6 +23,9 @@ SECONDS = float(os.environ.get('SOAK_SECONDS', 60))
 WARM_UP = min(60.0, SECONDS / 3)
 RATE = 30.0
 SETTLE = 0.7  # seconds for the middleware to deliver or to discover
+ROWS = 1024  # of the images that flood: 4 MB each
+# MB. The middleware keeps room for as many of the large images as ever waited at once: image_depth at most.
+GROWTH = 5 + 5 * 4
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +40,20 @@ class Camera(Rig):
         self._chance = chance
         self._images = [self.image(picture), self.image(cv2.resize(picture, (320, 240)))]
         self._image = self._images[0]
-        self._next = self._resume = time.monotonic() + SETTLE
+        self._next = self._resume = time.monotonic()
         self._stop = self._next + chance.uniform(4, 12)
         self._watching = None
+        self._introduced = self._running = False
         executor.add_node(self.node)
 
-    def connect(self) -> None:
-        while self.camera.get_subscription_count() == 0 or self.mask.get_subscription_count() == 0:
-            time.sleep(0.05)
+    def introduce(self) -> bool:
+        """Send an image as soon as the node listens; return whether it has come. What is lost from then on shows."""
+        if not self._introduced:
+            if self.is_connected():
+                self._send()
+                self._introduced = True
+            return False
+        return bool(self.stats) and self.stats[-1].received + self.stats[-1].lost == self.sent
 
     def step(self, now: float) -> float:
         """Do what is due and return when to come again."""
@@ -56,11 +66,12 @@ class Camera(Rig):
             if self.camera is None and now >= self._resume:
                 self.plug_in(100)
                 self._image = self._chance.choice(self._images)
-                self._next = now + SETTLE
                 self._stop = now + self._chance.uniform(4, 12)
+                self._introduced = self._running = False
             return now + 0.05
-        if self.camera.get_subscription_count() == 0:
-            self._next = now + SETTLE  # the node does not know of it yet
+        if not self._running:
+            self._running, self._next = self.introduce(), now
+            return now + 0.05
         if now >= self._next:
             self._send()
             self._next = max(self._next + 1 / RATE, now)
@@ -117,40 +128,64 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
     picture = np.ascontiguousarray(photograph[:, :, 1])
     mask = tmp_path / 'mask.png'
     cv2.imwrite(str(mask), np.tri(480, 640, dtype=np.uint8) * 255)
-    settings = {'cameras': '[left, right]', 'image_reliability': 'reliable', 'image_depth': 100, 'border': 1}
+    settings = {'cameras': '[left, right, wild]', 'border': 1}
     process = Process(tmp_path, 'soak', **settings)
     executor = SingleThreadedExecutor()
     cameras = [Camera('soak', name, picture, executor, chance) for name in ('left', 'right')]
-    try:
-        for camera in cameras:
-            camera.connect()
-        operator = Rig('soak')
-        begin = time.monotonic()
-        change = begin + 5
-        usage, changes, refusals = [], 0, 0
-        for camera in cameras:
-            camera.watch(True)
-        for border in (0, 1) * 4:  # with and without a mask: whatever is made for each kind of input is made now
-            assert operator.set_together(border=border, queue_policy='all', queue_size=3).successful
-            for camera in cameras:
-                camera.burst()
-            settled = time.monotonic() + 0.7
-            while time.monotonic() < settled:
-                executor.spin_once(timeout_sec=0.1)
-        while (now := time.monotonic()) < begin + SECONDS:
-            again = min(camera.step(now) for camera in cameras)
-            executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
-            if now >= change:
-                change = now + chance.uniform(0.5, 3)
-                values, right = random_parameters(chance, [str(mask)])
-                assert operator.set_together(**values).successful == right, values
-                changes, refusals = changes + right, refusals + (not right)
-                chance.choice(cameras).watch(chance.random() < 0.5)
-            if len(usage) < now - begin:
-                usage.append(Usage(process.pid))
+    wild = Rig('soak', 'wild')
+    wild.unplug()
+    executor.add_node(wild.node)
+
+    def settle() -> None:
+        """Wait until nothing comes any more, and all of it is in the stats."""
+        for camera in (*cameras, wild):
+            camera.stats.clear()
         settled = time.monotonic() + 3
-        while time.monotonic() < settled:
+        while time.monotonic() < settled or not all(
+            camera.stats and camera.stats[-1].rate_in == camera.stats[-1].waiting == 0 for camera in (*cameras, wild)
+        ):
             executor.spin_once(timeout_sec=0.1)
+
+    def come_through() -> tuple[int, int]:
+        """Return how many images the flood has published, and how many of them the node knows of."""
+        published = flood.stop()
+        settle()
+        return published, wild.stats[-1].received + wild.stats[-1].lost
+
+    try:
+        with Flood(wild.topic('image'), [ROWS]) as flood:
+            while not all(camera.introduce() for camera in cameras):
+                executor.spin_once(timeout_sec=0.1)
+            operator = Rig('soak')
+            while wild.node.count_publishers(wild.topic('image')) == 0:
+                time.sleep(0.05)
+            begin = time.monotonic()
+            change = begin + 5
+            usage, changes, refusals = [], 0, 0
+            for camera in cameras:
+                camera.watch(True)
+            for border in (0, 1) * 4:  # with and without a mask: whatever is made for each kind of input is made now
+                assert operator.set_together(border=border, queue_policy='all', queue_size=3).successful
+                flood.start()
+                for camera in cameras:
+                    camera.burst()
+                settled = time.monotonic() + 0.7
+                while time.monotonic() < settled:
+                    executor.spin_once(timeout_sec=0.1)
+                before = come_through()
+            flood.start()
+            while (now := time.monotonic()) < begin + SECONDS:
+                again = min(camera.step(now) for camera in cameras)
+                executor.spin_once(timeout_sec=max(0.0, again - time.monotonic()))
+                if now >= change:
+                    change = now + chance.uniform(0.5, 3)
+                    values, right = random_parameters(chance, [str(mask)])
+                    assert operator.set_together(**values).successful == right, values
+                    changes, refusals = changes + right, refusals + (not right)
+                    chance.choice(cameras).watch(chance.random() < 0.5)
+                if len(usage) < now - begin:
+                    usage.append(Usage(process.pid))
+            after = come_through()
         for camera in cameras:
             camera.answered += len(camera.received)
             stats = camera.stats[-1]
@@ -166,6 +201,15 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
             assert camera.sent == stats.received + stats.lost
             assert camera.answered == stats.processed > 0
             assert camera.restarts > 0
+        stats = wild.stats[-1]
+        print(
+            f'wild: {after[0] - before[0]} sent, {after[1] - before[1]} received or lost by the middleware; in all '
+            f'{stats.received} received, {stats.lost} lost, {stats.processed} processed'
+        )
+        assert after[0] - before[0] == after[1] - before[1]
+        assert stats.lost > 0
+        assert stats.received - stats.processed == stats.dropped_newer + stats.dropped_full
+        assert len(wild.received) == stats.processed
         warm = usage[int(WARM_UP) :]
         first, last = warm[: len(warm) // 4], warm[-(len(warm) // 4) :]
         growth = np.median([each.memory for each in last]) - np.median([each.memory for each in first])
@@ -173,7 +217,7 @@ def test_nothing_is_lost_uncounted_and_nothing_grows(official_model, photograph,
         print('memory (MB):', *(f'{each.memory:.0f}' for each in usage[:: max(1, len(usage) // 20)]))
         print(f'after {WARM_UP:.0f} s {warm[0]}; at the end {warm[-1]}')
         print(f'growth of memory {growth:.1f} MB (medians of the first and the last quarter after the warm-up)')
-        assert growth < 5
+        assert growth < GROWTH
         assert max(each.threads for each in last) <= max(each.threads for each in first)
         assert max(each.files for each in last) <= max(each.files for each in first)
     finally:

@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from edgepoint2_ros.demo.sources import VirtualFlight
-from edgepoint2_ros.engines.openvino import capabilities, settings_of
+from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
+from edgepoint2_ros.engines.openvino import capabilities, import_openvino, settings_of
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import part_path
 from edgepoint2_ros.official import provide_model
@@ -54,9 +55,7 @@ def convolutions(variant: Variant) -> list[tuple[str, float, float]]:
 
 def profile_openvino(model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as OpenVINO measures its operators."""
-    import openvino
-
-    core = openvino.Core()
+    core = import_openvino().Core()
     path = part_path(model.path, 'int8') if precision == 'int8' else model.path
     network = core.read_model(str(path))
     network.reshape({'image': list(images[0].shape)})
@@ -72,8 +71,7 @@ def profile_openvino(model, precision: str, threads: int, images: list[np.ndarra
 
 def profile_onnxruntime(model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as ONNX Runtime measures its operators."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
@@ -122,9 +120,8 @@ def keypoints_time(model, backend: str, precision: str, threads: int, images: li
 
 def matrix_speed(precision: str, threads: int) -> float:
     """Return the operations a second of a product of large matrices, by OpenVINO."""
-    import openvino
-    from openvino import opset13 as ops
-
+    openvino = import_openvino()
+    ops = openvino.opset13
     x = ops.parameter([SIDE, SIDE], np.float32)
     weight = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
     if precision == 'int8':  # rounded as in the models, so that the product is one of int8
@@ -165,9 +162,7 @@ def main() -> None:
     parser.add_argument('variants', nargs='*', default=['T-32', 'E-64'])
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
     options = parser.parse_args()
-    import openvino
-
-    precisions = [name for name in ('fp32', 'bf16', 'int8') if name in capabilities(openvino.Core())]
+    precisions = [name for name in ('fp32', 'bf16', 'int8') if name in capabilities(import_openvino().Core())]
     bandwidth = copy_speed()
     print(f'copy, read and written: {bandwidth / 1e9:.0f} GB/s')
     speeds = {}

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import Model
 
@@ -157,4 +157,9 @@ class AutoEngine:
 
 
 def _open(backend: str, model: Model, precision: str, threads: int, report: Report) -> Engine:
-    return import_module(f'{__name__}.{backend}').open_engine(model, precision, threads, report)
+    try:
+        return import_module(f'{__name__}.{backend}').open_engine(model, precision, threads, report)
+    except EdgePoint2Error:
+        raise
+    except Exception as error:  # whatever a runtime does when it is imported or started, another one may work
+        raise EngineError(f'{backend} cannot be started: {type(error).__name__}: {error}') from error

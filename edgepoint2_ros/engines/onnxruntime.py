@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,17 @@ from edgepoint2_ros.keypoints import Rows, best_keypoints
 from edgepoint2_ros.models import Model
 
 
+def import_onnxruntime():
+    """Import ONNX Runtime, here and nowhere else: without its telemetry, unless the environment asks for that.
+
+    From 1.29 on it looks a host of Microsoft up and writes into the user's cache as soon as it is imported.
+    """
+    os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
+    import onnxruntime
+
+    return onnxruntime
+
+
 class OnnxRuntimeEngine:
     """A session of ONNX Runtime; it takes images of any size."""
 
@@ -17,8 +29,7 @@ class OnnxRuntimeEngine:
     precision = 'fp32'
 
     def __init__(self, model: bytes | Path, threads: int, max_keypoints: int, subpixel: bool):
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that spin while they wait take the cores from the rest of the robot, and slow this very network down

@@ -1,5 +1,7 @@
 """OpenVINO on the CPU: the fastest where it is installed, and the one with bf16 and int8."""
 
+import os
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -13,6 +15,40 @@ from edgepoint2_ros.models import Model, part_path, read_part
 
 _NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'VNNI'}  # of the CPU, by precision
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
+
+
+def import_openvino():
+    """Import OpenVINO, here and nowhere else: without its telemetry, unless the user has opted in.
+
+    As soon as it is imported, it starts a process that calls Google Analytics, and writes into the user's home.
+    """
+    with _without_telemetry():
+        import openvino
+    return openvino
+
+
+@contextmanager
+def _without_telemetry():
+    # `opt_in_out --opt_out` would write into the home, too, and call home to say so. Where openvino_telemetry cannot be
+    # imported, OpenVINO takes a stub of its own.
+    name = 'openvino_telemetry'
+    if name in sys.modules or _has_opted_in():
+        yield
+        return
+    sys.modules[name] = None
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
+def _has_opted_in() -> bool:
+    """Tell whether the user has run `opt_in_out --opt_in`."""
+    try:
+        consent = Path(os.path.expanduser('~/intel/openvino_telemetry')).read_text(encoding='ascii', errors='replace')
+    except OSError:
+        return False
+    return consent.strip() == '1'
 
 
 class OpenVinoEngine:
@@ -57,7 +93,7 @@ class OpenVinoEngine:
 def open_engine(model: Model, precision: str, threads: int, report: Callable[[str], None]) -> OpenVinoEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError as error:
         raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
     with _named_errors('start'):

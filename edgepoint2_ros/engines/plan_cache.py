@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgepoint2_ros.models import user_directory
+
 LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
 REPORT_PERIOD = 5.0  # seconds between two lines about something that takes long
 
@@ -23,10 +25,8 @@ Report = Callable[[str], None]
 
 
 def cache_directory() -> Path:
-    """Return the user's cache directory of this package, by the XDG base directory rules."""
-    base = os.environ.get('XDG_CACHE_HOME', '')
-    # The rules ask to ignore relative paths.
-    return (Path(base) if os.path.isabs(base) else Path.home() / '.cache') / 'edgepoint2'
+    """Return the user's cache directory of this package."""
+    return user_directory('XDG_CACHE_HOME', '.cache')
 
 
 def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) -> bytes:

@@ -9,10 +9,10 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.models import STRIDE
 from edgepoint2_ros.network.sparse import build_sparse
@@ -63,7 +63,7 @@ def round_explicitly(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def open_model(model: onnx.ModelProto):
     """Return a function from an image uint8 (H, W, C) to xy, scores and descriptors, by ONNX Runtime."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
 
     def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         height, width = image.shape[:2]

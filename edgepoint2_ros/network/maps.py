@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 from torch import nn
 
+from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.network.edgepoint2 import ConvBlock, EdgePoint2, ResNet
 from edgepoint2_ros.network.graph import Graph, fold, gray_image
 
@@ -93,7 +93,7 @@ def calibrate(network: EdgePoint2, images: list[np.ndarray]) -> list[float]:
     model, graph = _build(network, None)
     names = list(graph.rounded)
     model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
+    session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
     found = [[float(np.abs(x).max()) for x in session.run(names, {'image': image})] for image in images]
     return np.max(found, axis=0).tolist()
 

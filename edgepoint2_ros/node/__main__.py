@@ -29,6 +29,9 @@ def main(args=None) -> int:
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
+    from edgepoint2_ros.node.survival import provide_log_folder
+
+    provide_log_folder()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     except Exception as error:  # its class differs between distributions: a parameter file that is missing or not one
@@ -62,6 +65,7 @@ def _serve(executor, stop) -> int:
 
     from edgepoint2_ros.errors import EdgePoint2Error
     from edgepoint2_ros.node.extractor_node import ExtractorNode
+    from edgepoint2_ros.node.survival import spin
 
     try:
         node = ExtractorNode()
@@ -72,8 +76,8 @@ def _serve(executor, stop) -> int:
     gc.freeze()  # what is loaded by now stays; a search through it all for garbage would hold up an image by 20 ms
     try:
         ready = node.start(stop.is_set)
-        while ready and not stop.is_set():
-            executor.spin_once()
+        if ready:
+            spin(executor, node, stop)
     finally:
         node.stop()
         node.destroy_node()

@@ -5,6 +5,7 @@ import time
 from array import array
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
@@ -16,6 +17,7 @@ from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray
 from edgepoint2_ros.node.health import OK, STAGES, Health, Report
+from edgepoint2_ros.node.losses import Losses
 
 
 class Camera:
@@ -71,6 +73,7 @@ class Camera:
         self.health = Health(time.monotonic())
         self.level = OK
         self.masks = Masks()
+        self._losses = {'lost': Losses(), 'masks_lost': Losses()}
 
     def subscribe(self, receive, reliability: str, depth: int) -> None:
         """Begin to receive.
@@ -82,21 +85,25 @@ class Camera:
         """
         self._receive, self._depth = receive, depth
         self._adapts = reliability == 'auto'
-        self._listen(self._offered() if self._adapts else ReliabilityPolicy[reliability.upper()])
+        if self._adapts:
+            self._listen(self._offered() or ReliabilityPolicy.BEST_EFFORT)
+        else:
+            self._listen(ReliabilityPolicy[reliability.upper()])
         self._listen_for_masks()
 
     def adapt(self) -> None:
         """With reliability ``auto``, ask for reliable images where every publisher offers them, else for any.
 
         Best effort hears every publisher, but the middleware may lose each of its images that exceeds its buffers.
-        Masks are always asked for as they are offered.
+        While nobody publishes it stays as it is: a camera that comes back offers what it did, and what it has sent when
+        it is discovered would be lost with the old subscription. Masks are always asked for as they are offered.
         """
         if self._mask_subscription is not None:
             self._listen_for_masks()
         if not self._adapts or self._image_subscription is None:
             return
         offered = self._offered()
-        if offered != self._reliability:
+        if offered not in (None, self._reliability):
             self._node.destroy_subscription(self._image_subscription)
             self._listen(offered)
 
@@ -185,27 +192,48 @@ class Camera:
         """Return how many publishers its image topic has."""
         return self._node.count_publishers(self.topic)
 
-    def _offered(self) -> ReliabilityPolicy:
-        offers = [info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)]
-        all_reliable = offers and all(offer == ReliabilityPolicy.RELIABLE for offer in offers)
-        return ReliabilityPolicy.RELIABLE if all_reliable else ReliabilityPolicy.BEST_EFFORT
+    def _offered(self) -> ReliabilityPolicy | None:
+        """Return the reliability that every publisher offers, or None where there is no publisher."""
+        offers = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)}
+        if not offers:
+            return None
+        return ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
-        self._reliability = reliability
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
-        count_lost = functools.partial(self._count_lost, 'lost')
-        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=count_lost)
-        self._image_subscription = _with_events(
-            self._node.create_subscription, events, self._type, self._image_topic, self._receive, qos
+        self._image_subscription = self._subscribe(
+            self._type, self._image_topic, self._receive, qos, 'lost', incompatible_qos=self._explain_writer
         )
+        self._reliability = reliability  # now that it is so
+
+    def _subscribe(self, kind, topic: str, receive, qos: QoSProfile, counter: str, **callbacks):
+        """Return a subscription whose lost messages are counted in ``health`` under the name ``counter``."""
+        losses = self._losses[counter]
+        losses.take(None)
+
+        def receive_numbered(message, info) -> None:
+            alone = subscription.get_publisher_count() <= 1
+            losses.take(info.get('publication_sequence_number') if alone else None)
+            setattr(self.health, counter, losses.count)
+            receive(message)
+
+        count_lost = functools.partial(self._count_lost, counter)
+        events = SubscriptionEventCallbacks(message_lost=count_lost, **callbacks)
+        numbered = hasattr(Subscription, 'CallbackType')  # not in Humble
+        subscription = _with_events(
+            self._node.create_subscription, events, kind, topic, receive_numbered if numbered else receive, qos
+        )
+        return subscription
 
     def _listen_for_masks(self) -> None:
-        """Ask for masks as every publisher of them offers.
+        """Ask for masks as every publisher of them offers; while there is none, it stays as it is.
 
-        Where there is none yet, ask for the most: then a mask that is published once, or was before the node started,
-        is not missed. A publisher that offers less is heard from the next turn on.
+        At first ask for the most: then a mask that is published once, or was before the node started, is not missed. A
+        publisher that offers less is heard from the next turn on.
         """
         offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(self._mask_topic)]
+        if not offers and self._mask_subscription is not None:
+            return
         are_reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
         are_latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
         policies = {
@@ -216,12 +244,10 @@ class Camera:
             return
         if self._mask_subscription is not None:
             self._node.destroy_subscription(self._mask_subscription)
-        # Without the default callbacks, which would warn of a publisher that is heard in a moment.
-        count_lost = functools.partial(self._count_lost, 'masks_lost')
-        events = SubscriptionEventCallbacks(message_lost=count_lost, use_default_callbacks=False)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
-        self._mask_subscription = _with_events(
-            self._node.create_subscription, events, Image, self._mask_topic, self._receive_mask, qos
+        # Without the default callbacks, which would warn of a publisher that is heard in a moment.
+        self._mask_subscription = self._subscribe(
+            Image, self._mask_topic, self._receive_mask, qos, 'masks_lost', use_default_callbacks=False
         )
         self._mask_policies = policies
 
@@ -230,7 +256,8 @@ class Camera:
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
     def _count_lost(self, counter: str, event) -> None:
-        setattr(self.health, counter, getattr(self.health, counter) + event.total_count_change)
+        self._losses[counter].tell(event.total_count_change)
+        setattr(self.health, counter, self._losses[counter].count)
 
     def _explain_writer(self, event) -> None:
         if self._adapts:

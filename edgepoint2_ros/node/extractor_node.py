@@ -21,6 +21,7 @@ from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.health import ERROR, OK, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.overlay import draw_overlay
+from edgepoint2_ros.node.survival import Failures
 
 YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
@@ -30,7 +31,7 @@ OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overlo
 
 
 def explained(transition):
-    """Log what goes wrong in a transition: rclpy would swallow it and call on_error."""
+    """Tell what goes wrong in a transition: rclpy would swallow it and call on_error."""
 
     @functools.wraps(transition)
     def run(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -38,7 +39,7 @@ def explained(transition):
             return transition(self, state)
         except Exception as error:
             self._failure = f'{transition.__name__}: {_in_words(error)}'
-            self.get_logger().error(self._failure)
+            self.failures.add(error)
             raise
 
     return run
@@ -52,6 +53,8 @@ class ExtractorNode(LifecycleNode):
 
     def __init__(self, **kwargs):
         super().__init__('extractor', **kwargs)
+        self.failures = Failures(self)
+        self._failures_told = 0  # of them, in the diagnostics so far
         self._extractor = None
         self._cameras: list[Camera] = []
         self._mailbox = None
@@ -185,20 +188,29 @@ class ExtractorNode(LifecycleNode):
         """Publish diagnostics, and the stats of the cameras while active."""
         message = DiagnosticArray()
         message.header.stamp = self.get_clock().now().to_msg()
-        message.status.append(self._engine_status())
         for camera in self._cameras if self._state == 'active' else ():
-            camera.adapt()
-            report = camera.health.report(time.monotonic())
-            level, reason = judge(report, camera.health, camera.topic, camera.count_publishers())
-            if level != camera.level:
-                camera.level = level
-                if level == OK:
-                    self.get_logger().info(f'{camera.label}: {reason}')
-                else:
-                    self.get_logger().warning(f'{camera.label}: {reason}')
-            message.status.append(self._status(camera.label, level, reason, camera.describe(report)))
-            camera.publish_stats(report)
+            try:
+                message.status.append(self._report_camera(camera))
+            except Exception as error:  # whatever one camera does, the others are reported, and this, too
+                self.failures.add(error)
+        failures = self.failures.count
+        message.status.insert(0, self._engine_status())
         self._diagnostics.publish(message)
+        self._failures_told = failures
+
+    def _report_camera(self, camera: Camera) -> DiagnosticStatus:
+        """Publish the stats of a camera and return its diagnostics."""
+        camera.adapt()
+        report = camera.health.report(time.monotonic())
+        level, reason = judge(report, camera.health, camera.topic, camera.count_publishers())
+        if level != camera.level:
+            camera.level = level
+            if level == OK:
+                self.get_logger().info(f'{camera.label}: {reason}')
+            else:
+                self.get_logger().warning(f'{camera.label}: {reason}')
+        camera.publish_stats(report)
+        return self._status(camera.label, level, reason, camera.describe(report))
 
     def _release(self) -> None:
         self.stop()
@@ -239,7 +251,7 @@ class ExtractorNode(LifecycleNode):
             try:
                 self._draw(camera, image, features, message.header)
             except Exception as error:  # this image was answered
-                self._complain(camera, error, 'overlay')
+                self.failures.add(error)
 
     def _extract(self, image: np.ndarray, mask: np.ndarray | None):
         """Return the features of an image; the first inference at a size takes longer, and all cameras wait for it."""
@@ -266,9 +278,9 @@ class ExtractorNode(LifecycleNode):
             try:
                 newest = camera.masks.at(moment)
                 break
-            except EdgePoint2Error as error:  # that one is forgotten
+            except Exception as error:  # that one is forgotten
                 camera.health.masks_bad += 1
-                camera.health.last_error = f'mask: {error}'
+                camera.health.last_error = f'mask: {_in_words(error)}'
                 self._complain(camera, error, 'mask')
         if newest is not None:
             masks.append(newest)
@@ -303,6 +315,9 @@ class ExtractorNode(LifecycleNode):
                 'backend': self._extractor.backend,
                 'description': self._extractor.description,
             }
+        values |= {'failed callbacks': str(self.failures.count), 'last failure': self.failures.last}
+        if failed := self.failures.count - self._failures_told:
+            return self._status('engine', ERROR, f'{failed} callbacks failed: {self.failures.last}', values)
         if self._waits_for:
             return self._status('engine', WARN, self._waits_for, values)
         return self._status('engine', ERROR if self._failure else OK, self._failure or self._state, values)
@@ -331,9 +346,9 @@ class ExtractorNode(LifecycleNode):
             values = parameters.check_changes({change.name: change.value for change in changes}, configured)
             if configured:
                 self._apply(values)
-        except Exception as error:  # one that left this callback would end the process
+        except Exception as error:  # one that left this callback would leave the request without an answer
             if not isinstance(error, EdgePoint2Error):
-                self.get_logger().error(f'parameters not changed: {_in_words(error)}')
+                self.failures.add(error)
             return SetParametersResult(successful=False, reason=_in_words(error))
         return SetParametersResult(successful=True)
 

@@ -28,6 +28,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import decode
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.parameters import Parameter
+from edgepoint2_ros.node.survival import Failures, provide_log_folder, spin
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
@@ -54,6 +55,7 @@ class VisualOdometryNode(Node):
 
     def __init__(self):
         super().__init__('visual_odometry')
+        self.failures = Failures(self)
         # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
         descriptor = ParameterDescriptor(dynamic_typing=True, read_only=True)
         values = {p.name: p.check(self.declare_parameter(p.name, p.default, descriptor).value) for p in PARAMETERS}
@@ -167,13 +169,13 @@ def main(args=None) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    provide_log_folder()
     rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
     executor = SingleThreadedExecutor()
     try:
         node = VisualOdometryNode()
         executor.add_node(node)
-        while not stop.is_set():
-            executor.spin_once(timeout_sec=0.2)
+        spin(executor, node, stop, timeout_sec=0.2)
         node.destroy_node()
     except EdgePoint2Error as error:
         print(f'visual_odometry: {error}', file=sys.stderr)

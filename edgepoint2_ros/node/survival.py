@@ -1,0 +1,108 @@
+"""What keeps a node alive: an exception in one of its callbacks is logged and counted, and the others are served.
+
+And it starts where there is no home for the log files of ROS.
+"""
+
+import contextlib
+import math
+import os
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parents[1])
+LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
+PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
+
+
+class Failures:
+    """The exceptions in a node that nobody had foreseen. Any thread may `add` one.
+
+    Attributes:
+        count: how many there were.
+        last: the latest in words, with its place in the code; empty while there is none.
+    """
+
+    def __init__(self, node):
+        self._node = node
+        self._lock = threading.Lock()
+        self._logged: dict[str, float] = {}  # when, by place
+        self.count = 0
+        self.last = ''
+
+    def add(self, error: Exception) -> None:
+        """Count an exception, and log it unless one from the same place was logged a moment ago."""
+        place = _place(error)
+        now = time.monotonic()
+        with self._lock:
+            self.count += 1
+            self.last = f'{type(error).__name__}: {" ".join(str(error).split())} ({place})'
+            if not self._node.context.ok() or now < self._logged.get(place, -math.inf) + LOG_PERIOD:
+                return
+            self._logged[place] = now
+            line = f'a callback failed, the node goes on ({self.count} so far): {self.last}'
+        self._node.get_logger().error(line)
+
+
+def provide_log_folder() -> None:
+    """Name a folder for the log files of ROS, which does not start where it finds none that can be written."""
+    if os.environ.get('ROS_LOG_DIR'):
+        return
+    folder = os.path.expanduser(os.path.join(os.environ.get('ROS_HOME') or '~/.ros', 'log'))
+    with contextlib.suppress(OSError):  # then ROS says what it misses
+        if folder.startswith('~') or not _is_writable(folder):
+            folder = tempfile.mkdtemp(prefix='ros_log_')
+            print(f'the log files of ROS go to {folder}: there is no home that can be written', file=sys.stderr)
+        os.environ['ROS_LOG_DIR'] = folder
+
+
+def spin(executor, node, stop, timeout_sec: float | None = None) -> None:
+    """Serve the callbacks of a node, whatever they raise, until an event is set or ROS is shut down.
+
+    Args:
+        executor: a SingleThreadedExecutor that holds the node.
+        node: an rclpy node with an attribute ``failures``.
+        stop: a threading.Event.
+        timeout_sec: how long to wait before looking at ``stop`` again; None where whoever sets it wakes the executor.
+    """
+    while not stop.is_set() and node.context.ok():
+        try:
+            executor.spin_once(timeout_sec)
+        except Exception as error:
+            if not node.context.ok():
+                return  # that is what it says
+            node.failures.add(error)
+            _free(node)
+            stop.wait(PAUSE)
+
+
+def _is_writable(folder: str) -> bool:
+    """Make a folder, and tell whether that worked and files can be written there."""
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
+
+
+def _free(node) -> None:
+    """Let go of what rclpy was about to serve.
+
+    Where not the callback fails but what comes before it, the taking of a message (no memory, a request that cannot be
+    converted), rclpy waits for the end of that callback for ever: this entity and its group would be served no more.
+    """
+    for entity in (*node.subscriptions, *node.timers, *node.services, *node.clients, *node.guards, *node.waitables):
+        if entity._executor_event:
+            entity._executor_event = False
+            entity.callback_group.ending_execution(entity)
+
+
+def _place(error: Exception) -> str:
+    """Return where in this package an exception came from, or else where in another, as file, line and function."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(PACKAGE) and frame.filename != __file__]
+    frame = (ours or frames)[-1]
+    return f'{"/".join(Path(frame.filename).parts[-2:])}:{frame.lineno} in {frame.name}'
