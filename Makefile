@@ -29,6 +29,7 @@ test: .venv/test.stamp .venv/package.stamp lint
 	$(BIN)/python -m pytest
 
 bench: .venv/test.stamp .venv/package.stamp
+	@rm -f build/bench.svg build/bench.png  # bench writes over nothing
 	$(BIN)/python -m edgepoint2_ros.cli bench --plot build/bench.svg --plot build/bench.png $(BENCH)
 
 soak: .venv/test.stamp .venv/package.stamp

@@ -1,5 +1,7 @@
 """The extractor: an image goes in, its features come out."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 
@@ -7,7 +9,7 @@ from edgepoint2_ros.engines import LOG, Report, open_engine
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
-from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, STRIDE, find_model
+from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, PRECISION, STRIDE, find_model
 
 MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
 _NO_MASK = np.ones((1, 1), np.uint8)
@@ -28,7 +30,7 @@ class Extractor:
         model: str = 'T-32',
         weights: str = 'auto',
         backend: str = 'auto',
-        precision: str = 'auto',
+        precision: str = PRECISION,
         threads: int = 0,
         max_keypoints: int | None = None,
         score_threshold: float = -5.0,
@@ -153,6 +155,43 @@ def match_pair(
     return features[0].xy[pairs[:, 0]], features[1].xy[pairs[:, 1]]
 
 
+def extract_shrunk(extractor: Extractor, image: np.ndarray, long_side: int, mask: np.ndarray | None = None) -> Features:
+    """Return the features that are found in an image when it is shrunk, in pixels of the image as it is given.
+
+    Args:
+        extractor: finds the features.
+        image, mask: as for `Extractor.extract`, but of any size.
+        long_side: in pixels; a smaller image is not enlarged, and 0 leaves every image as it is.
+
+    Raises:
+        ImageError: as `Extractor.extract` raises it; the mask is not as large as the image.
+    """
+    if mask is not None:
+        _check_mask(mask, *image.shape[:2])
+    smaller, scale = fit(image, long_side)
+    if mask is not None and smaller is not image:
+        mask = cv2.resize(mask, smaller.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+    found = extractor.extract(smaller, mask)
+    xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
+    return replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
+
+
+def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Shrink an image to ``long_side`` pixels; never enlarge it, and 0 leaves it alone.
+
+    Returns:
+        The image and the (3, 3) matrix that maps pixels of the given image to its pixels.
+    """
+    height, width = image.shape[:2]
+    if not 0 < long_side < max(height, width):
+        return image, np.eye(3)
+    shrink = long_side / max(height, width)
+    smaller = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
+    x, y = smaller.shape[1] / width, smaller.shape[0] / height
+    # Pixel centres are integers, so the corner of the image, which stays where it is, lies at -0.5.
+    return smaller, np.array([[x, 0, x / 2 - 0.5], [0, y, y / 2 - 0.5], [0, 0, 1]])
+
+
 def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, 'dtype', type(image).__name__)
@@ -161,8 +200,11 @@ def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
         raise ImageError(f'image: expected shape (H, W) or (H, W, 3), got {image.shape}')
     height, width = image.shape[:2]
     check_size(width, height)
-    if mask is None:
-        return
+    if mask is not None:
+        _check_mask(mask, height, width)
+
+
+def _check_mask(mask: np.ndarray, height: int, width: int) -> None:
     if not isinstance(mask, np.ndarray) or mask.dtype != np.uint8 or mask.shape != (height, width):
         got = f'{mask.dtype} {mask.shape}' if isinstance(mask, np.ndarray) else type(mask).__name__
         raise ImageError(f'mask: expected uint8 {(height, width)} like the image, got {got}')
@@ -172,7 +214,10 @@ def check_size(width: int, height: int) -> None:
     if min(height, width) < MIN_SIZE:
         raise ImageError(f'image: expected at least {MIN_SIZE} x {MIN_SIZE} pixels, got {width} x {height}')
     if height * width > MAX_PIXELS:
-        raise ImageError(f'image: expected at most {MAX_PIXELS} pixels, got {width} x {height}')
+        raise ImageError(
+            f'image: expected at most {MAX_PIXELS} pixels, got {width} x {height}: shrink it (`edgepoint2 extract '
+            f'--resize`, or extract_shrunk in Python)'
+        )
 
 
 def _on_grid(mask: np.ndarray | None, width: int, height: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Matching of features: mutual nearest neighbours by cosine, and the geometry that they agree on."""
+"""Matching of features: mutual nearest neighbours by cosine, among all or near where they are expected; geometry."""
 
 import numpy as np
 
@@ -6,6 +6,8 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 
 GEOMETRIES = {'epipolar': 8, 'homography': 4}  # and how many matches one needs at least
+BLOCK = 2**19  # cosines that are computed at a time
+PAIRS = 512  # of descriptors that are multiplied at a time: so few that memory is used again instead of asked for
 
 
 def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: float = 1.0) -> np.ndarray:
@@ -27,22 +29,188 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
-    # Float descriptors even where they came as int8: numpy multiplies integers without BLAS, twenty times slower.
-    cosine = first.descriptors @ second.descriptors.T
-    best = cosine.max(axis=0)
+    # Float descriptors even where they came as int8: numpy multiplies integers without BLAS, twenty times slower. And
+    # some at a time: their cosines stay in the cache, and 10,000 features take no more memory than 1000.
+    nearest, found, runner_up = np.empty(len(first), np.int64), *np.empty((2, len(first)), np.float32)
+    best = np.full(len(second), -np.inf, np.float32)
+    block = max(1, BLOCK // len(second))
+    buffer = np.empty((min(block, len(first)), len(second)), np.float32)
+    for begin in range(0, len(first), block):
+        part = slice(begin, begin + block)
+        rows = first.descriptors[part]
+        cosine = np.matmul(rows, second.descriptors.T, out=buffer[: len(rows)])
+        at = np.arange(len(rows)), cosine.argmax(axis=1)
+        nearest[part], found[part] = at[1], cosine[at]
+        # Comparing with the column's maximum is ten times faster than its argmax.
+        np.maximum(best, cosine.max(axis=0), out=best)
+        if ratio < 1:
+            cosine[at] = -np.inf
+            runner_up[part] = cosine.max(axis=1)
     if not np.isfinite(best).all():
         raise EdgePoint2Error('descriptors to be matched hold numbers that are not finite')
-    rows, nearest = np.arange(len(first)), cosine.argmax(axis=1)
-    found = cosine[rows, nearest]
-    # Comparing with the column's maximum is ten times faster than its argmax.
     keep = (found == best[nearest]) & (found >= min_cosine)
     if ratio < 1:
-        cosine[rows, nearest] = -np.inf
         # Unit vectors of cosine c are sqrt(2 - 2 c) apart.
-        keep &= 1 - found < ratio**2 * (1 - cosine.max(axis=1))
+        keep &= 1 - found < ratio**2 * (1 - runner_up)
     # Equal descriptors are equally near: the first gets the match.
     once = np.sort(np.unique(nearest[keep], return_index=True)[1])
-    return np.stack([rows[keep], nearest[keep]], axis=1)[once]
+    return np.stack([np.flatnonzero(keep)[once], nearest[keep][once]], axis=1)
+
+
+def match_guided(
+    first: Features,
+    second: Features,
+    places: np.ndarray | None = None,
+    radius: float | np.ndarray | None = None,
+    fundamental: np.ndarray | None = None,
+    disparity: tuple[float, float] | None = None,
+    distance: float = 2.0,
+    min_cosine: float = -1.0,
+    ratio: float = 1.0,
+) -> np.ndarray:
+    """Return the pairs of features that are each other's nearest neighbour among those that can belong together.
+
+    What can is said by predicted places, by epipolar lines, by the rows of a rectified stereo pair, or by several of
+    these, which then all hold. Nearest is meant among the candidates that are left.
+
+    Args:
+        first: N features.
+        second: M features of the same weights.
+        places: (N, 2), where each feature of ``first`` is expected in the second image, pixels. A place that is not
+            finite has no candidates.
+        radius: of the search around ``places``, pixels in x and in y: one number or (N,).
+        fundamental: (3, 3), from pixels of the first image to lines in the second.
+        disparity: least and most x of the first less x of the second, in a rectified stereo pair with ``first`` on the
+            left; pixels.
+        distance: pixels between a feature of ``second`` and the epipolar line or row.
+        min_cosine, ratio: as for `match`; the ratio is to the second best candidate.
+
+    Returns:
+        (P, 2) int64, as `match` returns them.
+
+    Raises:
+        EdgePoint2Error: nothing says where to search, shapes or numbers do not fit, or what `match` raises.
+    """
+    check_comparable(first, second)
+    low, high = _search_boxes(first, places, radius, disparity, distance)
+    if fundamental is not None and np.shape(fundamental) != (3, 3):
+        raise EdgePoint2Error(f'fundamental: expected (3, 3), got {np.shape(fundamental)}')
+    if low is None and fundamental is None:
+        raise EdgePoint2Error('expected places and their radius, fundamental or disparity, to know where to search')
+    if len(first) == 0 or len(second) == 0:
+        return np.empty((0, 2), np.int64)
+    if not np.isfinite(second.xy).all():
+        raise EdgePoint2Error('keypoints to be matched lie at places that are not finite')
+    if low is not None:
+        i, j = _find_inside(low, high, second.xy)
+    if fundamental is not None:
+        lines = np.column_stack([first.xy, np.ones(len(first))]) @ np.transpose(fundamental)
+        lines = (lines / np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)).astype(np.float32)
+        points = np.column_stack([second.xy, np.ones(len(second))]).astype(np.float32)
+        if low is None:
+            i, j = np.nonzero(np.abs(lines @ points.T) <= distance)
+        else:
+            keep = np.abs(np.einsum('nk,nk->n', lines[i], points[j])) <= distance
+            i, j = i[keep], j[keep]
+    if len(i) == 0:
+        return np.empty((0, 2), np.int64)
+    cosine = np.empty(len(i), np.float32)
+    for begin in range(0, len(i), PAIRS):
+        part = slice(begin, begin + PAIRS)
+        rows = first.descriptors.take(i[part], axis=0), second.descriptors.take(j[part], axis=0)
+        np.einsum('nd,nd->n', *rows, out=cosine[part])
+    if not np.isfinite(cosine).all():
+        raise EdgePoint2Error('descriptors to be matched hold numbers that are not finite')
+    return _pick_mutual(i, j, cosine, len(second), min_cosine, ratio)
+
+
+def _pick_mutual(
+    i: np.ndarray, j: np.ndarray, cosine: np.ndarray, count: int, min_cosine: float, ratio: float
+) -> np.ndarray:
+    """Return those (P, 2) of the candidates i, j, of which i ascends, that are each other's nearest neighbour.
+
+    Of equally near ones the first gets the match. There are ``count`` features j.
+    """
+    starts = np.flatnonzero(np.diff(i, prepend=-1))
+    highest = np.maximum.reduceat(cosine, starts)
+    best = np.flatnonzero(cosine == np.repeat(highest, np.diff(starts, append=len(i))))
+    best = best[np.lexsort((j[best], i[best]))]
+    best = best[np.diff(i[best], prepend=-1) > 0]
+    keep = highest >= min_cosine
+    if ratio < 1:
+        others = cosine.copy()
+        others[best] = -np.inf
+        keep &= 1 - highest < ratio**2 * (1 - np.maximum.reduceat(others, starts))
+    # Nearest to its own j, too: among the best of each i, and then among all.
+    nearest = np.full(count, -np.inf, np.float32)
+    np.maximum.at(nearest, j[best], highest)
+    contested = np.zeros(count, bool)
+    contested[j[cosine > nearest[j]]] = True
+    best = best[keep & (highest == nearest[j[best]]) & ~contested[j[best]]]
+    best = best[np.sort(np.unique(j[best], return_index=True)[1])]
+    return np.stack([i[best], j[best]], axis=1)
+
+
+def _search_boxes(
+    first: Features,
+    places: np.ndarray | None,
+    radius: float | np.ndarray | None,
+    disparity: tuple[float, float] | None,
+    distance: float,
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Return the corners (N, 2) of where each feature is searched; None where neither places nor rows say it."""
+    if not distance > 0:
+        raise EdgePoint2Error(f'distance: expected a positive number of pixels, got {distance}')
+    low = high = None
+    if places is not None:
+        places = np.asarray(places, np.float64)
+        if places.shape != (len(first), 2):
+            raise EdgePoint2Error(f'places: expected ({len(first)}, 2), a place for each feature, got {places.shape}')
+        if radius is None or np.shape(radius) not in ((), (len(first),)) or not np.all(np.asarray(radius) >= 0):
+            raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {radius}')
+        places = np.where(np.isfinite(places).all(axis=1, keepdims=True), places, -1e9)
+        reach = np.asarray(radius, np.float64).reshape(-1, 1)
+        low, high = places - reach, places + reach
+    if disparity is not None:
+        least, most = disparity
+        if not least <= most:
+            raise EdgePoint2Error(f'disparity: expected the least and the most, got {disparity}')
+        row_low = first.xy - np.array([most, distance])
+        row_high = first.xy + np.array([-least, distance])
+        low = row_low if low is None else np.maximum(low, row_low)
+        high = row_high if high is None else np.minimum(high, row_high)
+    return low, high
+
+
+def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the boxes i and points j of all points (M, 2) that lie in boxes (N, 2) to (N, 2); i ascends.
+
+    Points lie in strips, and in each of them from left to right: a box has a stretch of every strip that it meets.
+    """
+    (x, y), (from_x, from_y), (to_x, to_y) = (np.ascontiguousarray(corner.T, np.float64) for corner in (xy, low, high))
+    left, top = x.min(), y.min()
+    height = max(1.0, float(np.median(to_y - from_y)) / 4)
+    strips = int((y.max() - top) // height) + 1
+    width = x.max() - left + 2  # of a strip, with a gap at its end
+    key = (y - top) // height * width + (x - left)
+    order = np.argsort(key)
+    key = key[order]
+    from_strip = np.clip((from_y - top) // height, 0, strips).astype(int)
+    to_strip = np.clip((to_y - top) // height + 1, 0, strips).astype(int)
+    box, strip = _stretches(from_strip, to_strip)
+    from_key = strip * width + np.clip(from_x - left, -1, width - 1)[box]
+    to_key = strip * width + np.clip(to_x - left, -1, width - 1)[box]
+    stretch, place = _stretches(np.searchsorted(key, from_key), np.searchsorted(key, to_key, side='right'))
+    i, j = box[stretch], order[place]
+    inside = (x[j] >= from_x[i]) & (x[j] <= to_x[i]) & (y[j] >= from_y[i]) & (y[j] <= to_y[i])
+    return i[inside], j[inside]
+
+
+def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole numbers of all stretches begin[k] <= number < end[k], one after another: k and the number."""
+    count = np.maximum(end - begin, 0)
+    k = np.repeat(np.arange(len(count)), count)
+    return k, np.arange(len(k)) + (begin - np.cumsum(count) + count)[k]
 
 
 def check_comparable(first: Features, second: Features) -> None:

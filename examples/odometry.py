@@ -32,6 +32,7 @@ from evo.tools import file_interface
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import own_names, refuse_existing
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.odometry import Camera, VisualOdometry
 from edgepoint2_ros.scenes import walk
@@ -171,6 +172,7 @@ def main() -> int:
     parser.add_argument('--distortion', default='0,0,0,0', help='k1,k2,p1,p2,... (default: none)')
     options = parser.parse_args()
     try:
+        refuse_existing(filter(None, [options.plot]))
         extractor = Extractor(options.model, max_keypoints=options.max_keypoints)
     except EdgePoint2Error as error:
         print(error, file=sys.stderr)
@@ -180,7 +182,8 @@ def main() -> int:
         options.model: (extractor.extract, {}),
         'ORB': (extract_orb(options.max_keypoints), {'min_cosine': 0.6}),
     }
-    loads = {folder.name: lambda folder=folder: read_sequence(folder) for folder in options.sequence or ()}
+    sequences = own_names(options.sequence or ())
+    loads = {name: lambda folder=folder: read_sequence(folder) for folder, name in sequences.items()}
     loads = loads or {f'walk {seed}': lambda seed=seed: render(seed) for seed in range(options.walks)}
     paths = {}
     for name, load in loads.items():

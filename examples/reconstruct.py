@@ -8,7 +8,6 @@ OUT gets the COLMAP database, the model (cameras.bin, images.bin, points3D.bin, 
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,7 @@ import pycolmap
 
 from edgepoint2_ros.bridges.colmap import as_stored, exhaustive_pairs, write_colmap
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
-from edgepoint2_ros.evaluation.pairs import fit
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import Extractor, extract_shrunk
 from edgepoint2_ros.image_files import read_orientation
 from edgepoint2_ros.images import read_image
 
@@ -41,12 +39,8 @@ def reconstruct(
         except ImageError as error:
             print(f'left out: {error}')
             continue
-        smaller, scale = fit(image, long_side)
-        found = extractor.extract(smaller)
         # In pixels of the file itself, where COLMAP looks the colours up.
-        xy = (found.xy - scale[:2, 2]) / scale.diagonal()[:2]
-        found = replace(found, xy=xy.astype(np.float32), image_size=image.shape[1::-1])
-        features[path.name] = as_stored(found, read_orientation(path))
+        features[path.name] = as_stored(extract_shrunk(extractor, image, long_side), read_orientation(path))
         print(f'{path.name}: {len(features[path.name])} keypoints')
     pairs = exhaustive_pairs(list(features))
     # Photographs that people took have a camera each.

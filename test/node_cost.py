@@ -18,7 +18,7 @@ import rclpy
 from node_rig import Process, Rig
 from rclpy.executors import SingleThreadedExecutor
 
-from edgepoint2_ros.demo.sources import VirtualFlight
+from edgepoint2_ros.scenes.sources import VirtualFlight
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 

@@ -1,5 +1,6 @@
 """Bags: every format in, a rosbag2 of keypoints out, whatever is in the way."""
 
+import argparse
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import pytest
 
 pytest.importorskip('rosbags', reason='rosbags is not installed')
 
+from mcap_writer import Channel, write_mcap
 from rosbags.highlevel import AnyReader
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -24,14 +26,27 @@ from rosbags.typesys import Stores, get_typestore
 
 from edgepoint2_ros.bridges import bags
 from edgepoint2_ros.bridges.bags import KEYPOINTS, Job, describe, extract, read_features
+from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import BagError
 from edgepoint2_ros.extractor import Extractor
 
 ROOT = Path(__file__).parents[1]
-IMAGE, COMPRESSED = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage'
+IMAGE, COMPRESSED, STRING = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage', 'std_msgs/msg/String'
 TYPES = {version: get_typestore(store) for version, store in ((1, Stores.ROS1_NOETIC), (2, Stores.ROS2_HUMBLE))}
 START = 1_700_000_000
+# As rosbag2 of Jazzy writes the events of a service: the text of a .srv file under the name of a message.
+SERVICE = b'MSG: example_interfaces/srv/AddTwoInts_Event\nint64 a\nint64 b\n---\nint64 sum\n'
+STRANGERS = {
+    'json': Channel('/rpc', 'Request', b'{"type": "object"}', 'jsonschema', 'json'),
+    'protobuf': Channel('/points', 'foxglove.PointCloud', bytes(range(256)), 'protobuf', 'protobuf'),
+    'service events': Channel('/add/_service_event', 'example_interfaces/srv/AddTwoInts_Event', SERVICE),
+    'no definition': Channel('/motor', 'acme_msgs/msg/Motor', b'', ''),
+    'unknown definition': Channel('/motor', 'acme_msgs/msg/Motor', b'', 'unknown'),
+    'a definition that is none': Channel('/motor', 'acme_msgs/msg/Motor', b'}{ struct', 'ros2idl'),
+    'a definition without its parts': Channel('/motor', 'acme_msgs/msg/Motor', b'acme_msgs/Gear gear\n'),
+    'no schema at all': Channel('/motor', '', b'', ''),
+}
 
 
 @pytest.fixture(scope='module')
@@ -69,8 +84,19 @@ def image(types, number: int, pixels: np.ndarray, **changes):
     return types[IMAGE](header=header(types, number), **{**fields, **changes})
 
 
-def record(path: Path, frames, kind: str = 'mcap', topics=('/camera/image_raw',), damage=(), temperature=False) -> Path:
-    """Write a bag; recorded 5 ms after the images' stamps. Images with a number in ``damage`` have no pixels."""
+def record(
+    path: Path,
+    frames,
+    kind: str = 'mcap',
+    topics=('/camera/image_raw',),
+    damage=(),
+    temperature=False,
+    latched=(),
+    stamp=None,
+    delay=5_000_000,
+) -> Path:
+    """Write a bag, recorded ``delay`` ns after the stamps. Images with a number in ``damage`` have no pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     version = 1 if kind == 'ros1' else 2
     path = path.with_suffix('.bag') if version == 1 else path
     store = TYPES[version]
@@ -79,11 +105,16 @@ def record(path: Path, frames, kind: str = 'mcap', topics=('/camera/image_raw',)
     serialise = store.serialize_ros1 if version == 1 else store.serialize_cdr
     with writer:
         connections = [writer.add_connection(topic, IMAGE, typestore=store) for topic in topics]
+        for topic in latched:
+            connection = writer.add_connection(topic, STRING, typestore=store, latching=1)
+            writer.write(connection, START * 1_000_000_000, serialise(types[STRING]('as it is'), STRING))
         if temperature:
             extra = writer.add_connection('/temperature', 'sensor_msgs/msg/Temperature', typestore=store)
         for number, pixels in enumerate(frames):
-            recorded = (START + number) * 1_000_000_000 + 128_456_789
+            recorded = (START + number) * 1_000_000_000 + 123_456_789 + delay
             message = image(types, number, pixels, **({'data': pixels.reshape(-1)[:7]} if number in damage else {}))
+            if stamp is not None:
+                message.header.stamp.sec, message.header.stamp.nanosec = stamp, 0
             for connection in connections:
                 writer.write(connection, recorded, serialise(message, IMAGE))
             if temperature:
@@ -112,7 +143,7 @@ def test_every_image_gets_the_features_that_the_extractor_finds(kind, frames, tm
     bag = record(tmp_path / 'office', frames, kind)
     *_, progress = extract(Job(bag, tmp_path / 'keypoints'))
     assert (progress.images, progress.bad, progress.complete) == (12, 0, True)
-    extractor = Extractor('T-32', precision='fp32')
+    extractor = Extractor('T-32')
     found = list(read_features(tmp_path / 'keypoints'))
     assert [stamp for stamp, _ in found] == [(START + i) * 1_000_000_000 + 123_456_789 for i in range(12)]
     for (_, features), pixels in zip(found, frames):
@@ -132,6 +163,44 @@ def test_the_bag_keeps_the_headers_and_the_moments_of_recording(frames, tmp_path
         first = reader.deserialize(messages[0][2], KEYPOINTS)
         assert (first.header.frame_id, first.header.stamp.sec) == ('camera', START)
         assert (first.descriptor_encoding, len(first.descriptors)) == (2, 32 * len(first.x))
+
+
+def test_several_topics_go_into_one_bag(frames, tmp_path):
+    bag = record(tmp_path / 'office', frames, topics=('/left/image', '/right/image', '/rear/image'), damage=(3,))
+    job = Job(
+        bag, tmp_path / 'keypoints', topics=('/right/image', '/left/image'), keypoints_topics=('/b', '/a'), part=5
+    )
+    warnings = []
+    *_, progress = extract(job, warnings.append)
+    assert (progress.images, progress.total, progress.bad) == (24, 24, 2)
+    assert [warning.split(': ')[1] for warning in warnings] == [
+        'image 4 of /left/image left out',
+        'image 4 of /right/image left out',
+    ]
+    assert len(list(read_features(tmp_path / 'keypoints', '/a'))) == 11
+    assert len(list(read_features(tmp_path / 'keypoints', '/b'))) == 11
+    options = ['--topic', '/left/image', '--topic', '/right/image']
+    assert main(['bag', 'extract', str(bag), str(tmp_path / 'by_name'), *options]) == 0
+    with AnyReader([tmp_path / 'by_name']) as reader:
+        counts = {connection.topic: connection.msgcount for connection in reader.connections}
+        assert counts == {'/left/keypoints': 11, '/right/keypoints': 11}
+
+
+@pytest.mark.parametrize(
+    ('topics', 'targets', 'keep', 'words'),
+    [
+        (('/left', '/right'), (), (), '/left and /right would both be written to /keypoints: name a keypoints topic'),
+        (('/left', '/left'), (), (), '/left is named twice'),
+        (('/left', '/right'), ('/a',), (), '2 image topics, but 1 keypoints topics: name one for each'),
+        (('/left', '/right'), ('/a', '/a'), (), '/left and /right would both be written to /a'),
+        (('/left',), ('/right',), ('/right',), '/right is to be copied and to be written: name another'),
+    ],
+)
+def test_no_topic_is_written_over_another(topics, targets, keep, words, frames, tmp_path):
+    bag = record(tmp_path / 'office', frames[:1], topics=('/left', '/right'))
+    with pytest.raises(BagError, match=words):
+        list(extract(Job(bag, tmp_path / 'out', topics, targets, keep)))
+    assert not (tmp_path / 'out').exists()
 
 
 def test_the_type_hash_is_the_one_that_ros_generated(frames, tmp_path):
@@ -191,7 +260,7 @@ def test_compressed_images_are_read(photograph_small, tmp_path):
     assert (progress.images, progress.bad) == (3, 2)
     assert all('of /camera/image/compressed left out: ' in warning for warning in warnings)
     [(_, features)] = read_features(tmp_path / 'keypoints')
-    assert len(features) == len(Extractor('T-32', precision='fp32').extract(photograph_small))
+    assert len(features) == len(Extractor('T-32').extract(photograph_small))
 
 
 def test_an_image_that_cannot_be_used_is_named_and_left_out(frames, tmp_path):
@@ -219,6 +288,58 @@ def test_topics_that_are_kept_are_copied(kind, frames, tmp_path):
         ]
         assert [value.temperature for value in values] == [20.0 + number for number in range(12)]
         assert values[3].header.stamp.sec == START + 3
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_what_cannot_be_copied_is_named_and_everything_else_is(storage, frames, tmp_path):
+    stranger = STRANGERS['json']
+    raw = [bytes(TYPES[2].serialize_cdr(image(TYPES[2].types, i, frame), IMAGE)) for i, frame in enumerate(frames)]
+    text, _ = TYPES[2].generate_msgdef(IMAGE, ros_version=2)
+    service = STRANGERS['service events']
+    channels = [
+        Channel('/camera/image', IMAGE, text.encode()),
+        stranger,
+        service._replace(metadata={'topic_type_hash': 'RIHS01_' + 'a' * 64}),
+        STRANGERS['no definition'],
+    ]
+    messages = [(number, 10 * i + number, raw[i] if number == 0 else b'{}') for i in range(12) for number in range(4)]
+    bag = write_mcap(tmp_path / 'office.mcap', channels, messages)
+    warnings = []
+    *_, progress = extract(Job(bag, tmp_path / 'some', keep=('/camera/image',)), warnings.append)
+    assert (progress.images, progress.bad) == (12, 0)
+    [warning] = warnings
+    assert (
+        'left out: /rpc (its messages are in json); /add/_service_event (it holds the events of a service)' in warning
+    )
+
+    warnings.clear()
+    assert '/rpc  Request  12 messages, not read: its messages are in json' in describe(bag)
+    list(extract(Job(bag, tmp_path / 'all', keep=('*',), storage=storage), warnings.append))
+    assert re.fullmatch(
+        r'.*office.mcap: left out: /rpc .* cannot be read: its messages are in json; '
+        r'/motor .* cannot be read: the recording holds no definition of its type',
+        warnings[0],
+    )
+    with open_recording(tmp_path / 'all') as recording:
+        copy = recording.topics['/add/_service_event']
+        assert (copy.definition, copy.count) == (service.definition.decode(), 12)
+        assert [data for _, _, data in recording.messages({'/add/_service_event'})] == [b'{}'] * 12
+        assert set(recording.topics) == {'/camera/keypoints', '/camera/image', '/add/_service_event'}
+    for topic, words in (('/rpc', 'its messages are in json'), ('/motor', 'no definition of its type')):
+        with pytest.raises(BagError, match=f'{topic} .*{words}'):
+            list(extract(Job(bag, tmp_path / 'other', keep=(topic,))))
+    assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+def test_latched_topics_stay_so(storage, frames, tmp_path):
+    bag = record(tmp_path / 'office', frames[:2], 'ros1', latched=('/map',))
+    list(extract(Job(bag, tmp_path / 'out', keep=('*',), storage=storage)))
+    with AnyReader([tmp_path / 'out']) as reader:
+        durability = {c.topic: [qos.durability.name for qos in c.ext.offered_qos_profiles] for c in reader.connections}
+        assert durability == {'/camera/keypoints': [], '/camera/image_raw': [], '/map': ['TRANSIENT_LOCAL']}
+        [(connection, _, raw)] = reader.messages([c for c in reader.connections if c.topic == '/map'])
+        assert reader.deserialize(raw, connection.msgtype).data == 'as it is'
 
 
 @pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
@@ -281,6 +402,31 @@ def test_after_ctrl_c_anywhere_the_same_call_ends_with_the_same_bytes(
         patch.setattr(owner, name, interrupted)
         list(extract(again))
     assert [features.image_size for _, features in read_features(again.output)] == [(128, 96)] * 3
+    list(extract(again))
+    assert contents(whole.output) == contents(again.output)
+
+
+@pytest.mark.parametrize('moment', ['before', 'after'])
+@pytest.mark.parametrize(
+    ('owner', 'name'), [(bags, '_sync'), (bags.os, 'replace'), (bags, 'load_metadata'), (bags.shutil, 'rmtree')]
+)
+def test_after_ctrl_c_around_the_first_part_too(owner, name, moment, frames, tmp_path, monkeypatch):
+    bag = record(tmp_path / 'office', frames[:5])
+    whole, again = (Job(bag, tmp_path / folder / 'out', part=3) for folder in 'ab')
+    list(extract(whole))
+    original = getattr(owner, name)
+
+    def interrupted(*arguments, **options):
+        if moment == 'before':
+            raise KeyboardInterrupt
+        original(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        steps = extract(again)
+        next(steps)
+        patch.setattr(owner, name, interrupted)
+        list(steps)
     list(extract(again))
     assert contents(whole.output) == contents(again.output)
 
@@ -352,19 +498,14 @@ def test_bags_beside_each_other_give_the_bytes_of_one_after_the_other(frames, tm
         assert contents(tmp_path / 'dask' / bag.name) == expected
 
 
-@pytest.mark.parametrize('damage', ['truncated', 'garbage', 'empty', 'foreign', 'no metadata'])
+@pytest.mark.parametrize('damage', ['truncated', 'garbage', 'empty', 'foreign'])
 @pytest.mark.parametrize('kind', ['mcap', 'sqlite3', 'ros1'])
 def test_a_damaged_bag_gives_an_error_and_keeps_what_was_read(kind, damage, frames, tmp_path):
     bag = record(tmp_path / 'office', frames, kind)
     file = bag if kind == 'ros1' else next(f for f in bag.iterdir() if f.suffix in ('.mcap', '.db3'))
     content = file.read_bytes()
-    if damage == 'no metadata':
-        if kind == 'ros1':
-            pytest.skip('a ROS 1 bag is one file')
-        (bag / 'metadata.yaml').unlink()
-    else:
-        changed = {'truncated': content[: len(content) // 2], 'garbage': os.urandom(5000), 'empty': b''}
-        file.write_bytes(changed.get(damage, b'%PDF-1.7\n' + content))
+    changed = {'truncated': content[: len(content) // 2], 'garbage': os.urandom(5000), 'empty': b''}
+    file.write_bytes(changed.get(damage, b'%PDF-1.7\n' + content))
     with pytest.raises(BagError, match=re.escape(str(bag))):
         list(extract(Job(bag, tmp_path / 'out')))
     if (tmp_path / 'out').exists():
@@ -389,12 +530,15 @@ def test_missing_bags_and_topics_are_named(frames, tmp_path):
     for job, words in (
         (Job(tmp_path / 'nothing', tmp_path / 'out'), 'there is no bag'),
         (Job(bag, tmp_path / 'out'), 'name the topic of images; it has /left/image, /right/image'),
-        (Job(bag, tmp_path / 'out', topic='/image'), 'has no images on /image: its topics of images are /left/image'),
-        (Job(bag, tmp_path / 'out', topic='/left/image', keep=('/tf',)), 'has no topic /tf to keep'),
+        (
+            Job(bag, tmp_path / 'out', topics=('/image',)),
+            'has no images on /image: its topics of images are /left/image',
+        ),
+        (Job(bag, tmp_path / 'out', topics=('/left/image',), keep=('/tf',)), 'has no topic /tf to keep'),
     ):
         with pytest.raises(BagError, match=words):
             list(extract(job))
-    list(extract(Job(bag, tmp_path / 'out', topic='/left/image')))
+    list(extract(Job(bag, tmp_path / 'out', topics=('/left/image',))))
     with pytest.raises(BagError, match='name the topic of keypoints; it has none'):
         list(read_features(bag))
 
@@ -417,6 +561,76 @@ def test_an_output_that_holds_something_else_is_left_alone(frames, tmp_path):
         list(extract(Job(bag, bag)))
 
 
+@pytest.mark.parametrize('kind', ['mcap', 'sqlite3'])
+def test_an_interrupted_recording_is_not_written_over(kind, frames, tmp_path):
+    bag = record(tmp_path / 'office', frames)
+    other = record(tmp_path / 'other', frames, kind)
+    (other / 'metadata.yaml').unlink()
+    suffix = {'mcap': '.mcap', 'sqlite3': '.db3'}[kind]
+    precious = (other / f'other{suffix}').rename(other / f'other_0{suffix}').read_bytes()
+    with pytest.raises(BagError, match=f'is not empty and no bag of this command: it holds other_0{suffix}'):
+        list(extract(Job(bag, other, storage=kind)))
+    assert contents(other) == {f'other_0{suffix}': precious}
+
+
+def test_another_bag_of_the_same_name_does_not_count_as_done(frames, tmp_path):
+    first, second = (record(tmp_path / day / 'office', frames[start:]) for day, start in (('monday', 0), ('friday', 2)))
+    list(extract(Job(first, tmp_path / 'out')))
+    with pytest.raises(BagError, match='was made with another number of messages: 12, now 10 is asked for'):
+        list(extract(Job(second, tmp_path / 'out')))
+
+
+def test_bags_get_names_of_their_own(frames, tmp_path):
+    names = ['rosbag2_2024.05.01-12.30.15', 'rosbag2_2024.05.01-12.30.45']
+    dated = [record(tmp_path / name, frames[:1]) for name in names]
+    assert main(['bag', 'extract', *map(str, dated), str(tmp_path / 'dated')]) == 0
+    assert sorted(path.name for path in (tmp_path / 'dated').iterdir()) == names
+    same = [record(tmp_path / day / 'office', frames[:count], 'ros1') for day, count in (('monday', 1), ('friday', 2))]
+    assert main(['bag', 'extract', *map(str, same), str(tmp_path / 'same')]) == 0
+    assert len(list(read_features(tmp_path / 'same' / 'monday' / 'office'))) == 1
+    assert len(list(read_features(tmp_path / 'same' / 'friday' / 'office'))) == 2
+
+
+def test_a_message_that_cannot_be_converted_is_named_and_left_out(frames, tmp_path):
+    bag = record(tmp_path / 'office', frames[:3], 'ros1', temperature=True)
+    data = bytearray(bag.read_bytes())
+    frame_id = b'\x06\0\0\0camera'
+    data[data.index(frame_id, data.index(frame_id) + 1)] = 255  # of the first temperature: longer than its message
+    bag.write_bytes(data)
+    warnings = []
+    *_, progress = extract(Job(bag, tmp_path / 'out', keep=('/temperature',)), warnings.append)
+    assert (progress.images, progress.bad, progress.complete) == (3, 0, True)
+    assert re.search('message 1 of /temperature not copied: SerdeError: ', warnings[0])
+
+
+def test_an_interrupted_recording_is_extracted_and_described(frames, tmp_path, capsys):
+    bag = record(tmp_path / 'office', frames, 'sqlite3')
+    (bag / 'metadata.yaml').unlink()
+    assert main(['bag', 'extract', str(bag), str(tmp_path / 'out')]) == 0
+    assert 'office has no metadata.yaml: its recording was interrupted' in capsys.readouterr().err
+    assert len(list(read_features(tmp_path / 'out'))) == 12
+    assert any('its recording was interrupted' in line for line in describe(bag))
+
+
+def test_the_precision_has_one_default():
+    from inspect import signature
+
+    from edgepoint2_ros import cli
+    from edgepoint2_ros.engines import open_engine
+    from edgepoint2_ros.models import PRECISION
+    from edgepoint2_ros.node.parameters import PARAMETERS
+
+    parser = argparse.ArgumentParser()
+    cli.add_extractor_arguments(parser)
+    assert {
+        Job(Path(), Path()).precision,
+        signature(Extractor).parameters['precision'].default,
+        signature(open_engine).parameters['precision'].default,
+        parser.parse_args([]).precision,
+        next(parameter.default for parameter in PARAMETERS if parameter.name == 'precision'),
+    } == {PRECISION}
+
+
 def test_another_job_does_not_go_on_with_a_bag(frames, tmp_path):
     bag = record(tmp_path / 'office', frames)
     list(extract(Job(bag, tmp_path / 'out')))
@@ -429,7 +643,7 @@ def test_another_runtime_or_precision_does_not_go_on_with_a_bag(frames, tmp_path
     pytest.importorskip('openvino')
     from edgepoint2_ros.engines import openvino
 
-    job = Job(record(tmp_path / 'office', frames), tmp_path / 'out', backend='openvino')
+    job = Job(record(tmp_path / 'office', frames), tmp_path / 'out', backend='openvino', precision='fp32')
     list(extract(job))
     with pytest.raises(BagError, match="was made with another backend: 'openvino', now 'onnxruntime' is asked for"):
         list(extract(replace(job, backend='onnxruntime')))

@@ -1,5 +1,6 @@
 import argparse
 import json
+import re
 from xml.etree import ElementTree
 
 import cv2
@@ -123,6 +124,19 @@ class TestFile:
         (tmp_path / 'report.json').write_text(json.dumps(report))
         assert main(['bench', '--from', str(tmp_path / 'report.json')]) == 0
         assert capsys.readouterr().out == format_report(report) + '\n'
+
+    @pytest.mark.parametrize(
+        'files', [('--json', 'a.json'), ('--plot', 'a.svg'), ('--json', 'b.svg', '--plot', 'b.svg')]
+    )
+    def test_takes_no_others_place(self, files, report, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        for name in ('a.json', 'a.svg'):
+            (tmp_path / name).write_text('precious')
+        (tmp_path / 'report.json').write_text(json.dumps(report))
+        assert main(['bench', '--from', 'report.json', *files]) == 1
+        assert re.search('a.* exists already|b.svg would be written twice', capsys.readouterr().err)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'a.svg', 'report.json']
+        assert (tmp_path / 'a.json').read_text() == (tmp_path / 'a.svg').read_text() == 'precious'
 
     @pytest.mark.parametrize('content', ['', '[]', '{"format": "something else"}', None])
     def test_of_another_kind_is_refused(self, content, tmp_path, capsys):

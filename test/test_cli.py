@@ -101,6 +101,61 @@ def test_extract_says_which_way_up_it_reads_a_photograph(official_model, photogr
         assert cv2.imread(str(tmp_path / 'phone.png')).shape[1::-1] == size
 
 
+def test_images_of_one_name_have_files_of_their_own(official_model, photograph, tmp_path):
+    official_model('T-32')
+    images = [tmp_path / name for name in ('left/000001.jpg', 'right/000001.jpg', 'right/000002.jpg')]
+    for number, image in enumerate(images):
+        image.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(image), photograph[: 200 + 32 * number])
+    out = tmp_path / 'out'
+    assert main(['extract', *map(str, images), str(images[0]), '--output', str(out), '--overlay', str(out)]) == 0
+    heights = {str(path.relative_to(out)): np.load(path)['image_size'][1] for path in out.rglob('*.npz')}
+    assert heights == {'left/000001.npz': 200, 'right/000001.npz': 232, 'right/000002.npz': 264}
+    assert len(list(out.rglob('*.png'))) == 3
+
+
+def test_extract_writes_over_nothing(official_model, image_file, tmp_path, capsys):
+    official_model('T-32')
+    before = image_file.read_bytes()
+    assert main(['extract', str(image_file), '--overlay', str(image_file.parent)]) == 1
+    assert f'{image_file} exists already: name another place, or remove it' in capsys.readouterr().err
+    assert image_file.read_bytes() == before
+    for code in (0, 1):  # the second call may be another camera's image of the same name
+        assert main(['extract', str(image_file), '--output', str(tmp_path / 'out')]) == code
+    assert 'photo.npz exists already' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('option', ['--output', '--overlay'])
+def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(option, official_model, image_file, tmp_path, capsys):
+    official_model('T-32')
+    assert main(['extract', str(image_file), option, '/proc/nowhere']) == 1
+    error = capsys.readouterr().err
+    assert error.startswith('edgepoint2: ')
+    assert '/proc/nowhere' in error
+    assert error.count('\n') == 1
+
+
+def test_a_photograph_beyond_the_limit_is_shrunk_on_demand(official_model, photograph, tmp_path, capsys):
+    official_model('T-32')
+    large, mask = cv2.resize(photograph, (5120, 3840)), np.zeros((3840, 5120), np.uint8)
+    mask[:, 2560:] = 255
+    cv2.imwrite(str(tmp_path / 'large.jpg'), large)
+    cv2.imwrite(str(tmp_path / 'mask.png'), mask)
+    command = ['extract', str(tmp_path / 'large.jpg'), '--max-keypoints', '300', '--output', str(tmp_path / 'out')]
+    assert main(command) == 1
+    assert 'expected at most 16777216 pixels, got 5120 x 3840: shrink it (`edgepoint2 extract --resize`' in (
+        capsys.readouterr().err
+    )
+    assert main([*command, '--resize', '-1']) == 1
+    assert '--resize: expected 0 (as it is) or more, got -1' in capsys.readouterr().err
+    assert main([*command, '--resize', '1280', '--mask', str(tmp_path / 'mask.png')]) == 0
+    features = np.load(tmp_path / 'out' / 'large.npz')
+    assert tuple(features['image_size']) == (5120, 3840)
+    assert len(features['xy']) == 300
+    assert features['xy'][:, 0].min() >= 2550
+    assert features['xy'].max(axis=0)[1] > 2000
+
+
 def test_an_unreadable_image_is_named_and_the_others_are_extracted(official_model, image_file, tmp_path, capsys):
     official_model('T-32')
     (tmp_path / 'broken.png').write_bytes(b'no image')

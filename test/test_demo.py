@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.scenes.sources import VirtualFlight, open_source
 
@@ -61,6 +62,13 @@ def test_a_video_is_shown_over_and_over(tmp_path):
     writer.release()
     video = open_source(str(tmp_path / 'video.avi'))
     assert [round(video.image(k)[0, 0] / 80) for k in (0, 1, 2, 3, 2)] == [0, 1, 2, 0, 2]
+
+
+def test_a_picture_that_was_named_is_not_written_over(tmp_path, capsys):
+    pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    (tmp_path / 'matches.png').write_text('precious')
+    assert main(['demo', '--picture', str(tmp_path / 'matches.png')]) == 1
+    assert 'matches.png exists already' in capsys.readouterr().err
 
 
 def test_a_source_that_cannot_be_shown_is_refused_in_words(tmp_path):

@@ -230,6 +230,22 @@ class TestBadInput:
         with pytest.raises(TrainingError, match=r'seed was 0, now 7.*choose another output folder'):
             run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1', '--seed', '7'))
 
+    def test_other_weights_to_start_from_are_another_training(self, place, tmp_path):
+        for seed in (1, 2):
+            torch.manual_seed(seed)
+            torch.save(EdgePoint2(find_variant('T-32')).state_dict(), tmp_path / f'{seed}.pth')
+        options = arguments(place, tmp_path / 'out', '--steps', '1', '--pairs', '1')
+        run(*options, '--start', str(tmp_path / '1.pth'))
+        with pytest.raises(TrainingError, match=r'first weights was .*choose another output folder'):
+            run(*options, '--start', str(tmp_path / '2.pth'))
+
+    @pytest.mark.parametrize('name', ['T-32.pth', 'T-48.onnx', 'T-32.json', 'log.csv'])
+    def test_what_is_not_of_the_training_is_not_written_over(self, place, tmp_path, name):
+        (tmp_path / name).write_text('precious')
+        with pytest.raises(EdgePoint2Error, match=rf'{name} (exists already|is no log of a training)'):
+            run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1'))
+        assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, 'precious')]
+
     def test_a_damaged_checkpoint(self, place, tmp_path):
         (tmp_path / 'checkpoint.pt').write_bytes(b'half')
         with pytest.raises(TrainingError, match='is not the checkpoint of a training'):

@@ -158,7 +158,8 @@ class TestCommand:
         now = {'--pairs': paths['street'], '--max-keypoints': '200', '--with': tmp_path / 'results.csv'}
         now[change[0]] = paths.get(change[1], change[1])
         with pytest.raises(EdgePoint2Error, match=message):
-            run(*arguments, '--models-only', *(part for option in now.items() for part in option))
+            now_options = (part for option in now.items() for part in option)
+            run(*arguments, '--models-only', *now_options, '--output', tmp_path / 'now')
 
     def test_scenes_of_one_name(self, tmp_path, model):
         paths = [tmp_path / 'a' / 'street' / 'pairs.txt', tmp_path / 'b' / 'street.txt']
@@ -171,6 +172,27 @@ class TestCommand:
         with pytest.raises(EdgePoint2Error, match='poselib'):
             run(f'T-32@{model}', '--pairs', scene, '--output', tmp_path / 'out')
         assert not (tmp_path / 'out').exists()
+
+    def test_photographs_of_one_name_are_told_apart(self, tmp_path, model, photograph):
+        for folder in ('left', 'right'):
+            (tmp_path / folder).mkdir()
+            cv2.imwrite(str(tmp_path / folder / 'one.png'), photograph)
+        photos = ['--synthetic', tmp_path / 'left', tmp_path / 'right', tmp_path]  # the last holds the others
+        assert run(f'T-32@{model}', *photos, '--output', tmp_path / 'out', '--resize', '200') == 0
+        with (tmp_path / 'out' / 'results.csv').open(newline='') as file:
+            pairs = [row['pair'] for row in csv.DictReader(file) if row['method'] == 'ORB']
+        assert len(pairs) == len(set(pairs)) == 10
+        assert {pair.split()[0] for pair in pairs} == {'left/one', 'right/one'}
+
+    def test_a_model_is_named_once(self, model, tmp_path):
+        with pytest.raises(EdgePoint2Error, match='is named twice: its results would be added up'):
+            run(f'T-32@{model}', f't32@{model}', '--synthetic', tmp_path)
+
+    @pytest.mark.parametrize('name', ['table.txt', 'results.csv', 'report.html'])
+    def test_writes_over_nothing(self, name, model, tmp_path):
+        (tmp_path / name).write_text('precious')
+        with pytest.raises(EdgePoint2Error, match=f'{name} exists already'):
+            run(f'T-32@{model}', '--synthetic', tmp_path, '--output', tmp_path)
 
     def test_nothing_to_evaluate_on(self, model):
         with pytest.raises(EdgePoint2Error, match='give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
-from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, match_pair
+from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, extract_shrunk, match_pair
 from edgepoint2_ros.matching import match
 
 
@@ -28,6 +28,35 @@ def test_features_are_of_the_promised_types_and_lie_in_the_image(extractor, phot
     assert np.all(features.xy <= np.array([640, 480]) - 4.5)
     assert np.all(np.diff(features.scores) <= 0)
     np.testing.assert_allclose(np.linalg.norm(features.descriptors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize('size', [(2560, 1920), (1700, 1275)])
+def test_keypoints_of_a_shrunk_image_are_in_its_own_pixels(extractor, photograph, size):
+    small, (width, height) = extractor.extract(photograph), size
+    large = cv2.resize(photograph, size, interpolation=cv2.INTER_CUBIC)
+    found = extract_shrunk(extractor, large, 640)
+    assert found.image_size == size
+    assert found.xy.dtype == np.float32
+    # The corner of an image, which scaling leaves where it is, is at -0.5.
+    scale = np.array(size) / (640, 480)
+    pairs = match(small, found, min_cosine=0.95)
+    assert len(pairs) > 0.7 * len(small)
+    off = (found.xy[pairs[:, 1]] + 0.5) / scale - (small.xy[pairs[:, 0]] + 0.5)
+    assert np.abs(np.median(off, axis=0)).max() < 0.03
+    assert np.median(np.linalg.norm(off, axis=1)) < 0.2
+
+    mask = np.zeros((height, width), np.uint8)
+    mask[:, : width // 2] = 255
+    assert extract_shrunk(extractor, large, 640, mask).xy[:, 0].max() <= width / 2 + scale[0]
+    with pytest.raises(ImageError, match='mask: expected uint8'):
+        extract_shrunk(extractor, large, 640, mask[1:])
+
+
+@pytest.mark.parametrize('long_side', [0, 640, 2000])
+def test_an_image_that_is_small_enough_is_left_as_it_is(extractor, photograph, long_side):
+    expected, found = extractor.extract(photograph), extract_shrunk(extractor, photograph, long_side)
+    np.testing.assert_array_equal(found.xy, expected.xy)
+    np.testing.assert_array_equal(found.descriptors, expected.descriptors)
 
 
 @pytest.mark.parametrize('size', [(64, 64), (65, 95), (97, 640), (333, 517), (720, 1280)])

@@ -12,7 +12,7 @@ pytest.importorskip('pycolmap', reason='pycolmap is not installed')
 
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.pairs import read_pose_pairs
-from edgepoint2_ros.evaluation.walk import FOCAL, HEIGHT, WIDTH, Walk
+from edgepoint2_ros.scenes.walk import FOCAL, HEIGHT, WIDTH, Walk
 
 ROOT = Path(__file__).parents[1]
 STEP = 9  # frames of the walk from one image to the next

@@ -40,4 +40,9 @@ def test_wants_two_images(count, pair, capsys):
 
 def test_a_picture_that_cannot_be_written(pair, tmp_path, capsys):
     assert main(['match', *pair, '--output', str(tmp_path / 'missing' / 'drawn.png')]) == 1
-    assert 'cannot write' in capsys.readouterr().err
+    assert 'cannot be written' in capsys.readouterr().err
+
+
+def test_writes_over_nothing(pair, capsys):
+    assert main(['match', *pair, '--output', pair[0]]) == 1
+    assert 'exists already' in capsys.readouterr().err

@@ -3,7 +3,7 @@ import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import match, transfer_error, verify
+from edgepoint2_ros.matching import match, match_guided, transfer_error, verify
 
 
 def features(descriptors, digest='a') -> Features:
@@ -79,6 +79,145 @@ def test_matching_many_features_is_what_a_loop_over_all_pairs_finds():
         if max(range(200), key=lambda i: cosine[i][j]) == i:
             expected.append([i, j])
     assert match(first, second).tolist() == expected
+
+
+def test_descriptors_far_more_than_fit_into_one_block_are_matched_as_few_are():
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(300, 2)), rng.normal(size=(9000, 2))
+    pairs = match(features(first), features(second), ratio=0.999)
+    for i, j in pairs:
+        alone = match(features(first[i]), features(second), ratio=0.999)
+        assert alone.tolist() == [[0, j]]
+    assert len(pairs) > 20
+
+
+SCENE = np.array([[0, -0.002, 0.4], [0.002, 0, -0.9], [-0.4, 0.9, 0]])  # a fundamental matrix
+RADII = np.random.default_rng(2).uniform(0, 90, 150)
+
+
+@pytest.fixture
+def scattered():
+    """Features of two images at random places, with alike descriptors among them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(40, 8))[rng.integers(40, size=(2, 150))] + rng.normal(0, 0.3, (2, 150, 8))
+    rows = (rows / np.linalg.norm(rows, axis=2, keepdims=True)).astype(np.float32)
+    places = rng.uniform(0, (640, 480), (2, 150, 2)).astype(np.float32)
+    return [Features(xy, np.zeros(150, np.float32), r, (640, 480), 'T-32', 'a') for xy, r in zip(places, rows)]
+
+
+def lies_near(radius):
+    return lambda a, b, k: np.all(np.abs(b - (a + 7)) <= (radius[k] if np.ndim(radius) else radius))
+
+
+def lies_on_line(a, b, k):
+    line = SCENE @ [*a, 1]
+    return abs(line @ [*b, 1]) / np.hypot(*line[:2]) <= 9
+
+
+def lies_in_row(a, b, k):
+    return abs(a[1] - b[1]) <= 9 and -30 <= a[0] - b[0] <= 250
+
+
+GUIDES = {
+    'one radius': (lambda first: {'places': first.xy + 7, 'radius': 60}, lies_near(60)),
+    'a radius each': (lambda first: {'places': first.xy + 7, 'radius': RADII}, lies_near(RADII)),
+    'the whole image': (lambda first: {'places': first.xy, 'radius': 1000}, lambda a, b, k: True),
+    'epipolar lines': (lambda first: {'fundamental': SCENE, 'distance': 9}, lies_on_line),
+    'rows': (lambda first: {'disparity': (-30, 250), 'distance': 9}, lies_in_row),
+    'places in rows': (
+        lambda first: {'places': first.xy + 7, 'radius': 60, 'disparity': (-30, 250), 'distance': 9},
+        lambda *lie: lies_near(60)(*lie) and lies_in_row(*lie),
+    ),
+    'places on lines': (
+        lambda first: {'places': first.xy + 7, 'radius': 90, 'fundamental': SCENE, 'distance': 9},
+        lambda *lie: lies_near(90)(*lie) and lies_on_line(*lie),
+    ),
+}
+
+
+@pytest.mark.parametrize('ratio', [1.0, 0.9])
+@pytest.mark.parametrize(('guide', 'lies'), GUIDES.values(), ids=GUIDES)
+def test_guided_matches_are_what_a_loop_over_all_candidates_finds(guide, lies, ratio, scattered):
+    first, second = scattered
+    candidates = np.array([[lies(a, b, k) for b in second.xy] for k, a in enumerate(first.xy)])
+    cosine = np.where(candidates, first.descriptors @ second.descriptors.T, -np.inf)
+    expected = []
+    for i, j in enumerate(cosine.argmax(axis=1)):
+        second_best = np.delete(cosine[i], j).max()
+        distinct = ratio == 1 or 1 - cosine[i, j] < ratio**2 * (1 - second_best)
+        if cosine[i, j] >= 0.5 and cosine[:, j].argmax() == i and distinct:
+            expected.append([i, j])
+    assert len(expected) > 3
+    assert match_guided(first, second, **guide(first), min_cosine=0.5, ratio=ratio).tolist() == expected
+
+
+def test_a_search_everywhere_finds_what_match_finds(scattered):
+    first, second = scattered
+    everywhere = match_guided(first, second, places=first.xy, radius=1000, ratio=0.95)
+    np.testing.assert_array_equal(everywhere, match(first, second, ratio=0.95))
+
+
+def test_a_place_that_is_not_finite_has_no_candidates(scattered):
+    first, second = scattered
+    places = first.xy.copy()
+    places[:75:2], places[1:75:2] = np.nan, np.inf
+    pairs = match_guided(first, second, places=places, radius=1000)
+    assert len(pairs) > 5
+    assert pairs[:, 0].min() >= 75
+
+
+def test_places_outside_of_the_image_have_no_candidates(scattered):
+    first, second = scattered
+    for shift in (-5000, 5000, (0, 5000), (-5000, 0)):
+        assert match_guided(first, second, places=first.xy + shift, radius=20).shape == (0, 2)
+
+
+def test_of_equal_descriptors_the_first_gets_the_guided_match():
+    one, two = features([[1, 0]]), features([[1, 0], [1, 0]])
+    assert match_guided(two, one, places=two.xy, radius=1).tolist() == [[0, 0]]
+    assert match_guided(one, two, places=one.xy, radius=1).tolist() == [[0, 0]]
+
+
+def test_guided_matching_of_nothing_gives_nothing():
+    some, none = features([[1, 0]]), features([])
+    for first, second in ((some, none), (none, some), (none, none)):
+        for guide in ({'places': first.xy, 'radius': 5}, {'fundamental': SCENE}, {'disparity': (0, 9)}):
+            assert match_guided(first, second, **guide).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ('guide', 'words'),
+    [
+        ({}, 'expected places and their radius, fundamental or disparity'),
+        (
+            {'places': np.zeros((2, 2)), 'radius': 5},
+            r'places: expected \(1, 2\), a place for each feature, got \(2, 2\)',
+        ),
+        ({'places': np.zeros((1, 2))}, 'radius: expected a number from 0, or 1 of them, got None'),
+        ({'places': np.zeros((1, 2)), 'radius': -1}, 'radius: expected a number from 0'),
+        ({'places': np.zeros((1, 2)), 'radius': np.nan}, 'radius: expected a number from 0'),
+        ({'places': np.zeros((1, 2)), 'radius': [1, 2]}, 'radius: expected a number from 0, or 1 of them'),
+        ({'fundamental': np.eye(4)}, r'fundamental: expected \(3, 3\), got \(4, 4\)'),
+        ({'fundamental': SCENE, 'distance': 0}, 'distance: expected a positive number of pixels, got 0'),
+        ({'disparity': (9, 3)}, r'disparity: expected the least and the most, got \(9, 3\)'),
+    ],
+)
+def test_a_guide_that_says_nothing_is_refused(guide, words):
+    with pytest.raises(EdgePoint2Error, match=words):
+        match_guided(features([[1, 0]]), features([[1, 0]]), **guide)
+
+
+def test_guided_matching_refuses_what_match_refuses():
+    with pytest.raises(EdgePoint2Error, match=r'T-32 \[a\] cannot be matched'):
+        match_guided(features([[1, 0]], 'a'), features([[1, 0]], 'b'), places=np.zeros((1, 2)), radius=1)
+    broken = features([[1, 0]])
+    broken.descriptors[0] = np.nan
+    with pytest.raises(EdgePoint2Error, match='not finite'):
+        match_guided(broken, features([[1, 0]]), places=np.zeros((1, 2)), radius=1)
+    nowhere = features([[1, 0]])
+    nowhere.xy[0] = np.nan
+    with pytest.raises(EdgePoint2Error, match='places that are not finite'):
+        match_guided(features([[1, 0]]), nowhere, places=np.zeros((1, 2)), radius=1)
 
 
 @pytest.fixture

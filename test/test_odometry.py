@@ -294,3 +294,27 @@ def test_the_example_reads_sequences_of_three_benchmarks(layout, tmp_path, monke
     assert camera == {'tum': [517.3, 516.5, 318.6, 255.3], 'kitti': [700, 701, 30, 20]}.get(
         layout, [585, 585, 320, 240]
     )
+
+
+def test_the_example_keeps_sequences_of_one_name_apart_and_writes_over_nothing(
+    official_model, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip('evo')
+    official_model('T-32')
+    monkeypatch.syspath_prepend(ROOT / 'examples')
+    import odometry
+
+    sequences = [tmp_path / house / 'kitchen' for house in ('mine', 'yours')]
+    for sequence in sequences:
+        sequence.mkdir(parents=True)
+        for k in range(3):
+            cv2.imwrite(str(sequence / f'frame-{k:06d}.color.png'), np.full((96, 128, 3), 90, np.uint8))
+            np.savetxt(sequence / f'frame-{k:06d}.pose.txt', Cloud().look(*go(k))[1], fmt='%.6f')
+    command = ['odometry.py', '--plot', str(tmp_path / 'a.svg'), '--sequence', *map(str, sequences)]
+    monkeypatch.setattr('sys.argv', command)
+    assert odometry.main() == 0
+    output = capsys.readouterr().out
+    assert [line.split()[0] for line in output.splitlines()] == ['mine/kitchen'] * 2 + ['yours/kitchen'] * 2
+    assert 'yours/kitchen' in (tmp_path / 'a.svg').read_text() and 'mine/kitchen' in (tmp_path / 'a.svg').read_text()
+    assert odometry.main() == 1
+    assert 'a.svg exists already' in capsys.readouterr().err

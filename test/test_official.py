@@ -61,6 +61,24 @@ def test_other_weights_need_an_explicit_word(weights, tmp_path):
     assert model.digest != import_weights(weights).digest
 
 
+def test_custom_weights_of_one_name_do_not_take_each_others_place(weights, tmp_path):
+    import torch
+
+    state = torch.load(weights, map_location='cpu', weights_only=True)
+    paths = [tmp_path / folder / 'best.pth' for folder in ('monday', 'friday')]
+    for path in paths:
+        state['conv1.bias'] += 0.1
+        path.parent.mkdir()
+        torch.save(state, path)
+    first = import_weights(paths[0], custom=True)
+    with pytest.raises(ModelError, match=r'best\.onnx is there already, made of another file: rename .*friday'):
+        import_weights(paths[1], custom=True)
+    assert import_weights(paths[0], custom=True, max_keypoints=100).digest == first.digest  # the same file, again
+    part = paths[1].rename(tmp_path / 'best.int8.pth')
+    with pytest.raises(ModelError, match=r'best\.int8\.onnx is there already'):
+        import_weights(part, custom=True)
+
+
 def test_a_corrupt_official_file_is_not_official(weights, tmp_path):
     data = bytearray(weights.read_bytes())
     data[5000] ^= 1

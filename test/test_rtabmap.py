@@ -1,16 +1,18 @@
 """The bridge to RTAB-Map: its format byte by byte, and its messages by their definitions."""
 
+import array
 import struct
 import zlib
 from copy import deepcopy
 from functools import partial
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
 from edgepoint2_ros.bridges.rtabmap import pack_descriptors, to_rtabmap
-from edgepoint2_ros.errors import EdgePoint2Error, MessageError
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError, MessageError
 from edgepoint2_ros.features import Features
 
 # The fields of rtabmap_msgs, for a machine without it.
@@ -92,6 +94,51 @@ def test_an_rgbd_image_holds_the_image_and_its_keypoints(image, keypoints):
     packed = bytes(result.descriptors)
     assert struct.unpack('<iii', packed[-12:]) == (3, 32, 5)
     np.testing.assert_array_equal(np.frombuffer(zlib.decompress(packed[:-12]), '<f4').reshape(3, 32), np.eye(3, 32))
+
+
+@pytest.fixture
+def compress(image):
+    from sensor_msgs.msg import CompressedImage
+
+    def compress(pixels: np.ndarray, suffix: str, format: str, before: bytes = b'') -> CompressedImage:
+        data = array.array('B', before + cv2.imencode(suffix, pixels)[1].tobytes())
+        return CompressedImage(header=deepcopy(image.header), format=format, data=data)
+
+    return compress
+
+
+@pytest.mark.parametrize(('suffix', 'format'), [('.jpg', 'bgr8; jpeg compressed bgr8'), ('.png', 'png')])
+def test_compressed_images_travel_on_as_they_are(suffix, format, compress, keypoints):
+    from sensor_msgs.msg import CameraInfo
+
+    colour = compress(np.zeros((480, 640, 3), np.uint8), suffix, format)
+    depth = compress(np.full((480, 640), 1500, np.uint16), '.png', '16UC1; png compressed')
+    result = to_rtabmap(keypoints, colour, CameraInfo(), depth, messages=definitions())
+    assert (result.rgb, result.rgb_compressed, result.depth, result.depth_compressed) == (None, colour, None, depth)
+    assert (result.header, len(result.key_points)) == (colour.header, 3)
+
+
+def test_a_compressed_image_of_another_size_or_none_at_all_is_refused(compress, keypoints):
+    with pytest.raises(MessageError, match=r'differ in their size: \(320, 240\) and \(640, 480\)'):
+        to_rtabmap(keypoints, compress(np.zeros((240, 320), np.uint8), '.jpg', 'jpeg'), None, messages=definitions())
+    half = compress(np.zeros((480, 640), np.uint8), '.jpg', 'jpeg')
+    half.data = half.data[: len(half.data) // 2]
+    with pytest.raises(ImageError):
+        to_rtabmap(keypoints, half, None, messages=definitions())
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'suffix', 'format', 'before'),
+    [
+        (np.uint16, '.png', '16UC1; compressedDepth png', bytes(12)),  # the header of image_transport
+        (np.uint8, '.png', 'mono8; png compressed', b''),
+        (np.uint8, '.jpg', 'mono8; jpeg compressed', b''),
+    ],
+)
+def test_depth_that_rtabmap_would_stop_at_is_refused(dtype, suffix, format, before, image, compress, keypoints):
+    depth = compress(np.ones((480, 640), dtype), suffix, format, before)
+    with pytest.raises(MessageError, match=f"depth of format '{format}': expected a gray PNG of 16 bits, or"):
+        to_rtabmap(keypoints, image, None, depth, messages=definitions())
 
 
 def test_an_rgbd_image_fits_the_real_messages(image, keypoints):

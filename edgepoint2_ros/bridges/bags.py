@@ -1,8 +1,8 @@
 """Bags: images of a recording in, a bag of their KeypointArray messages out. Needs no ROS.
 
-Reads rosbag2 (mcap, sqlite3) and ROS 1 bags, writes rosbag2. The output grows by parts, each of them a whole file that
-is listed in metadata.yaml only when it is safely on disk: whatever interrupts an extraction, the bag can be read up to
-its last part, and the same call goes on behind it.
+Reads what `recordings` reads, rosbag2 and ROS 1, and writes rosbag2. The output grows by parts, each of them a whole
+file that is listed in metadata.yaml only when it is safely on disk: whatever interrupts an extraction, the bag can be
+read up to its last part, and the same call goes on behind it.
 """
 
 import fcntl
@@ -10,25 +10,35 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from rosbags.highlevel import AnyReader
-from rosbags.interfaces import Connection, MessageDefinitionFormat
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
-from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from rosbags.typesys import Stores, get_typestore
 from ruamel.yaml import YAML
 
+from edgepoint2_ros.bridges.recordings import (
+    KEYPOINTS,
+    Recording,
+    Topic,
+    known_types,
+    load_metadata,
+    open_recording,
+    sentence,
+)
 from edgepoint2_ros.errors import BagError, EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode, to_fields, to_nanoseconds
+from edgepoint2_ros.models import PRECISION
 
-KEYPOINTS = 'edgepoint2_ros/msg/KeypointArray'
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 STORAGES = ('mcap', 'sqlite3')
 PART = 1000  # images in a part of the output
@@ -43,22 +53,22 @@ class Job:
     Attributes:
         source: rosbag2 folder, .mcap, .db3 or ROS 1 .bag file.
         output: folder of the new bag.
-        topic: the images'; may be empty where the bag has only one image topic.
-        keypoints_topic: of the new bag; by default `keypoints` beside the image topic.
-        keep: topics to copy, ``('*',)`` for all.
+        topics: the images'; may be empty where the bag has only one image topic.
+        keypoints_topics: of the new bag, one for each of ``topics``; by default `keypoints` beside the image topic.
+        keep: topics to copy, ``('*',)`` for all that can be.
         part: images in a part, and what an interruption costs at most.
         others: as those of Extractor; and of messages.encode.
     """
 
     source: Path
     output: Path
-    topic: str = ''
-    keypoints_topic: str = ''
+    topics: tuple[str, ...] = ()
+    keypoints_topics: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
     model: str = 'T-32'
     weights: str = 'auto'
     backend: str = 'auto'
-    precision: str = 'fp32'
+    precision: str = PRECISION
     threads: int = 0
     max_keypoints: int | None = None
     score_threshold: float = -5.0
@@ -78,12 +88,20 @@ class Progress:
     total: int = 0
 
 
+class _Copy(NamedTuple):
+    """How a topic is copied: its definition as Writer.add_connection takes it, and what makes CDR of a message."""
+
+    definition: dict
+    convert: Callable[[bytes], bytes]
+
+
 def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterator[Progress]:
     """Write the features of every image of a bag; go on where an earlier call with the same job was interrupted.
 
     Args:
         job: what to extract.
-        warn: called with a sentence about each image that cannot be used; it has no message in the output.
+        warn: called with a sentence about each message that cannot be used, which is left out of the output, and about
+            what is odd in the source, such as topics that nobody can read.
 
     Yields:
         The progress: before the first image, after each image and at the end. The work is done by iterating.
@@ -93,9 +111,13 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             before the error are safe.
         EdgePoint2Error: as Extractor raises them.
     """
-    with _open(job.source) as reader:
-        topic = _image_topic(reader, job)
-        kept = _kept_topics(reader, job)
+    with open_recording(job.source, warn) as recording:
+        targets = _targets(recording, job)
+        copies = _copies(recording, job, set(targets), warn)
+        clash = next((target for target in targets.values() if target in copies), None)
+        if clash:
+            raise BagError(f'{clash} is to be copied and to be written: name another keypoints topic')
+        decoders = {name: recording.decoder(recording.topics[name]) for name in targets}
         extractor = Extractor(
             job.model,
             job.weights,
@@ -105,14 +127,13 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             max_keypoints=job.max_keypoints,
             score_threshold=job.score_threshold,
         )
-        keypoints_topic = job.keypoints_topic or f'{topic.rsplit("/", 1)[0]}/keypoints'
-        if keypoints_topic in kept:
-            raise BagError(f'{keypoints_topic} is to be copied and to be written: name another keypoints topic')
         settings = {
             'source': job.source.name,
-            'topic': topic,
-            'keypoints_topic': keypoints_topic,
-            'keep': sorted(kept),
+            'start of the source': recording.start,
+            'number of messages': recording.count,
+            'topics': list(targets),
+            'keypoints_topics': list(targets.values()),
+            'keep': sorted(copies),
             'model': extractor.variant.name,
             'digest': extractor.digest,
             'backend': extractor.backend,
@@ -123,42 +144,38 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             'storage': job.storage,
             'part': job.part,
         }
-        wanted = [c for c in reader.connections if c.topic == topic or c.topic in kept]
-        total = sum(c.msgcount for c in wanted if c.topic == topic)
-        types = _types()
+        types = known_types()
         with _Output(job.output, settings) as output:
             progress = output.progress
-            progress.total = total
+            progress.total = sum(recording.topics[name].count for name in targets)
             yield progress
             if progress.complete:
                 return
-            output.topics = [(keypoints_topic, KEYPOINTS, {'typestore': types})]
-            copied_types = reader.typestore if reader.is2 else _without_sequence_numbers(reader.typestore)
-            output.topics += [
-                (c.topic, c.msgtype, _definition(c, copied_types)) for c in _once(wanted) if c.topic in kept
-            ]
+            output.topics = [(target, KEYPOINTS, {'typestore': types}) for target in targets.values()]
+            output.topics += [(name, recording.topics[name].type, copy.definition) for name, copy in copies.items()]
             start = progress.read
-            for number, (connection, timestamp, raw) in enumerate(_messages(reader, wanted, job.source)):
+            seen = Counter()
+            for number, (name, moment, raw) in enumerate(recording.messages({*targets, *copies})):
+                seen[name] += 1
                 if number < start:  # written by an earlier call
                     continue
-                if connection.topic in kept:
-                    copy = raw if reader.is2 else copied_types.ros1_to_cdr(raw, connection.msgtype)
-                    output.write(connection.topic, timestamp, copy)
+                if name in copies:
+                    try:
+                        output.write(name, moment, copies[name].convert(raw))
+                    except Exception as error:
+                        warn(f'{job.source}: message {seen[name]} of {name} not copied: {_fault(error)}')
                 progress.read += 1
-                if connection.topic != topic:
+                if name not in targets:
                     continue
                 progress.images += 1
                 try:
-                    image = reader.deserialize(raw, connection.msgtype)
+                    image = decoders[name](raw)
                     features = extractor.extract(to_array(image))
                     message = _message(types, features, image.header, job.encoding)
-                    output.write(keypoints_topic, timestamp, types.serialize_cdr(message, KEYPOINTS))
-                except BagError:
-                    raise
-                except Exception as error:  # whatever one image does, the next is processed
+                    output.write(targets[name], moment, types.serialize_cdr(message, KEYPOINTS))
+                except Exception as error:
+                    warn(f'{job.source}: image {seen[name]} of {name} left out: {_fault(error)}')
                     progress.bad += 1
-                    what = error if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
-                    warn(f'{job.source}: image {progress.images} of {topic} left out: {what}')
                 if progress.images % job.part == 0:
                     output.commit()
                 yield progress
@@ -167,45 +184,62 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             yield progress
 
 
-def read_features(path: Path, topic: str = '') -> Iterator[tuple[int, Features]]:
-    """Yield the features in a bag with the stamps of their images in nanoseconds, in the order of recording.
+class Frame(NamedTuple):
+    """The features of one image in a bag, with its stamp and its moment of recording, both in nanoseconds."""
+
+    stamp: int
+    moment: int
+    features: Features
+
+
+def read_frames(path: Path, topic: str = '', note: Callable[[str], None] = lambda text: None) -> Iterator[Frame]:
+    """Yield the frames in a bag of keypoints, in the order of recording.
 
     Args:
         path: rosbag2 folder or file.
         topic: may be empty where the bag has only one topic of KeypointArray.
+        note: takes a sentence about each thing that is odd in the bag.
 
     Raises:
         BagError: the bag cannot be read, or has no such topic.
         MessageError: a message contradicts itself.
     """
-    with _open(path) as reader:
-        topic = _only_topic(reader, (KEYPOINTS,), topic, path, 'keypoints')
-        connections = [c for c in reader.connections if c.topic == topic]
-        for connection, _, raw in _messages(reader, connections, path):
-            message = reader.deserialize(raw, connection.msgtype)
-            yield to_nanoseconds(message.header.stamp), decode(message)
+    with open_recording(path, note) as recording:
+        topic = only_topic(recording, (KEYPOINTS,), topic, 'keypoints')
+        deserialise = recording.decoder(recording.topics[topic])
+        for _, moment, raw in recording.messages({topic}):
+            message = deserialise(raw)
+            yield Frame(to_nanoseconds(message.header.stamp), moment, decode(message))
+
+
+def read_features(path: Path, topic: str = '') -> Iterator[tuple[int, Features]]:
+    """Yield the features in a bag with the stamps of their images in nanoseconds, as `read_frames` does."""
+    for frame in read_frames(path, topic):
+        yield frame.stamp, frame.features
 
 
 def describe(path: Path) -> Iterator[str]:
     """Yield lines that say what a bag holds; of topics of keypoints also the model, the encoding and the sizes."""
-    with _open(path) as reader:
-        duration = max(0, reader.duration) * 1e-9
-        yield f'{path}: {reader.message_count} messages in {duration:.1f} s'
-        state = _read_state(path)
+    notes = []
+    with open_recording(path, notes.append) as recording:
+        yield from notes
+        yield f'{path}: {recording.count} messages in {(recording.end - recording.start) * 1e-9:.1f} s'
+        state = read_state(recording)
         if state is not None and not state['complete']:
             yield f'not complete: {state["images"]} images of {state["source"]} so far; the same `bag extract` goes on'
-        expected = _types().hash_rihs01(KEYPOINTS)
-        for connection in _once(reader.connections):
-            count = sum(c.msgcount for c in reader.connections if c.topic == connection.topic)
-            yield f'{connection.topic}  {connection.msgtype}  {count} messages'
-            if connection.msgtype != KEYPOINTS:
+        expected = known_types().hash_rihs01(KEYPOINTS)
+        for topic in recording.topics.values():
+            fault = f', not read: {topic.fault}' if topic.fault else ''
+            yield f'{topic.name}  {topic.type or "no type"}  {topic.count} messages{fault}'
+            if topic.type != KEYPOINTS:
                 continue
-            if connection.digest not in ('', expected):
-                yield f'  recorded with another definition of the message: {connection.digest}, here it is {expected}'
+            if topic.digest not in ('', expected):
+                yield f'  recorded with another definition of the message: {topic.digest}, here it is {expected}'
                 continue
             models, sizes, lengths, encodings = set(), set(), [], set()
-            for _, _, raw in _messages(reader, [c for c in reader.connections if c.topic == connection.topic], path):
-                message = reader.deserialize(raw, KEYPOINTS)
+            deserialise = recording.decoder(topic)
+            for _, _, raw in recording.messages({topic.name}):
+                message = deserialise(raw)
                 models.add(f'{message.model} [{message.digest}]')
                 encodings.add(('float32', 'float16', 'int8', 'unknown')[min(message.descriptor_encoding, 3)])
                 sizes.add(f'{message.image_width}x{message.image_height}')
@@ -217,6 +251,36 @@ def describe(path: Path) -> Iterator[str]:
                 yield f'  median {keypoints:.0f} keypoints, {size / 1e3:.1f} kB a message'
 
 
+def only_topic(recording: Recording, types: tuple[str, ...], topic: str, what: str) -> str:
+    """Return the topic of some types that was asked for, or where none was, the only one.
+
+    Raises:
+        BagError: there is none, or there are several.
+    """
+    topics = sorted(name for name, found in recording.topics.items() if found.type in types)
+    names = ', '.join(topics) or 'none'
+    if topic:
+        if topic not in topics:
+            raise BagError(f'{recording.path} has no {what} on {topic}: its topics of {what} are {names}')
+        return topic
+    if len(topics) != 1:
+        raise BagError(f'{recording.path}: name the topic of {what}; it has {names}')
+    return topics[0]
+
+
+def read_state(recording: Recording) -> dict | None:
+    """Return what `extract` keeps in a bag's metadata, or None where there is nothing of it."""
+    return _parse_state(recording.state)
+
+
+def _parse_state(custom_data: dict[str, str]) -> dict | None:
+    try:
+        state = json.loads(custom_data[_STATE])
+        return state if isinstance(state, dict) else None
+    except Exception:  # another program's, or damaged
+        return None
+
+
 class _Output:
     """The bag that is written: parts on disk and one that is growing."""
 
@@ -226,6 +290,8 @@ class _Output:
         self._folder = folder
         self._settings = settings
         self._growing = folder / 'part.tmp'
+        self._metadata = folder / 'metadata.yaml'
+        self._first = folder / f'{folder.name}_0{_suffix(settings["storage"])}'
         self._info: dict | None = None  # rosbag2's metadata
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
@@ -254,7 +320,10 @@ class _Output:
                 else:
                     with suppress(Exception):
                         self._writer.abort()
-            shutil.rmtree(self._growing, ignore_errors=True)
+            if self._metadata.exists() or not self._first.exists():  # otherwise it says whose the first part is
+                shutil.rmtree(self._growing, ignore_errors=True)
+            with suppress(OSError):  # what failed before the first part leaves nothing
+                self._folder.rmdir()
         finally:
             os.close(self._lock)
 
@@ -274,12 +343,11 @@ class _Output:
                 part = self._writer.path
                 self._writer.close()
                 self._writer = None
-                info = _load_yaml(part / 'metadata.yaml')
+                info = load_metadata(part)
                 file = part / info['relative_file_paths'][0]
                 _sync(file)
                 os.replace(file, self._folder / file.name)
                 self._info = info if self._info is None else _join(self._info, info)
-                shutil.rmtree(self._growing)
             self._info['custom_data'] = {
                 _STATE: json.dumps({**self._settings, **vars(self.progress)}, sort_keys=True),
             }
@@ -290,18 +358,26 @@ class _Output:
             draft = self._folder / 'metadata.tmp'
             draft.write_text(text.getvalue(), encoding='utf-8')
             _sync(draft)
-            os.replace(draft, self._folder / 'metadata.yaml')
+            os.replace(draft, self._metadata)
             os.fsync(self._lock)
+            shutil.rmtree(self._growing, ignore_errors=True)
 
     def _resume(self) -> None:
-        shutil.rmtree(self._growing, ignore_errors=True)
-        state = _read_state(self._folder)
+        info = load_metadata(self._folder) if self._metadata.exists() else {}
+        state = _parse_state(info.get('custom_data'))
         if state is None:
-            foreign = sorted(path.name for path in self._folder.iterdir() if path.name != 'metadata.tmp')
-            # A kill between a part's file and its mention in the metadata leaves the first part alone.
-            if foreign != [] and foreign != [f'{self._folder.name}_0{_suffix(self._settings["storage"])}']:
+            ours = {'metadata.tmp'}
+            # A kill between the first part's file and its mention in the metadata leaves both of these. The file alone
+            # may as well be a recording that was interrupted, which must not be written over.
+            if self._growing.exists():
+                ours |= {self._growing.name, self._first.name}
+            foreign = sorted(path.name for path in self._folder.iterdir() if path.name not in ours)
+            if foreign:
                 raise BagError(f'{self._folder} is not empty and no bag of this command: it holds {foreign[0]}')
+            self._first.unlink(missing_ok=True)
+            shutil.rmtree(self._growing, ignore_errors=True)
             return
+        shutil.rmtree(self._growing, ignore_errors=True)
         for name, value in self._settings.items():
             if state.get(name) != value:
                 raise BagError(
@@ -309,7 +385,7 @@ class _Output:
                     f'choose another output, or remove it'
                 )
         self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
-        self._info = _load_yaml(self._folder / 'metadata.yaml')
+        self._info = info
 
     def _open_part(self) -> None:
         number = 0 if self._info is None else len(self._info['relative_file_paths'])
@@ -341,89 +417,71 @@ def _join(first: dict, second: dict) -> dict:
     }
 
 
-@contextmanager
-def _open(path: Path):
-    """Open a bag for reading.
+def _targets(recording: Recording, job: Job) -> dict[str, str]:
+    """Return the keypoints topic of each image topic."""
+    topics = [only_topic(recording, IMAGES, topic, 'images') for topic in job.topics or ('',)]
+    twice = next((topic for topic, count in Counter(topics).items() if count > 1), None)
+    if twice:
+        raise BagError(f'{twice} is named twice')
+    if job.keypoints_topics and len(job.keypoints_topics) != len(topics):
+        raise BagError(
+            f'{len(topics)} image topics, but {len(job.keypoints_topics)} keypoints topics: name one for each'
+        )
+    targets = dict(zip(topics, job.keypoints_topics or [f'{topic.rpartition("/")[0]}/keypoints' for topic in topics]))
+    target, count = Counter(targets.values()).most_common(1)[0]
+    if count > 1:
+        same = ' and '.join(topic for topic, other in targets.items() if other == target)
+        raise BagError(f'{same} would both be written to {target}: name a keypoints topic for each')
+    return targets
+
+
+def _copies(recording: Recording, job: Job, wanted: set[str], warn: Callable[[str], None]) -> dict[str, _Copy]:
+    """Return how to copy each topic that is to be kept; say which others cannot be read, or not be copied."""
+    missing = sorted({*job.keep} - {*recording.topics, '*'})
+    if missing:
+        raise BagError(f'{job.source} has no topic {missing[0]} to keep: it has {", ".join(sorted(recording.topics))}')
+    copies, left = {}, []
+    for name, topic in recording.topics.items():
+        if name in job.keep or '*' in job.keep:
+            try:
+                copies[name] = _copy(recording, topic)
+            except BagError as error:
+                if name in job.keep:
+                    raise
+                left.append(str(error).removeprefix(f'{job.source}: '))
+        elif topic.fault and name not in wanted:
+            left.append(f'{name} ({topic.fault})')
+    if left:
+        warn(f'{job.source}: left out: {"; ".join(left)}')
+    return copies
+
+
+def _copy(recording: Recording, topic: Topic) -> _Copy:
+    """Return how to copy a topic: with the source's own definition where that says all that the output must say.
 
     Raises:
-        BagError: it is missing, or not a bag that can be read.
+        BagError: its messages are not CDR and cannot be made so, or nobody knows its type.
     """
-    if not path.exists():
-        raise BagError(f'there is no bag {path}')
+    qos = {'offered_qos_profiles': topic.qos}
+    own = topic.encoding == 'cdr' and topic.definition_encoding in ('ros2msg', 'ros2idl')
+    if own and topic.digest.startswith('RIHS01_'):
+        return _Copy({'msgdef': topic.definition, 'rihs01': topic.digest, **qos}, bytes)
+    types = recording.types(topic)
+    if topic.encoding == 'ros1':
+        types = _without_sequence_numbers(types)
     try:
-        # Bags without definitions of their own, from before Iron, are read with those of Humble.
-        reader = AnyReader([path], default_typestore=_types())
-        reader.open()
-    except EdgePoint2Error:
-        raise
-    except Exception as error:  # each format fails in its own way
-        raise BagError(
-            f'{path} cannot be read as a bag: {_sentence(error)}; '
-            f'expected a rosbag2 folder, an .mcap or .db3 file, or a ROS 1 .bag file'
-        ) from None
-    try:
-        yield reader
-    finally:
-        with suppress(Exception):
-            reader.close()
+        text, _ = types.generate_msgdef(topic.type, ros_version=2)
+        definition = {'msgdef': text, 'rihs01': types.hash_rihs01(topic.type), **qos}
+    except Exception as error:  # what rosbags cannot put into words
+        raise BagError(f'{recording.path}: {topic.name} ({topic.type}) cannot be copied: {sentence(error)}') from None
+    return _Copy(definition, (lambda raw: types.ros1_to_cdr(raw, topic.type)) if topic.encoding == 'ros1' else bytes)
 
 
-def _messages(reader: AnyReader, connections: list, path: Path) -> Iterator[tuple[Connection, int, bytes]]:
-    if not connections:
-        return
-    messages = reader.messages(connections)
-    count = 0
-    while True:
-        try:
-            item = next(messages)
-        except StopIteration:
-            break
-        except Exception as error:
-            raise BagError(f'{path} is damaged behind message {count}: {_sentence(error)}') from None
-        count += 1
-        yield item
-    expected = sum(connection.msgcount for connection in connections)
-    if count < expected:
-        raise BagError(f'{path} is damaged: it holds {count} messages where its index names {expected}')
-
-
-def _image_topic(reader: AnyReader, job: Job) -> str:
-    return _only_topic(reader, IMAGES, job.topic, job.source, 'images')
-
-
-def _only_topic(reader: AnyReader, types: tuple[str, ...], topic: str, path: Path, what: str) -> str:
-    topics = sorted({c.topic for c in reader.connections if c.msgtype in types})
-    names = ', '.join(topics) or 'none'
-    if topic:
-        if topic not in topics:
-            raise BagError(f'{path} has no {what} on {topic}: its topics of {what} are {names}')
-        return topic
-    if len(topics) != 1:
-        raise BagError(f'{path}: name the topic of {what}; it has {names}')
-    return topics[0]
-
-
-def _kept_topics(reader: AnyReader, job: Job) -> set[str]:
-    topics = {c.topic for c in reader.connections}
-    if '*' in job.keep:
-        return topics
-    missing = sorted(set(job.keep) - topics)
-    if missing:
-        raise BagError(f'{job.source} has no topic {missing[0]} to keep: it has {", ".join(sorted(topics))}')
-    return set(job.keep)
-
-
-def _once(connections: list[Connection]) -> list[Connection]:
-    """Return the first connection of each topic; several publishers have one each."""
-    return list({connection.topic: connection for connection in reversed(connections)}.values())[::-1]
-
-
-def _definition(connection: Connection, types) -> dict:
-    """Return the definition of a topic's messages, as Writer.add_connection takes it: the source's own where it can."""
-    qos = getattr(connection.ext, 'offered_qos_profiles', ())
-    if connection.digest.startswith('RIHS01_') and connection.msgdef.format != MessageDefinitionFormat.NONE:
-        return {'msgdef': connection.msgdef.data, 'rihs01': connection.digest, 'offered_qos_profiles': qos}
-    return {'typestore': types, 'offered_qos_profiles': qos}
+def _fault(error: Exception) -> str:
+    """Return why one message failed, so that the next ones are processed; raise what ends it all."""
+    if isinstance(error, BagError):
+        raise error
+    return str(error) if isinstance(error, EdgePoint2Error) else sentence(error)
 
 
 def _without_sequence_numbers(types):
@@ -438,36 +496,6 @@ def _message(types, features: Features, header, encoding: str):
     stamp = types.types['builtin_interfaces/msg/Time'](sec=header.stamp.sec, nanosec=header.stamp.nanosec)
     header = types.types['std_msgs/msg/Header'](stamp=stamp, frame_id=header.frame_id)
     return types.types[KEYPOINTS](header=header, **to_fields(features, encoding))
-
-
-def _types():
-    """Return the types of ROS 2 with KeypointArray among them."""
-    types = get_typestore(Stores.ROS2_HUMBLE)
-    types.register(get_types_from_msg(_definition_file().read_text(encoding='utf-8'), KEYPOINTS))
-    return types
-
-
-def _definition_file() -> Path:
-    """Return the file of the message's definition: in a checkout, or where ROS or pip installed it."""
-    for folder in Path(__file__).resolve().parents[1:]:
-        for place in ('msg', 'share/edgepoint2_ros/msg'):
-            file = folder / place / 'KeypointArray.msg'
-            if file.is_file():
-                return file
-    raise BagError('KeypointArray.msg was not installed with this package: install it again')
-
-
-def _read_state(folder: Path) -> dict | None:
-    """Return what `extract` keeps in a bag's metadata, or None where there is nothing of it."""
-    try:
-        state = json.loads(_load_yaml(folder / 'metadata.yaml')['custom_data'][_STATE])
-        return state if isinstance(state, dict) else None
-    except Exception:  # no bag, another program's, or a damaged one
-        return None
-
-
-def _load_yaml(path: Path) -> dict:
-    return YAML(typ='safe').load(path.read_text(encoding='utf-8'))['rosbag2_bagfile_information']
 
 
 @contextmanager
@@ -487,7 +515,3 @@ def _sync(path: Path) -> None:
 
 def _suffix(storage: str) -> str:
     return {'mcap': '.mcap', 'sqlite3': '.db3'}[storage]
-
-
-def _sentence(error: Exception) -> str:
-    return f'{type(error).__name__}: {error}'.rstrip('.: ')

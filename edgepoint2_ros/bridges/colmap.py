@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.matching import match
 
 FOCAL = 1.2  # times the longer side: COLMAP's own guess where nothing is known
@@ -73,8 +73,7 @@ def write_colmap(
     """
     import pycolmap
 
-    if path.exists():
-        raise EdgePoint2Error(f'{path} exists already')
+    refuse_existing([path])
     matched = 0
     options = pycolmap.TwoViewGeometryOptions()
     options.ransac.random_seed = 0  # the same database from the same features
@@ -138,8 +137,7 @@ def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
     """
     import h5py
 
-    if path.exists():
-        raise EdgePoint2Error(f'{path} exists already')
+    refuse_existing([path])
     with h5py.File(path, 'w') as file:
         for name, features in images.items():
             group = file.create_group(name)

@@ -11,6 +11,7 @@ from importlib import import_module
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, MessageError
+from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode
 
 CV_32FC1 = 5  # OpenCV's number of the type
@@ -22,15 +23,18 @@ def to_rtabmap(keypoints, rgb, camera_info, depth=None, depth_camera_info=None, 
 
     Args:
         keypoints: the KeypointArray of the image.
-        rgb: the sensor_msgs/Image.
+        rgb: the sensor_msgs/Image, or the sensor_msgs/CompressedImage, which travels on as it is.
         camera_info: its sensor_msgs/CameraInfo.
-        depth: sensor_msgs/Image registered to it, or the right image of a stereo pair; none for one camera alone.
+        depth: sensor_msgs/Image registered to it, or the right image of a stereo pair; none for one camera alone. Depth
+            may also come as a CompressedImage that holds a PNG of 16 bits.
         depth_camera_info: of ``depth``, by default ``camera_info``.
         messages: what holds RGBDImage, KeyPoint and Point2f; by default the module rtabmap_msgs.msg.
 
     Raises:
         EdgePoint2Error: rtabmap_msgs is not installed.
-        MessageError: keypoints and image do not belong together, or the keypoints contradict themselves.
+        MessageError: keypoints and image do not belong together, the keypoints contradict themselves, or the depth is
+            compressed in a way that RTAB-Map does not read.
+        ImageError: a compressed image cannot be read.
     """
     if messages is None:
         try:
@@ -41,22 +45,46 @@ def to_rtabmap(keypoints, rgb, camera_info, depth=None, depth_camera_info=None, 
             ) from None
     for name, theirs, ours in (
         ('stamp', rgb.header.stamp, keypoints.header.stamp),
-        ('size', (rgb.width, rgb.height), (keypoints.image_width, keypoints.image_height)),
+        ('size', _size(rgb), (keypoints.image_width, keypoints.image_height)),
     ):
         if theirs != ours:
             raise MessageError(f'image and keypoints differ in their {name}: {theirs} and {ours}')
     features = decode(keypoints)
     result = messages.RGBDImage()
     result.header = rgb.header
-    result.rgb, result.rgb_camera_info = rgb, camera_info
+    result.rgb_camera_info = camera_info
+    setattr(result, 'rgb_compressed' if _is_compressed(rgb) else 'rgb', rgb)
     if depth is not None:
-        result.depth, result.depth_camera_info = depth, depth_camera_info or camera_info
+        if _is_compressed(depth):
+            _check_depth(depth)
+        result.depth_camera_info = depth_camera_info or camera_info
+        setattr(result, 'depth_compressed' if _is_compressed(depth) else 'depth', depth)
     result.key_points = [
         messages.KeyPoint(pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=score, octave=0, class_id=-1)
         for (x, y), score in zip(features.xy.tolist(), features.scores.tolist())
     ]
     result.descriptors = array.array('B', pack_descriptors(features.descriptors))
     return result
+
+
+def _is_compressed(image) -> bool:
+    return hasattr(image, 'format')
+
+
+def _size(image) -> tuple[int, int]:
+    """Return width and height; a compressed image does not say them."""
+    return to_array(image).shape[1::-1] if _is_compressed(image) else (image.width, image.height)
+
+
+def _check_depth(depth) -> None:
+    """Refuse what RTAB-Map would stop at: it takes a whole PNG of 16 bits (rtabmap_conversions/MsgConversion.cpp)."""
+    head = bytes(depth.data[:26])
+    # A PNG's first chunk says bits and kind of colour; gray is 0. compressedDepth puts a header of its own before it.
+    if not head.startswith(b'\x89PNG\r\n\x1a\n') or tuple(head[24:26]) != (16, 0):
+        raise MessageError(
+            f'depth of format {depth.format!r}: expected a gray PNG of 16 bits, or a sensor_msgs/Image as '
+            f'`ros2 run image_transport republish` makes it'
+        )
 
 
 def pack_descriptors(descriptors: np.ndarray) -> bytes:

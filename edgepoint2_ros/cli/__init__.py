@@ -11,6 +11,7 @@ from pathlib import Path
 
 from edgepoint2_ros import __version__
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
 
 # Commands with a module of their own, which offers add_arguments(parser) and run(options) -> exit code.
@@ -56,6 +57,9 @@ def _parser(called: str) -> argparse.ArgumentParser:
     add_extractor_arguments(extract)
     extract.add_argument('--max-keypoints', type=int, help='(default: 2048)')
     extract.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
+    extract.add_argument(
+        '--resize', type=int, default=0, metavar='PIXELS', help='shrink to this long side, for very large photographs'
+    )
     extract.add_argument('--mask', help='image, not black where keypoints are allowed, scaled to each image')
     extract.add_argument(
         '--as-stored',
@@ -99,7 +103,7 @@ def add_extractor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
     parser.add_argument('--weights', default='auto', help='auto, shipped, official or a path (default: %(default)s)')
     parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
+    parser.add_argument('--precision', default=PRECISION, help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
     parser.add_argument('--threads', type=int, default=0, help='0 takes every core (default: %(default)s)')
 
 
@@ -109,16 +113,24 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    import cv2
     import numpy as np
 
     from edgepoint2_ros.bridges.colmap import as_stored
     from edgepoint2_ros.drawing import draw_keypoints
-    from edgepoint2_ros.extractor import Extractor
+    from edgepoint2_ros.extractor import Extractor, extract_shrunk
+    from edgepoint2_ros.files import own_names, refuse_existing, write_image
     from edgepoint2_ros.image_files import read_orientation
     from edgepoint2_ros.images import read_image
     from edgepoint2_ros.masks import combine, read_mask_file
 
+    if options.resize < 0:
+        raise EdgePoint2Error(f'--resize: expected 0 (as it is) or more, got {options.resize}')
+    names = own_names(options.images)
+    outputs, overlays = (
+        {path: folder / (name + suffix) for path, name in names.items()} if folder else {}
+        for folder, suffix in ((options.output, '.npz'), (options.overlay, '.png'))
+    )
+    refuse_existing([*outputs.values(), *overlays.values()])
     masks = [read_mask_file(options.mask)] if options.mask else []
     extractor = Extractor(
         options.model,
@@ -130,13 +142,12 @@ def _extract(options: argparse.Namespace) -> int:
         options.score_threshold,
     )
     print(extractor.description)
-    for folder in filter(None, (options.output, options.overlay)):
-        folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for path in options.images:
+    for path in names:
         try:
             image = read_image(path)
-            features = extractor.extract(image, combine(masks, 0, image.shape[1], image.shape[0]))
+            mask = combine(masks, 0, image.shape[1], image.shape[0])
+            features = extract_shrunk(extractor, image, options.resize, mask)
         except EdgePoint2Error as error:
             print(f'edgepoint2: {path}: {error}', file=sys.stderr)
             failed += 1
@@ -150,9 +161,11 @@ def _extract(options: argparse.Namespace) -> int:
                 image, features = read_image(path, upright=False), as_stored(features, orientation)
         print(line)
         if options.output:
-            np.savez(options.output / f'{path.stem}.npz', **vars(features))
+            outputs[path].parent.mkdir(parents=True, exist_ok=True)
+            np.savez(outputs[path], **vars(features))
         if options.overlay:
-            cv2.imwrite(str(options.overlay / f'{path.stem}.png'), draw_keypoints(image, features))
+            overlays[path].parent.mkdir(parents=True, exist_ok=True)
+            write_image(overlays[path], draw_keypoints(image, features))
     return 1 if failed else 0
 
 

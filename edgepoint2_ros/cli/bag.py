@@ -9,9 +9,11 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 
-from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_features
+from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, remarks, write_images
+from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_frames
 from edgepoint2_ros.cli import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.files import own_names, refuse_existing
 from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.progress import show_progress
 
@@ -23,8 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     extracting = actions.add_parser('extract', help='a bag of keypoints for each bag of images; goes on if interrupted')
     extracting.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='rosbag2 folder, .mcap, .db3 or .bag')
     extracting.add_argument('output', type=Path, metavar='OUT', help='new bag; for several bags the folder of new bags')
-    extracting.add_argument('--topic', default='', help='of the images (default: the only one)')
-    extracting.add_argument('--keypoints-topic', default='', help='(default: keypoints beside the image topic)')
+    extracting.add_argument(
+        '--topic', action='append', default=[], help='of the images (default: the only one); may be repeated'
+    )
+    extracting.add_argument(
+        '--keypoints-topic',
+        action='append',
+        default=[],
+        metavar='TOPIC',
+        help='one for each --topic (default: keypoints beside it)',
+    )
     extracting.add_argument('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy; '*': all")
     add_extractor_arguments(extracting)
     extracting.add_argument('--max-keypoints', type=int, help='(default: 2048)')
@@ -45,10 +55,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     export.add_argument('bag', type=Path, metavar='BAG')
     export.add_argument('output', type=Path, metavar='OUT', help='file.db or file.h5')
-    export.add_argument('--topic', default='', help='of the keypoints (default: the only one)')
+    export.add_argument('--topic', action='append', default=[], help='of the keypoints (default: the only one)')
     export.add_argument('--every', type=int, default=1, metavar='N', help='take each N-th image (%(default)s)')
     export.add_argument('--window', type=int, default=10, metavar='N', help='match with the next N (%(default)s; .db)')
     export.add_argument('--focal', type=float, help='focal length in pixels (default: 1.2 x the longer side; .db)')
+    export.add_argument('--images', type=Path, metavar='DIR', help='folder to write the images to, as they are named')
+    export.add_argument('--source', type=Path, metavar='BAG', help='that holds the images (default: the bag itself)')
+    export.add_argument('--image-topic', default='', metavar='TOPIC', help='(default: what was extracted)')
     export.set_defaults(run_action=_export)
 
 
@@ -90,8 +103,8 @@ def _job(options: argparse.Namespace, source: Path, output: Path) -> Job:
     return Job(
         source,
         output,
-        options.topic,
-        options.keypoints_topic,
+        tuple(options.topic),
+        tuple(options.keypoints_topic),
         tuple(options.keep),
         options.model,
         options.weights,
@@ -109,10 +122,7 @@ def _job(options: argparse.Namespace, source: Path, output: Path) -> Job:
 def _outputs(bags: list[Path], output: Path) -> dict[Path, Path]:
     if len(bags) == 1:
         return {bags[0]: output}
-    outputs = {bag: output / bag.stem for bag in bags}
-    if len(set(outputs.values())) < len(bags):
-        raise EdgePoint2Error('two of the bags have the same name: extract them by calls of their own')
-    return outputs
+    return {bag: output / name for bag, name in own_names(bags).items()}
 
 
 @contextmanager
@@ -137,7 +147,7 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor]:
 
 def extract_with_progress(job: Job) -> Progress:
     """Extract one bag while a line on stderr tells how far it is."""
-    steps = extract(job, lambda text: print(f'edgepoint2: {text}', file=sys.stderr))
+    steps = extract(job, _warn)
     progress = next(steps)  # one object, which the steps update
     done = progress.images
     if done and not progress.complete:
@@ -173,11 +183,18 @@ def _export(options: argparse.Namespace) -> int:
         raise EdgePoint2Error(f'{options.output}: expected a name that ends in .db (COLMAP) or .h5 (hloc)')
     if options.every < 1 or options.window < 1:
         raise EdgePoint2Error(f'--every and --window: expected at least 1, got {options.every} and {options.window}')
-    images = {
-        f'{stamp // 1_000_000_000}.{stamp % 1_000_000_000:09d}.png': features
-        for number, (stamp, features) in enumerate(read_features(options.bag, options.topic))
-        if number % options.every == 0
-    }
+    if len(options.topic) > 1:
+        raise EdgePoint2Error(f'--topic: expected one at a time, got {" and ".join(options.topic)}')
+    refuse_existing([options.output])
+    topic = ''.join(options.topic)
+    source = options.source or options.bag
+    image_topic = find_image_topic(source, options.image_topic, options.bag, topic) if options.images else ''
+    named = name_frames(read_frames(options.bag, topic, _warn))
+    frames = [frame for number, frame in enumerate(named) if number % options.every == 0]
+    for remark in remarks(frames):
+        _warn(remark)
+    missing = len(frames) - write_images(frames, source, image_topic, options.images, _warn) if options.images else 0
+    images = {frame.name: frame.features for frame in frames}
     if options.output.suffix == '.h5':
         write_hloc(options.output, images)
         print(f'{options.output}: features of {len(images)} images')
@@ -185,4 +202,10 @@ def _export(options: argparse.Namespace) -> int:
         pairs = sequential_pairs(list(images), options.window)
         matched = write_colmap(options.output, images, show_progress(pairs, 'pairs', len(pairs)), options.focal)
         print(f'{options.output}: {len(images)} images, {matched} of {len(pairs)} pairs match')
+    if missing:
+        raise EdgePoint2Error(f'{missing} of {len(images)} images are not in {source}, or not to be read there')
     return 0
+
+
+def _warn(text: str) -> None:
+    print(f'edgepoint2: {text}', file=sys.stderr)

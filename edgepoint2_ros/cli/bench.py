@@ -33,6 +33,7 @@ from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.extractor import check_size
+from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.models.variants import NAMES, find_variant
 from edgepoint2_ros.progress import show_progress
 
@@ -95,10 +96,13 @@ def _check(options: argparse.Namespace) -> None:
     for path in options.plot:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
-    for path in filter(None, (*options.plot, options.json)):
+    files = [*options.plot, *([options.json] if options.json else [])]
+    refuse_existing(files)
+    for path in files:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.open('a').close()
+            path.open('x').close()
+            path.unlink()  # a benchmark that fails leaves nothing
         except OSError as error:
             raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
 

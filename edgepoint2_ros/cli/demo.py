@@ -7,29 +7,35 @@ import subprocess
 import sys
 import time
 from importlib.util import find_spec
+from pathlib import Path
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.scenes.sources import open_source
+
+PICTURE = 'demo_matches.png'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
     parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
     parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default='auto', help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
+    parser.add_argument('--precision', default=PRECISION, help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
     parser.add_argument('--max-keypoints', type=int, default=1000, help='most keypoints a frame (default: %(default)s)')
     parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
     parser.add_argument('--seconds', type=float, default=10.0, help='(default: %(default)s)')
-    parser.add_argument('--picture', default='demo_matches.png', help='picture to write (default: %(default)s)')
+    parser.add_argument('--picture', type=Path, help=f'picture to write (default: {PICTURE}, in place of the last one)')
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo and return its exit code."""
     if find_spec('rclpy') is None or find_spec('edgepoint2_ros.msg') is None:
         raise EdgePoint2Error('the demo needs ROS 2 and the built messages: `make demo` sets both up')
+    refuse_existing(filter(None, [options.picture]))
     open_source(options.source)  # says what is wrong with it before anything starts
     model = provide_model(find_variant(options.model))
     start = str(time.time_ns())
@@ -48,7 +54,15 @@ def run(options: argparse.Namespace) -> int:
         for module, arguments in (
             (
                 'demo.consumer',
-                ['--start', start, '--seconds', str(options.seconds), '--picture', options.picture, *source],
+                [
+                    '--start',
+                    start,
+                    '--seconds',
+                    str(options.seconds),
+                    '--picture',
+                    str(options.picture or PICTURE),
+                    *source,
+                ],
             ),
             ('node', ['--ros-args', *settings]),
             ('demo.camera', ['--start', start, *source]),

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -21,6 +22,7 @@ from edgepoint2_ros.evaluation.pairs import (
     read_pose_pairs,
 )
 from edgepoint2_ros.evaluation.rooms import make_rooms
+from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.progress import show_progress
 
 PICTURE_EVERY = 5  # pairs; of these the page shows some
@@ -84,7 +86,8 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         others: methods to compare the models with, beside ORB and SIFT.
 
     Raises:
-        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened, no usable images, no poselib.
+        EdgePoint2Error: nothing to evaluate on, a model that cannot be opened or is named twice, no usable images, no
+            poselib, or results of another run in the output folder.
     """
     if not (options.synthetic or options.rooms or options.hpatches or options.pairs):
         raise EdgePoint2Error(
@@ -94,11 +97,16 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         if getattr(options, name) < least:
             option = '--' + name.replace('_', '-')
             raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
+    outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
+    refuse_existing(outputs)
     metrics.import_poselib()  # raises now where it is missing, and not after the extraction
     scenes = [name_scene(listing) for listing in options.pairs or ()]
     if len(set(scenes)) < len(scenes):
         raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
     models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
+    twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
+    if twice:
+        raise EdgePoint2Error(f'{twice[0]} is named twice: its results would be added up')
     opencv = () if options.models_only else ('ORB', 'SIFT')
     methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
     earlier = [report.read_csv(path, options.resize, options.max_keypoints) for path in options.earlier]
@@ -110,8 +118,9 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     known = list(dict.fromkeys(result.method for result in results))
     rivals = find_rivals(known) + [(model.name, other.name) for other in others for model in models]
     table = report.format_table(results, rivals)
-    (options.output / 'table.txt').write_text(table, encoding='utf-8')
-    report.write_csv(options.output / 'results.csv', results, options.resize, options.max_keypoints)
+    table_file, csv_file, page = outputs
+    table_file.write_text(table, encoding='utf-8')
+    report.write_csv(csv_file, results, options.resize, options.max_keypoints)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
@@ -121,9 +130,9 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         **{f'model {model.name}': model.extractor.description for model in models},
     }
     command = shlex.join(['edgepoint2', *sys.argv[1:]])
-    report.write_page(options.output / 'report.html', results, rivals, pictures, settings, command)
+    report.write_page(page, results, rivals, pictures, settings, command)
     print(table)
-    print(f'written to {options.output}: table.txt, results.csv, report.html')
+    print(f'written to {options.output}: {", ".join(path.name for path in outputs)}')
     return 0
 
 

@@ -5,13 +5,14 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from edgepoint2_ros.cli import add_extractor_arguments
 from edgepoint2_ros.drawing import draw_matches, write_caption
-from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.files import refuse_existing, write_image
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import GEOMETRIES, match, verify
 
 
@@ -34,10 +35,11 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         EdgePoint2Error: not two images, or one that cannot be read.
     """
+    refuse_existing([options.output])
     paths = options.images or _sample()
     if len(paths) != 2:
         raise EdgePoint2Error(f'match: expected two images, got {len(paths)}')
-    images = [_read(path) for path in paths]
+    images = [read_image(path) for path in paths]
     extractor = Extractor(
         options.model, options.weights, options.backend, options.precision, options.threads, options.max_keypoints
     )
@@ -59,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
     xy = [f.xy[column] for f, column in zip(features, matches.T)]
     picture = draw_matches(*images, *xy, agrees)
     text = f'{extractor.variant}: {len(inliers)} inliers of {len(matches)} matches'
-    if not cv2.imwrite(str(options.output), write_caption(picture, text)):
-        raise EdgePoint2Error(f'match: cannot write {options.output}')
+    write_image(options.output, write_caption(picture, text))
     print(f'wrote {options.output}')
     return 0
 
@@ -72,13 +73,6 @@ def _sample() -> list[Path]:
     from skimage import data
 
     return [Path(data.__file__).with_name(f'motorcycle_{side}.png') for side in ('left', 'right')]
-
-
-def _read(path: Path) -> np.ndarray:
-    image = cv2.imread(str(path)) if path.is_file() else None
-    if image is None:
-        raise ImageError(f'expected an image file, but {path} cannot be read as one')
-    return image
 
 
 def _ms(start: float) -> str:

@@ -16,10 +16,11 @@ import torch
 
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
-from edgepoint2_ros.distillation.train import RECIPES, Schedule, TrainingError, train
+from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
 from edgepoint2_ros.engines.tensorrt.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import find_model, is_shipped
+from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.models import card_path, find_model, is_shipped
 from edgepoint2_ros.models.official import find_weights
 from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.network import EdgePoint2
@@ -72,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
     """Train, or go on where a killed run of the same command stopped, and write weights and models.
 
     Raises:
-        EdgePoint2Error: options out of range, unusable images or weights, or a training that cannot go on.
+        EdgePoint2Error: options out of range, unusable images or weights, a training that cannot go on, or models in
+            the output folder that are not of a training there.
     """
     rate = options.learning_rate or (1e-3 if options.start else 3e-3)
     schedule = _schedule(options, rate)
@@ -84,6 +86,10 @@ def run(options: argparse.Namespace) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
         cv2.setNumThreads(options.threads)
+
+    if not (options.output / CHECKPOINT).exists():
+        outputs = [options.output / f'{variant}.{end}' for variant in variants for end in ('pth', 'onnx')]
+        refuse_existing([*outputs, *map(card_path, outputs[1::2])])
 
     torch.manual_seed(options.seed)  # decides the random weights
     student = Student(variants)

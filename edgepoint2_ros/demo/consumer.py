@@ -5,6 +5,7 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from rclpy.signals import SignalHandlerOptions
 from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import write_image
 from edgepoint2_ros.matching import match, transfer_error
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
@@ -112,7 +114,7 @@ def main(args=None) -> int:
     parser.add_argument('--source', help='what the camera shows')
     parser.add_argument('--start', type=int, required=True, help='moment of frame 0, nanoseconds since the epoch')
     parser.add_argument('--seconds', type=float, default=10.0)
-    parser.add_argument('--picture', required=True, help='file of the picture of matches')
+    parser.add_argument('--picture', type=Path, required=True, help='file of the picture of matches')
     options = parser.parse_args(args)
     try:
         return _consume(options)
@@ -145,7 +147,7 @@ def _consume(options) -> int:
             print(f'{now - begin:5.1f} s  {consumer.line(FRAME_RATE)}', end='   \r' if live else '\n', flush=True)
             printed = now
     frames = len(consumer.arrivals)
-    cv2.imwrite(options.picture, consumer.picture())
+    write_image(options.picture, consumer.picture())
     print(
         f'\n{frames} frames: {consumer.line(frames)} (within {TOLERANCE:.0f} px of the '
         f'{"known motion" if consumer.source.motion(0, 1) is not None else "epipolar geometry that fits best"})\n'

@@ -42,6 +42,7 @@ BASIS_VIEWS = 64  # views of which the fixed basis of the teacher's descriptors 
 TEACHER_POINTS = 256  # places where the teacher sees a keypoint, a pair
 RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound between keypoints too
 MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
+CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
 FROZEN_NORM = 0.2  # share of the steps, the last, in which batch normalisation keeps its averages, as when extracting
 
@@ -109,7 +110,8 @@ def train(
 
     Raises:
         TrainingError: the teacher's descriptors are smaller than the student's; the checkpoint is from another
-            training; or a loss is not finite: the message names the step and the images.
+            training; log.csv is no log of a training; or a loss is not finite: the message names the step and the
+            images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
     if teacher.variant.descriptor_size < largest.descriptor_size:
@@ -126,7 +128,7 @@ def train(
     for norm in norms:
         norm.momentum = 0.01  # few images a step: average over many steps
     optimiser = torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate)
-    checkpoint = output / 'checkpoint.pt'
+    checkpoint = output / CHECKPOINT
     weights = schedule.weights(student.variants[0].size)
     start, bases = _resume(checkpoint, student, optimiser, identity)
     if not start and schedule.recipe == 'scenes':
@@ -262,6 +264,7 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
         'variants': ' '.join(variant.name for variant in student.variants),
         'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
         'images': hashlib.sha256('\n'.join(photos.names).encode()).hexdigest()[:16],
+        'first weights': ' '.join(weights_digest(student.extract(variant)) for variant in student.variants),
         **asdict(schedule),
     }
 
@@ -277,7 +280,10 @@ def _resume(
         before = state['identity']
     except Exception as error:  # whatever torch makes of a damaged file
         raise TrainingError(f'{checkpoint} is not the checkpoint of a training: {error}') from error
-    changed = [f'{name} was {before.get(name)}, now {now}' for name, now in identity.items() if before.get(name) != now]
+    # What a checkpoint does not say, one of an earlier version, counts as the same.
+    changed = [
+        f'{name} was {before[name]}, now {now}' for name, now in identity.items() if before.get(name, now) != now
+    ]
     if changed:
         raise TrainingError(
             f'{checkpoint} is from another training ({"; ".join(changed)}): choose another output folder'
@@ -317,9 +323,12 @@ def _open_log(path: Path, start: int, names: list[str]):
     """Open the log for appending, without the rows that a killed training wrote after its last checkpoint."""
     header = ['step', 'learning_rate', *names]
     kept = []
-    if start and path.exists():
+    if path.exists():
         with path.open(newline='') as file:
-            kept = [row for row in csv.reader(file) if row and row[0].isdigit() and int(row[0]) < start]
+            rows = list(csv.reader(file))
+        if rows and rows[0] != header:
+            raise TrainingError(f'{path} is no log of a training: choose another output folder')
+        kept = [row for row in rows if row and row[0].isdigit() and int(row[0]) < start]
     with path.open('w', newline='') as file:
         csv.writer(file).writerows([header, *kept])
     return path.open('a', newline='')

@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import MAX_KEYPOINTS, Model
+from edgepoint2_ros.models import MAX_KEYPOINTS, PRECISION, PRECISIONS, Model
 
 # In the order in which `auto` tries them, with the reason for the place.
 BACKENDS = {
@@ -23,8 +23,6 @@ BACKENDS = {
     'onnxruntime': 'runs on every CPU',
 }
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
-PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16', 'int8')
-
 
 Report = Callable[[str], None]
 
@@ -73,7 +71,7 @@ class Engine(Protocol):
 def open_engine(
     model: Model,
     backend: str = 'auto',
-    precision: str = 'auto',
+    precision: str = PRECISION,
     threads: int = 0,
     report: Report = LOG,
 ) -> Engine:

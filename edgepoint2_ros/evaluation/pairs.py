@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
+from edgepoint2_ros.extractor import fit
+from edgepoint2_ros.files import own_names
 from edgepoint2_ros.image_files import SUFFIXES
 from edgepoint2_ros.images import read_image
 
@@ -61,22 +63,6 @@ class PosePair:
     sources: tuple[str, ...] = ()
 
 
-def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Shrink an image to ``long_side`` pixels; never enlarge it, and 0 leaves it alone.
-
-    Returns:
-        The image and the (3, 3) matrix that maps pixels of the given image to its pixels.
-    """
-    height, width = image.shape[:2]
-    if not 0 < long_side < max(height, width):
-        return image, np.eye(3)
-    shrink = long_side / max(height, width)
-    smaller = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
-    x, y = smaller.shape[1] / width, smaller.shape[0] / height
-    # Pixel centres are integers, so the corner of the image, which stays where it is, lies at -0.5.
-    return smaller, np.array([[x, 0, x / 2 - 0.5], [0, y, y / 2 - 0.5], [0, 0, 1]])
-
-
 def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
     """Yield the pairs of a folder laid out as HPatches: ``v_name/1.ppm .. 6.ppm, H_1_2 .. H_1_6``; light is ``i_``.
 
@@ -115,12 +101,9 @@ def find_photographs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         ImageError: there are none.
     """
-    found = [
-        path
-        for folder in folders
-        for path in sorted(Path(folder).rglob('*'))
-        if path.suffix.lower() in SUFFIXES and path.is_file()
-    ]
+    files = [path for folder in folders for path in sorted(Path(folder).rglob('*')) if path.is_file()]
+    # A folder may be named twice, or with one inside it.
+    found = [path for path in dict.fromkeys(files) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise ImageError(f'no images found in {", ".join(str(folder) for folder in folders)}')
     return found
@@ -133,6 +116,7 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
     up to 60 degrees aside, nearer or further, rolled. For ``light`` it moves little while a lamp, the exposure and
     the noise change. A photograph that cannot be used is named in a warning.
     """
+    names = own_names(paths)
     for number, path in enumerate(paths):
         try:
             photo = read_image(path)
@@ -144,7 +128,7 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
         rng = np.random.default_rng([seed, number])
         for index in range(VIEWS + LIGHTS):
             group = 'viewpoint' if index < VIEWS else 'light'
-            pair = _synthetic_pair(photo, f'{path.stem} {group} {index + 1}', group, long_side, rng)
+            pair = _synthetic_pair(photo, f'{names[path]} {group} {index + 1}', group, long_side, rng)
             yield replace(pair, sources=(str(path),))
 
 

@@ -4,12 +4,13 @@ They belong to the authors of EdgePoint2 (HITCSC/EdgePoint2, MIT licence, Copyri
 """
 
 import hashlib
+import json
 import os
 import urllib.request
 from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import Model, data_directory, find_model, is_shipped, models_directory, open_model
+from edgepoint2_ros.models import Model, card_path, data_directory, find_model, is_shipped, models_directory, open_model
 from edgepoint2_ros.models.variants import Variant, find_variant
 
 UPSTREAM = 'https://raw.githubusercontent.com/HITCSC/EdgePoint2/c589a5784b3f3fe712e77fad046cc6adf61c1aa7/weights/'
@@ -91,7 +92,8 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
         subpixel: refine keypoints by a parabola through the score map.
 
     Raises:
-        ModelError: the file is missing, corrupt, not official (unless ``custom``), or torch or onnx is missing.
+        ModelError: the file is missing, corrupt, not official (unless ``custom``), another one of its name was made a
+            model before, or torch or onnx is missing.
     """
     path = Path(path)
     try:
@@ -113,6 +115,8 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
         ) from None
     if custom and name is None:
         target = models_directory('custom') / f'{path.stem}.onnx'
+        if target.exists() and _source(target) != digest:
+            raise ModelError(f'{target} is there already, made of another file: rename {path}, or remove that model')
         card = {'weights': 'custom', 'source': path.name}
         network = load_network(path)
     else:
@@ -121,6 +125,14 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
         card = {'weights': 'official', 'source': f'HITCSC/EdgePoint2, {name}.pth', 'licence': LICENCE}
         network = load_network(path, variant)
     return open_model(export_model(network, target, max_keypoints, subpixel, {**card, 'source_sha256': digest}))
+
+
+def _source(model: Path) -> str:
+    """Return the SHA-256 of the file of weights that a model was made of, '' where its card does not say."""
+    try:
+        return json.loads(card_path(model).read_text(encoding='utf-8'))['source_sha256']
+    except (OSError, ValueError, KeyError, TypeError):
+        return ''
 
 
 def provide_model(variant: Variant) -> Model:

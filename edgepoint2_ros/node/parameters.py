@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.models.variants import NAMES
 
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
@@ -113,7 +114,7 @@ PARAMETERS = (
     Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
     Parameter(
         'precision',
-        'auto',
+        PRECISION,
         'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
         PRECISIONS,
     ),

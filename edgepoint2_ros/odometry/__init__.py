@@ -15,7 +15,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import check_comparable, match
+from edgepoint2_ros.matching import check_comparable, match, match_guided
 
 ERROR = 2.0  # pixels that a point may miss its keypoint by
 MIN_COSINE = 0.7  # of matches between descriptors
@@ -228,21 +228,8 @@ class VisualOdometry:
     def _match_near(self, pose: np.ndarray, known: Features, features: Features, radius: float) -> np.ndarray:
         """Match known points with the keypoints at most ``radius`` pixels from where they should be seen: (P, 2)."""
         seen = _transform(pose, known.xy)
-        ahead = np.flatnonzero(seen[:, 2] > 1e-6)
-        expected = self._project(seen[ahead])
-        inside = ((expected > -radius) & (expected < np.array(features.image_size) + radius)).all(axis=1)
-        ahead, expected = ahead[inside], expected[inside]
-        if len(ahead) == 0 or len(features) == 0:
-            return np.zeros((0, 2), int)
-        cosine = known.descriptors[ahead] @ features.descriptors.T
-        # float32 is ample to compare with a radius, and half the time.
-        for axis in (0, 1):
-            gap = expected[:, axis, None].astype(np.float32) - features.xy[None, :, axis].astype(np.float32)
-            cosine[np.abs(gap) > radius] = -1
-        nearest = cosine.argmax(axis=1)
-        best = cosine[np.arange(len(ahead)), nearest]
-        keep = (best >= self._min_cosine) & (best == cosine.max(axis=0)[nearest])
-        return np.stack([ahead[keep], nearest[keep]], axis=1)
+        places = np.where(seen[:, 2:] > 1e-6, self._project(seen), np.nan)
+        return match_guided(known, features, places, radius, min_cosine=self._min_cosine)
 
     def _solve(self, points: np.ndarray, xy: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Return the pose that shows points at their keypoints, and the pairs that agree; None if too few do."""

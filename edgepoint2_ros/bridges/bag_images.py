@@ -1,0 +1,125 @@
+"""The images behind the keypoints of a bag: what they are called outside of it, and their files."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from edgepoint2_ros.bridges.bags import IMAGES, Frame, only_topic, read_state
+from edgepoint2_ros.bridges.recordings import open_recording
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import refuse_existing, write_image
+from edgepoint2_ros.images import to_array
+from edgepoint2_ros.messages import to_nanoseconds
+
+
+class NamedFrame(NamedTuple):
+    """A frame with the name of its image; ``number`` frames of the same stamp and moment came before it."""
+
+    name: str
+    stamp: int
+    moment: int
+    number: int
+    features: Features
+
+
+def name_frames(frames: Iterable[Frame]) -> Iterator[NamedFrame]:
+    """Yield frames with the names of their images, such as ``1700000000.123456789.png``, never two the same.
+
+    An image is called by its stamp in seconds; without one by its moment of recording; and with a number behind it
+    where an image before has that name.
+    """
+    same, taken = Counter(), Counter()
+    for stamp, moment, features in frames:
+        seconds, nanoseconds = divmod(stamp or moment, 1_000_000_000)
+        name = f'{seconds}.{nanoseconds:09d}'
+        taken[name] += 1
+        again = f'-{taken[name]}' if taken[name] > 1 else ''
+        yield NamedFrame(f'{name}{again}.png', stamp, moment, same[stamp, moment], features)
+        same[stamp, moment] += 1
+
+
+def remarks(frames: Sequence[NamedFrame]) -> list[str]:
+    """Return a sentence about each kind of images that are not called by their stamp alone."""
+    unstamped = sum(frame.stamp == 0 for frame in frames)
+    numbered = sum('-' in frame.name for frame in frames)
+    found = []
+    if unstamped:
+        found.append(f'{unstamped} of {len(frames)} images have no stamp: called by their moment of recording')
+    if numbered:
+        found.append(
+            f'{numbered} of {len(frames)} images are of the same moment as one before: called by a number, too'
+        )
+    return found
+
+
+def find_image_topic(source: Path, topic: str, bag: Path, keypoints_topic: str) -> str:
+    """Return the topic of the images that a bag of keypoints was extracted from.
+
+    Args:
+        source: the bag with the images.
+        topic: what was asked for, or ''.
+        bag, keypoints_topic: the bag of keypoints, which may say what it was made of; the topic may be ''.
+
+    Raises:
+        BagError: a bag cannot be read, or it is not clear which topic it is.
+    """
+    with open_recording(bag) as recording:
+        state = read_state(recording) or {'keypoints_topics': [], 'topics': []}
+    made = dict(zip(state['keypoints_topics'], state['topics']))
+    if not keypoints_topic and len(made) == 1:
+        keypoints_topic = next(iter(made))
+    topic = topic or made.get(keypoints_topic, '')
+    with open_recording(source) as recording:
+        return only_topic(recording, IMAGES, topic, 'images')
+
+
+def write_images(
+    frames: Sequence[NamedFrame], source: Path, topic: str, folder: Path, note: Callable[[str], None]
+) -> int:
+    """Write the images of frames as PNG under their names, as they were extracted: gray or BGR, 8 bits.
+
+    An image belongs to a frame of its stamp and moment of recording, as `bags.extract` leaves them, else to the only
+    one of its stamp, which suffices where keypoints were recorded as they came.
+
+    Args:
+        frames: what to write the images of.
+        source, topic: the bag that holds the images.
+        folder: for the files; it is made.
+        note: takes a sentence about each image that cannot be written.
+
+    Returns:
+        The number of images written; the others were not in the bag, or not to be read.
+
+    Raises:
+        BagError: the bag cannot be read.
+        EdgePoint2Error: a file exists already, or cannot be written.
+    """
+    refuse_existing(folder / frame.name for frame in frames)
+    folder.mkdir(parents=True, exist_ok=True)
+    waiting = {(frame.stamp, frame.moment, frame.number): frame for frame in frames}
+    stamps = Counter(frame.stamp for frame in frames)
+    alone = {frame.stamp: frame for frame in frames if frame.stamp and stamps[frame.stamp] == 1}
+    same, written = Counter(), set()
+    with open_recording(source) as recording:
+        deserialise = recording.decoder(recording.topics[topic])
+        for number, (_, moment, raw) in enumerate(recording.messages({topic}), 1):
+            try:
+                message = deserialise(raw)
+                stamp = to_nanoseconds(message.header.stamp)
+                frame = waiting.get((stamp, moment, same[stamp, moment])) or alone.get(stamp)
+                same[stamp, moment] += 1
+                if frame is None or frame.name in written:
+                    continue
+                image = to_array(message)
+                if image.shape[1::-1] != frame.features.image_size:
+                    raise EdgePoint2Error(
+                        f'its size is {image.shape[1::-1]}, keypoints are of {frame.features.image_size}'
+                    )
+            except EdgePoint2Error as error:
+                note(f'{source}: image {number} of {topic} left out: {error}')
+                continue
+            write_image(folder / frame.name, image)
+            written.add(frame.name)
+    return len(written)

@@ -1,0 +1,56 @@
+"""The files that commands write: each has a name of its own, and none takes the place of something else."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error
+
+
+def own_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return what to call that which is made of each file or folder, never two of them the same.
+
+    Files are called by their stem, folders by their name. Where two would share one, all are called by their path below
+    the folder that they have in common: ``left/000001`` and ``right/000001``; and with the suffix where even that does
+    not tell them apart.
+    """
+    paths = {path: Path(os.path.abspath(path)) for path in paths}
+    common = os.path.commonpath([path.parent for path in paths.values()]) if paths else ''
+    below = {path: whole.relative_to(common) for path, whole in paths.items()}
+    without = {path: place if path.is_dir() else place.with_suffix('') for path, place in below.items()}
+    for names in ({path: place.name for path, place in without.items()}, without):
+        if len(set(names.values())) == len(set(paths.values())):
+            return {path: str(name) for path, name in names.items()}
+    return {path: str(name) for path, name in below.items()}
+
+
+def refuse_existing(paths: Iterable[Path]) -> None:
+    """Refuse to write where something is already.
+
+    Raises:
+        EdgePoint2Error: one of the files exists, or two of them are the same.
+    """
+    seen = set()
+    for path in paths:
+        if path.exists():
+            raise EdgePoint2Error(f'{path} exists already: name another place, or remove it')
+        if path in seen:
+            raise EdgePoint2Error(f'{path} would be written twice: name another place for one')
+        seen.add(path)
+
+
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image, uint8 (H, W) or (H, W, 3) BGR, as what the suffix says.
+
+    Raises:
+        EdgePoint2Error: it cannot be written.
+    """
+    try:
+        written = cv2.imwrite(str(path), image)
+    except cv2.error as error:
+        raise EdgePoint2Error(f'{path} cannot be written: {error.err}') from None
+    if not written:  # OpenCV does not say why
+        raise EdgePoint2Error(f'{path} cannot be written: is there such a folder, space, and the right to?')

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.files import own_names, refuse_existing, write_image
+
+
+@pytest.mark.parametrize(
+    ('files', 'names'),
+    [
+        (['a/1.png', 'a/2.png'], ['1', '2']),
+        (['left/1.png', 'right/1.png', 'right/2.png'], ['left/1', 'right/1', 'right/2']),
+        (['run/left/1.png', 'run/right/1.png'], ['left/1', 'right/1']),
+        (['1.png', '1.jpg'], ['1.png', '1.jpg']),
+        (['left/1.png', 'left/1.jpg', 'right/1.png'], ['left/1.png', 'left/1.jpg', 'right/1.png']),
+        (['frame_12.5.png', 'frame_12.6.png'], ['frame_12.5', 'frame_12.6']),
+        (['1.png'], ['1']),
+        ([], []),
+    ],
+)
+def test_files_have_names_of_their_own(files, names, tmp_path):
+    paths = [tmp_path / file for file in files]
+    assert own_names(paths) == dict(zip(paths, names))
+
+
+def test_folders_keep_what_looks_like_a_suffix(tmp_path):
+    folders = [tmp_path / name for name in ('2024.05.01-12.30.15', '2024.05.01-12.30.45')]
+    for folder in folders:
+        folder.mkdir()
+    assert list(own_names(folders).values()) == [folder.name for folder in folders]
+
+
+def test_relative_and_absolute_paths_may_be_mixed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    relative, absolute = tmp_path.relative_to(tmp_path) / 'a' / '1.png', tmp_path / 'b' / '1.png'
+    assert own_names([relative, absolute]) == {relative: 'a/1', absolute: 'b/1'}
+    same = [relative, tmp_path / 'a' / '1.png']
+    assert set(own_names(same).values()) == {'1'}
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    new, old = tmp_path / 'new', tmp_path / 'old'
+    old.touch()
+    refuse_existing([new])
+    with pytest.raises(EdgePoint2Error, match='old exists already: name another place, or remove it'):
+        refuse_existing([new, old])
+    with pytest.raises(EdgePoint2Error, match='new would be written twice'):
+        refuse_existing([new, new])
+
+
+@pytest.mark.parametrize('name', ['no/such/folder.png', 'picture.without_a_known_suffix'])
+def test_an_image_that_cannot_be_written_is_an_error(name, tmp_path):
+    with pytest.raises(EdgePoint2Error, match=f'{name} cannot be written'):
+        write_image(tmp_path / name, np.zeros((8, 8), np.uint8))
