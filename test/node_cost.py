@@ -18,9 +18,9 @@ import rclpy
 from node_rig import Process, Rig
 from rclpy.executors import SingleThreadedExecutor
 
-from edgepoint2_ros.scenes.sources import VirtualFlight
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.scenes.sources import VirtualFlight
 
 RATE = 30.0
 KEYPOINTS = 1024
