@@ -1,18 +1,52 @@
 """The extractor: an image goes in, its features come out."""
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import cv2
 import numpy as np
 
-from edgepoint2_ros.engines import LOG, Report, open_engine
+from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.engines.base import LOG, Report
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
-from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, PRECISION, STRIDE, find_model
+from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, STRIDE, find_model
 
 MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
 _NO_MASK = np.ones((1, 1), np.uint8)
+
+
+@dataclass(frozen=True)
+class ExtractorSettings:
+    """What an extractor is made from, with the defaults of the library, the commands and the node.
+
+    Attributes:
+        model: name of the variant.
+        weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
+        backend: ``auto``, or the name of a runtime as in edgepoint2_ros.engines.BACKENDS.
+        precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
+        threads: threads of the runtime; 0 takes every core.
+        max_keypoints: most keypoints of an image. CPUs take any number, TensorRT as many as the model was exported for:
+            2048 for all that ship.
+        score_threshold: keypoints score above it (raw logits).
+    """
+
+    model: str = 'T-32'
+    weights: str = 'auto'
+    backend: str = 'auto'
+    precision: str = 'auto'
+    threads: int = 0
+    max_keypoints: int = MAX_KEYPOINTS
+    score_threshold: float = -5.0
+
+    @classmethod
+    def of(cls, source: object) -> 'ExtractorSettings':
+        """Return the settings that ``source`` has as attributes: parsed arguments, or the parameters of the node."""
+        return cls(**{field.name: getattr(source, field.name) for field in fields(cls)})
+
+
+DEFAULTS = ExtractorSettings()
 
 
 class Extractor:
@@ -25,41 +59,28 @@ class Extractor:
         description: model, weights, runtime and the reason for it, in one line.
     """
 
-    def __init__(
-        self,
-        model: str = 'T-32',
-        weights: str = 'auto',
-        backend: str = 'auto',
-        precision: str = PRECISION,
-        threads: int = 0,
-        max_keypoints: int | None = None,
-        score_threshold: float = -5.0,
-        report: Report = LOG,
-    ):
+    def __init__(self, model: str | ExtractorSettings = DEFAULTS, *, report: Report = LOG, **settings: Any):
         """Find the model and open an engine for it.
 
         Args:
-            model: name of the variant, for example ``T-32``.
-            weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
-            backend: ``auto``, ``tensorrt``, ``openvino`` or ``onnxruntime``.
-            precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
-            threads: threads of the runtime; 0 takes every core.
-            max_keypoints: most keypoints of an image, 2048 by default. CPUs give any number, TensorRT as many as the
-                model was made for: 2048 for all that ship.
-            score_threshold: keypoints score above it (raw logits).
+            model: name of the variant, for example ``T-32``, or all settings at once.
             report: takes lines about what takes long, such as building a plan, or did not work out.
+            settings: further settings by the names of ExtractorSettings, such as ``max_keypoints``.
 
         Raises:
             ModelError: no such variant or model, or a corrupt one.
             EngineError: the backend is missing or refuses.
             EdgePoint2Error: max_keypoints or score_threshold out of range.
         """
-        self._model = find_model(model, weights)
+        if not isinstance(model, ExtractorSettings):
+            model = ExtractorSettings(model)
+        chosen = replace(model, **settings)
+        self._model = find_model(chosen.model, chosen.weights)
         self.variant = self._model.variant
         self.digest = self._model.digest
-        self._engine = open_engine(self._model, backend, precision, threads, report)
-        self.max_keypoints = MAX_KEYPOINTS if max_keypoints is None else max_keypoints
-        self.score_threshold = score_threshold
+        self._engine = open_engine(self._model, chosen.backend, chosen.precision, chosen.threads, report)
+        self.max_keypoints = chosen.max_keypoints
+        self.score_threshold = chosen.score_threshold
 
     @property
     def backend(self) -> str:

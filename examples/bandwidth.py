@@ -129,7 +129,7 @@ def measure_accuracy(folder: Path, weights: str) -> None:
 
     print(f'| features | {" | ".join(f"{count} keypoints" for count in COUNTS)} |\n|---|---|---|---|')
     for model in MODELS:
-        extractor = Extractor(model, weights) if weights else Extractor(model)
+        extractor = Extractor(model, weights=weights) if weights else Extractor(model)
         found = {pair.name: (extractor.extract(pair.image_a), extractor.extract(pair.image_b)) for pair in pairs}
         for encoding in ENCODINGS:
             cells = []

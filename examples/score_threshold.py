@@ -110,7 +110,7 @@ def main() -> int:
         for model in options.models:
             extractor = Extractor(
                 model,
-                options.weights,
+                weights=options.weights,
                 precision='fp32',
                 max_keypoints=options.max_keypoints,
                 score_threshold=min(THRESHOLDS),

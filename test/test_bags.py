@@ -1,6 +1,5 @@
 """Bags: every format in, a rosbag2 of keypoints out, whatever is in the way."""
 
-import argparse
 import os
 import re
 import resource
@@ -29,7 +28,7 @@ from edgepoint2_ros.bridges.bags import KEYPOINTS, Job, describe, extract, read_
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import BagError
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 
 ROOT = Path(__file__).parents[1]
 IMAGE, COMPRESSED, STRING = 'sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage', 'std_msgs/msg/String'
@@ -612,25 +611,6 @@ def test_an_interrupted_recording_is_extracted_and_described(frames, tmp_path, c
     assert any('its recording was interrupted' in line for line in describe(bag))
 
 
-def test_the_precision_has_one_default():
-    from inspect import signature
-
-    from edgepoint2_ros import cli
-    from edgepoint2_ros.engines import open_engine
-    from edgepoint2_ros.models import PRECISION
-    from edgepoint2_ros.node.parameters import PARAMETERS
-
-    parser = argparse.ArgumentParser()
-    cli.add_extractor_arguments(parser)
-    assert {
-        Job(Path(), Path()).precision,
-        signature(Extractor).parameters['precision'].default,
-        signature(open_engine).parameters['precision'].default,
-        parser.parse_args([]).precision,
-        next(parameter.default for parameter in PARAMETERS if parameter.name == 'precision'),
-    } == {PRECISION}
-
-
 def test_another_job_does_not_go_on_with_a_bag(frames, tmp_path):
     bag = record(tmp_path / 'office', frames)
     list(extract(Job(bag, tmp_path / 'out')))
@@ -643,16 +623,21 @@ def test_another_runtime_or_precision_does_not_go_on_with_a_bag(frames, tmp_path
     pytest.importorskip('openvino')
     from edgepoint2_ros.engines import openvino
 
-    job = Job(record(tmp_path / 'office', frames), tmp_path / 'out', backend='openvino', precision='fp32')
+    job = Job(
+        record(tmp_path / 'office', frames),
+        tmp_path / 'out',
+        extractor=ExtractorSettings(backend='openvino', precision='fp32'),
+    )
     list(extract(job))
     with pytest.raises(BagError, match="was made with another backend: 'openvino', now 'onnxruntime' is asked for"):
-        list(extract(replace(job, backend='onnxruntime')))
+        list(extract(replace(job, extractor=replace(job.extractor, backend='onnxruntime'))))
     # `auto` is what it comes to on this machine.
+    automatic = replace(job.extractor, precision='auto')
     monkeypatch.setattr(openvino, 'capabilities', lambda core: {'fp32'})
-    assert next(extract(replace(job, precision='auto'))).complete
+    assert next(extract(replace(job, extractor=automatic))).complete
     monkeypatch.setattr(openvino, 'capabilities', lambda core: {'fp32', 'bf16'})
     with pytest.raises(BagError, match="was made with another precision: 'fp32', now 'bf16' is asked for"):
-        list(extract(replace(job, precision='auto')))
+        list(extract(replace(job, extractor=automatic)))
 
 
 def test_two_processes_do_not_write_one_bag(frames, tmp_path):

@@ -196,8 +196,11 @@ class TestMatrix:
         monkeypatch.setenv('EDGEPOINT2_OFFICIAL_CODE', '/some/clone')
         assert Contender('official', 'T-32', '', 1, '640x480') in self.contenders('--threads', '1')
 
-    def test_knows_every_backend(self):
-        assert set(bench.DEFAULT_PRECISIONS) == set(BACKENDS) <= set(TITLES)
+    @pytest.mark.parametrize('name', BACKENDS)
+    def test_runs_every_precision_that_a_backend_declares(self, name):
+        contenders = [each for each in self.contenders('--backends', name) if each.kind == name]
+        assert {each.precision for each in contenders} == set(BACKENDS[name].precisions)
+        assert TITLES[name] == BACKENDS[name].title
 
 
 def test_the_dense_reference_has_the_weights_of_the_runtimes(photograph):

@@ -46,7 +46,7 @@ def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, m
     monkeypatch.setattr('edgepoint2_ros.engines.openvino.import_openvino', fail)
     engine = open_engine(official_model('T-32'), 'auto')
     assert engine.backend == 'onnxruntime'
-    reason = f'openvino cannot be started: {type(error).__name__}: {error}'
+    reason = f'OpenVINO cannot be started: {type(error).__name__}: {error}'
     assert reason in engine.description
     with pytest.raises(EngineError, match=re.escape(reason)):
         open_engine(official_model('T-32'), 'openvino')
@@ -78,6 +78,15 @@ def test_auto_gives_openvino_up_wherever_it_fails_and_says_why(official_model, p
     assert re.search(reason, engine.description)
 
 
+def test_whatever_onnx_runtime_raises_while_it_runs_is_an_error_of_one_line(official_model, photograph, monkeypatch):
+    def fail(*_):
+        raise MemoryError('bad\nallocation')
+
+    monkeypatch.setattr('onnxruntime.InferenceSession.run', fail)
+    with pytest.raises(EngineError, match='ONNX Runtime cannot run the network: bad allocation'):
+        open_engine(official_model('T-32'), 'onnxruntime').run(photograph, NO_MASK)
+
+
 def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_model, monkeypatch):
     monkeypatch.setitem(sys.modules, 'openvino', None)
     with pytest.raises(EngineError, match='pip install openvino'):
@@ -93,9 +102,9 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
         ({'backend': 'tflite'}, "unknown backend 'tflite': expected auto or one of tensorrt, openvino, onnxruntime"),
         ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16, int8"),
         ({'threads': -1}, 'threads: expected 0'),
-        ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32 on the CPU, not bf16'),
-        ({'backend': 'onnxruntime', 'precision': 'int8'}, 'ONNX Runtime runs fp32 on the CPU, not int8'),
-        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32, bf16, int8 on the CPU, not fp16'),
+        ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32, not bf16'),
+        ({'backend': 'onnxruntime', 'precision': 'int8'}, 'ONNX Runtime runs fp32, not int8'),
+        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32, bf16, int8, not fp16'),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(official_model, settings, message):

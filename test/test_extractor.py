@@ -1,12 +1,17 @@
+import argparse
+import inspect
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError
-from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, extract_shrunk, match_pair
+from edgepoint2_ros.extractor import DEFAULTS, MAX_PIXELS, Extractor, ExtractorSettings, extract_shrunk, match_pair
 from edgepoint2_ros.matching import match
 
 
@@ -172,6 +177,27 @@ def test_settings_out_of_range_are_refused(official_model, settings):
     official_model('T-32')
     with pytest.raises(EdgePoint2Error, match=next(iter(settings))):
         Extractor('T-32', **settings)
+
+
+def test_settings_have_one_default_in_python_for_the_commands_the_bags_and_the_node():
+    parser = argparse.ArgumentParser()
+    add_extractor_arguments(parser)
+    assert ExtractorSettings.of(parser.parse_args([])) == DEFAULTS
+    assert inspect.signature(Extractor).parameters['model'].default == DEFAULTS
+    parameters = pytest.importorskip('edgepoint2_ros.node.parameters').PARAMETERS
+    assert ExtractorSettings.of(SimpleNamespace(**{each.name: each.default for each in parameters})) == DEFAULTS
+    bags = pytest.importorskip('edgepoint2_ros.bridges.bags', reason='rosbags is not installed')
+    assert bags.Job(Path(), Path()).extractor == DEFAULTS
+
+
+def test_settings_come_as_one_or_by_name_and_names_win(official_model):
+    official_model('T-32')
+    settings = ExtractorSettings('T-32', backend='onnxruntime', precision='fp32', max_keypoints=7, score_threshold=1)
+    extractor = Extractor(settings, score_threshold=2)
+    assert (extractor.backend, extractor.precision) == ('onnxruntime', 'fp32')
+    assert (extractor.max_keypoints, extractor.score_threshold) == (7, 2)
+    with pytest.raises(TypeError, match='max_keypoint'):
+        Extractor('T-32', max_keypoint=7)
 
 
 def test_an_unknown_model_is_refused():

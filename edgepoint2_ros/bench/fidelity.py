@@ -135,7 +135,14 @@ def _table(options: argparse.Namespace, images: Sequence[np.ndarray]) -> str:
     columns: dict[str, list] = {}
     for model in show_progress(options.models, 'variant', len(options.models)):
         extractors = [
-            Extractor(model, options.weights, 'openvino', precision, options.threads, options.max_keypoints)
+            Extractor(
+                model,
+                weights=options.weights,
+                backend='openvino',
+                precision=precision,
+                threads=options.threads,
+                max_keypoints=options.max_keypoints,
+            )
             for precision in ('fp32', options.precision)
         ]
         found = measure(extractors, images, options.best)

@@ -8,7 +8,6 @@ speed of a large copy, each read and written once per convolution.
 import argparse
 import functools
 import json
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepoint2_ros.engines import base
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.engines.openvino import capabilities, import_openvino, settings_of
 from edgepoint2_ros.extractor import Extractor
@@ -103,9 +103,10 @@ def _stage(name: str) -> str:
 
 def keypoints_time(model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
     """Return the mean milliseconds from the maps to the features."""
-    extractor = Extractor(model.variant.name, str(model.path), backend, precision, threads)
-    module = sys.modules[f'edgepoint2_ros.engines.{backend}']
-    original, spent = module.best_keypoints, []
+    extractor = Extractor(
+        model.variant.name, weights=str(model.path), backend=backend, precision=precision, threads=threads
+    )
+    original, spent = base.best_keypoints, []
 
     def timed(*arguments):
         begin = time.perf_counter()
@@ -113,12 +114,12 @@ def keypoints_time(model, backend: str, precision: str, threads: int, images: li
         spent.append(time.perf_counter() - begin)
         return rows
 
-    module.best_keypoints = timed
+    base.best_keypoints = timed
     try:
         for k in range(FRAMES):
             extractor.extract(images[k % len(images)])
     finally:
-        module.best_keypoints = original
+        base.best_keypoints = original
     return float(np.mean(spent[FRAMES // 4 :])) * 1e3
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepoint2_ros.bench.worker import LONG_SIDE, Contender
+from edgepoint2_ros.engines import BACKENDS
 from edgepoint2_ros.errors import EdgePoint2Error
 
 FORMAT = 'edgepoint2 bench 1'  # of the file that --json writes
@@ -15,9 +16,7 @@ TITLES = {
     'sift': 'SIFT (OpenCV)',
     'dense': 'dense reference, PyTorch',
     'official': 'official code and weights, PyTorch',
-    'tensorrt': 'TensorRT',
-    'openvino': 'OpenVINO',
-    'onnxruntime': 'ONNX Runtime',
+    **{name: backend.title for name, backend in BACKENDS.items()},
 }
 PACES = {'camera': 'ms at 30 Hz', 'back-to-back': 'ms back to back'}
 

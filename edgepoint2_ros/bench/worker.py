@@ -105,7 +105,14 @@ def open_contender(contender: Contender, keypoints: int) -> Extract:
         return _open_official(contender, keypoints)
     from edgepoint2_ros.extractor import Extractor
 
-    return Extractor(contender.model, 'auto', contender.kind, contender.precision, contender.threads, keypoints).extract
+    extractor = Extractor(
+        contender.model,
+        backend=contender.kind,
+        precision=contender.precision,
+        threads=contender.threads,
+        max_keypoints=keypoints,
+    )
+    return extractor.extract
 
 
 def _open_dense(contender: Contender, keypoints: int) -> Extract:

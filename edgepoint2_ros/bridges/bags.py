@@ -33,11 +33,10 @@ from edgepoint2_ros.bridges.recordings import (
     sentence,
 )
 from edgepoint2_ros.errors import BagError, EdgePoint2Error
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode, to_fields, to_nanoseconds
-from edgepoint2_ros.models import PRECISION
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 STORAGES = ('mcap', 'sqlite3')
@@ -56,8 +55,9 @@ class Job:
         topics: the images'; may be empty where the bag has only one image topic.
         keypoints_topics: of the new bag, one for each of ``topics``; by default `keypoints` beside the image topic.
         keep: topics to copy, ``('*',)`` for all that can be.
+        extractor: the settings of the extractor.
+        encoding: of the descriptors, as for messages.encode.
         part: images in a part, and what an interruption costs at most.
-        others: as those of Extractor; and of messages.encode.
     """
 
     source: Path
@@ -65,13 +65,7 @@ class Job:
     topics: tuple[str, ...] = ()
     keypoints_topics: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
-    model: str = 'T-32'
-    weights: str = 'auto'
-    backend: str = 'auto'
-    precision: str = PRECISION
-    threads: int = 0
-    max_keypoints: int | None = None
-    score_threshold: float = -5.0
+    extractor: ExtractorSettings = DEFAULTS
     encoding: str = 'float32'
     storage: str = 'mcap'
     part: int = PART
@@ -118,15 +112,7 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
         if clash:
             raise BagError(f'{clash} is to be copied and to be written: name another keypoints topic')
         decoders = {name: recording.decoder(recording.topics[name]) for name in targets}
-        extractor = Extractor(
-            job.model,
-            job.weights,
-            backend=job.backend,
-            precision=job.precision,
-            threads=job.threads,
-            max_keypoints=job.max_keypoints,
-            score_threshold=job.score_threshold,
-        )
+        extractor = Extractor(job.extractor)
         settings = {
             'source': job.source.name,
             'start of the source': recording.start,

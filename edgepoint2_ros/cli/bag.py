@@ -7,12 +7,14 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, remarks, write_images
 from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_frames
-from edgepoint2_ros.cli import add_extractor_arguments
+from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.extractor import ExtractorSettings
 from edgepoint2_ros.files import own_names, refuse_existing
 from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.progress import show_progress
@@ -37,8 +39,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     extracting.add_argument('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy; '*': all")
     add_extractor_arguments(extracting)
-    extracting.add_argument('--max-keypoints', type=int, help='(default: 2048)')
-    extracting.add_argument('--score-threshold', type=float, default=-5.0, help='raw logit (default: %(default)s)')
     extracting.add_argument('--encoding', choices=ENCODINGS, default='float32', help='(default: %(default)s)')
     extracting.add_argument('--storage', choices=STORAGES, default='mcap', help='(default: %(default)s)')
     extracting.add_argument('--part', type=int, default=PART, help='images in a file of the new bag (%(default)s)')
@@ -106,13 +106,7 @@ def _job(options: argparse.Namespace, source: Path, output: Path) -> Job:
         tuple(options.topic),
         tuple(options.keypoints_topic),
         tuple(options.keep),
-        options.model,
-        options.weights,
-        options.backend,
-        options.precision,
-        threads,
-        options.max_keypoints,
-        options.score_threshold,
+        replace(ExtractorSettings.of(options), threads=threads),
         options.encoding,
         options.storage,
         options.part,

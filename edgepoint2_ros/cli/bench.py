@@ -38,7 +38,6 @@ from edgepoint2_ros.models.variants import NAMES, find_variant
 from edgepoint2_ros.progress import show_progress
 
 IMAGES = 20  # different frames of the demo's flight, gray
-DEFAULT_PRECISIONS = {'tensorrt': ['fp16'], 'openvino': ['fp32', 'bf16', 'int8'], 'onnxruntime': ['fp32']}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +149,7 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
     """Return the matrix: at each size and number of threads ORB, SIFT, and the models on the runtimes."""
     cores = len(os.sched_getaffinity(0))
     threads = sorted({count or cores for count in options.threads})
-    backends = options.backends or ['onnxruntime', 'openvino', *(['tensorrt'] if _has_gpu() else [])]
+    backends = options.backends or [name for name in reversed(BACKENDS) if name != 'tensorrt' or _has_gpu()]
     contenders = []
     for size, count in product(options.sizes, threads):
         contenders += [Contender('orb', '', '', count, size), Contender('sift', '', '', count, size)]
@@ -161,7 +160,7 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
             for backend in backends:
                 if backend == 'tensorrt' and count != threads[-1]:
                     continue  # the CPU's threads make no difference to a GPU
-                for precision in options.precisions or DEFAULT_PRECISIONS[backend]:
+                for precision in options.precisions or BACKENDS[backend].precisions:
                     contenders.append(Contender(backend, model, precision, count, size))
     return list(dict.fromkeys(contenders))
 
@@ -250,7 +249,7 @@ def find_machine() -> dict:
         if re.search(rf'\b{flag}\b', info)
     ]
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
-    packages = {'ONNX Runtime': 'onnxruntime', 'OpenVINO': 'openvino', 'TensorRT': 'tensorrt', 'PyTorch': 'torch'}
+    packages = {backend.title: backend.package for backend in BACKENDS.values()} | {'PyTorch': 'torch'}
     for name, package in packages.items():
         try:
             versions[name] = importlib.metadata.version(package)

@@ -9,9 +9,10 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.extractor import DEFAULTS, ExtractorSettings
 from edgepoint2_ros.files import refuse_existing
-from edgepoint2_ros.models import PRECISION
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.scenes.sources import open_source
@@ -21,10 +22,7 @@ PICTURE = 'demo_matches.png'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
-    parser.add_argument('--model', default='T-32', help='one of the 14 variants (default: %(default)s)')
-    parser.add_argument('--backend', default='auto', help='auto, tensorrt, openvino, onnxruntime (%(default)s)')
-    parser.add_argument('--precision', default=PRECISION, help='auto, fp32, fp16, bf16 or int8 (default: %(default)s)')
-    parser.add_argument('--max-keypoints', type=int, default=1000, help='most keypoints a frame (default: %(default)s)')
+    add_extractor_arguments(parser, max_keypoints=1000)
     parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
     parser.add_argument('--seconds', type=float, default=10.0, help='(default: %(default)s)')
@@ -37,16 +35,11 @@ def run(options: argparse.Namespace) -> int:
         raise EdgePoint2Error('the demo needs ROS 2 and the built messages: `make demo` sets both up')
     refuse_existing(filter(None, [options.picture]))
     open_source(options.source)  # says what is wrong with it before anything starts
-    model = provide_model(find_variant(options.model))
+    if options.weights == DEFAULTS.weights:
+        provide_model(find_variant(options.model))
     start = str(time.time_ns())
     source = ['--source', options.source] if options.source else []
-    parameters = {
-        'model': model.variant.name,
-        'backend': options.backend,
-        'precision': options.precision,
-        'max_keypoints': options.max_keypoints,
-        'descriptor_encoding': options.encoding,
-    }
+    parameters = {**vars(ExtractorSettings.of(options)), 'descriptor_encoding': options.encoding}
     settings = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
     environment = _environment()
     processes = []

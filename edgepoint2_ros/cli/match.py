@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.cli import add_extractor_arguments
+from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.files import refuse_existing, write_image
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import GEOMETRIES, match, verify
@@ -21,8 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'images', nargs='*', type=Path, metavar='IMAGE', help='two images (default: a stereo pair of scikit-image)'
     )
-    add_extractor_arguments(parser)
-    parser.add_argument('--max-keypoints', type=int, default=1000, help='of each image (default: %(default)s)')
+    add_extractor_arguments(parser, max_keypoints=1000)
     parser.add_argument(
         '--geometry', choices=list(GEOMETRIES), default='epipolar', help='of the inliers (default: %(default)s)'
     )
@@ -40,9 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if len(paths) != 2:
         raise EdgePoint2Error(f'match: expected two images, got {len(paths)}')
     images = [read_image(path) for path in paths]
-    extractor = Extractor(
-        options.model, options.weights, options.backend, options.precision, options.threads, options.max_keypoints
-    )
+    extractor = Extractor(ExtractorSettings.of(options))
     print(extractor.description)
     features = []
     for path, image in zip(paths, images):

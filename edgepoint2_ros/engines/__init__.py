@@ -1,77 +1,32 @@
 """Engines: a runtime holding one model, ready to run. One file a runtime, one small interface.
 
-A runtime module offers ``open_engine(model, precision, threads, report) -> Engine``; it imports its runtime only there,
-and raises EngineError with one sentence where the runtime is missing or cannot do what was asked.
+A runtime's module declares its BACKEND and offers ``open_engine(model, precision, threads, report) -> Engine``, which
+imports the runtime, here and nowhere else, and raises EngineError where it cannot do what was asked. A runtime on the
+CPU derives its engine from CpuEngine. To add one, write its module and name it in RUNTIMES.
 """
 
-import logging
 import os
 from collections.abc import Callable
-from importlib import import_module
-from typing import Protocol
 
 import numpy as np
 
-from edgepoint2_ros.errors import EdgePoint2Error, EngineError
+from edgepoint2_ros.engines import onnxruntime, openvino, tensorrt
+from edgepoint2_ros.engines.base import LOG, Engine, Report
+from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.keypoints import Rows
-from edgepoint2_ros.models import MAX_KEYPOINTS, PRECISION, PRECISIONS, Model
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model
 
-# In the order in which `auto` tries them, with the reason for the place.
-BACKENDS = {
-    'tensorrt': 'the fastest on NVIDIA GPUs',
-    'openvino': 'the fastest on x86 CPUs',
-    'onnxruntime': 'runs on every CPU',
-}
-LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
-
-Report = Callable[[str], None]
-
-
-class Engine(Protocol):
-    """A model that is ready to run.
-
-    Attributes:
-        backend: its name in BACKENDS.
-        precision: what it computes in, such as ``fp16`` or ``int8 and bf16``; never ``auto``.
-        max_keypoints: the most rows that it can return; None where there is no limit.
-        description: runtime, version, precision and threads, for a log.
-    """
-
-    backend: str
-    precision: str
-    max_keypoints: int | None
-    description: str
-
-    def prepare(self, height: int, width: int, channels: int) -> None:
-        """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
-
-        Raises:
-            EngineError: the runtime refuses that size.
-        """
-        ...
-
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
-        """Return xy (N, 2), scores (N,) and descriptors (N, D), float32, best score first.
-
-        Args:
-            image: uint8 (H, W, C), C = 1 or 3, contiguous.
-            mask: uint8 (h, w) on the network's grid, which is the image floored to multiples of 32; nonzero where
-                keypoints are allowed. Or (1, 1) for no mask.
-            count, threshold: rows past the best ``count``, and rows that score ``threshold`` or less, are not wanted.
-                An engine may leave them out, which saves CPUs the work; TensorRT returns max_keypoints rows always.
-
-        The arrays belong to the caller: a later run does not change them.
-
-        Raises:
-            EngineError: the runtime refuses that size, or fails.
-        """
-        ...
+# In the order in which `auto` tries them.
+RUNTIMES = {runtime.BACKEND.name: runtime for runtime in (tensorrt, openvino, onnxruntime)}
+BACKENDS = {name: runtime.BACKEND for name, runtime in RUNTIMES.items()}
+_KNOWN = dict.fromkeys(precision for backend in BACKENDS.values() for precision in backend.precisions)
+PRECISIONS = ('auto', *sorted(_KNOWN, key=lambda name: -int(name.lstrip('bfpint'))))  # the widest first
 
 
 def open_engine(
     model: Model,
     backend: str = 'auto',
-    precision: str = PRECISION,
+    precision: str = 'auto',
     threads: int = 0,
     report: Report = LOG,
 ) -> Engine:
@@ -80,9 +35,8 @@ def open_engine(
     Args:
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
-        precision: ``fp32``, ``fp16`` (TensorRT), ``bf16`` or ``int8`` (OpenVINO, where the CPU has it). ``auto`` is the
-            fastest that keeps the accuracy: fp16 on TensorRT; int8, bf16 or fp32 on OpenVINO, by what the CPU has; fp32
-            on ONNX Runtime.
+        precision: one that the backend declares. ``auto`` is the fastest that keeps the accuracy: fp16 on TensorRT;
+            int8, bf16 or fp32 on OpenVINO, by what the CPU has; fp32 on ONNX Runtime.
         threads: threads of the runtime; 0 takes every core that this process may use.
         report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with
             ``not ready: `` says what the engine waits for.
@@ -130,7 +84,7 @@ class AutoEngine:
 
     @property
     def description(self) -> str:
-        reasons = [*self._refusals, BACKENDS[self.backend]]
+        reasons = [*self._refusals, BACKENDS[self.backend].reason]
         return f'{self._engine.description} (auto: {"; ".join(reasons)})'
 
     def prepare(self, height: int, width: int, channels: int) -> None:
@@ -160,10 +114,17 @@ class AutoEngine:
         raise EngineError(f'no backend can run {self._what}: {"; ".join(self._refusals)}')
 
 
-def _open(backend: str, model: Model, precision: str, threads: int, report: Report) -> Engine:
+def _open(name: str, model: Model, precision: str, threads: int, report: Report) -> Engine:
+    backend = BACKENDS[name]
+    if precision not in ('auto', *backend.precisions):
+        raise EngineError(f'{backend.title} runs {", ".join(backend.precisions)}, not {precision}')
     try:
-        return import_module(f'{__name__}.{backend}').open_engine(model, precision, threads, report)
+        return RUNTIMES[name].open_engine(model, precision, threads, report)
+    except ModelError as error:  # another backend may not need that file
+        raise EngineError(f'{backend.title}: {error}') from None
     except EdgePoint2Error:
         raise
+    except ImportError as error:
+        raise EngineError(f'{backend.title} is not installed ({error}): pip install {backend.package}') from None
     except Exception as error:  # whatever a runtime does when it is imported or started, another one may work
-        raise EngineError(f'{backend} cannot be started: {type(error).__name__}: {error}') from error
+        raise EngineError(f'{backend.title} cannot be started: {type(error).__name__}: {error}') from error

@@ -5,11 +5,13 @@ checked, what the model's card holds: the features that it found in fp32 when th
 """
 
 import base64
+import os
 
 import cv2
 import numpy as np
 
-from edgepoint2_ros.engines import open_engine
+from edgepoint2_ros.engines import onnxruntime
+from edgepoint2_ros.engines.base import LOG
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import Model
@@ -71,7 +73,7 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     Raises:
         EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
     """
-    reference = open_engine(model, 'onnxruntime', 'fp32')
+    reference = onnxruntime.open_engine(model, 'fp32', len(os.sched_getaffinity(0)), LOG)
     expected = _run(lambda image, mask: reference.run(image, mask, model.max_keypoints), image_shape)
     return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU', MIN_COSINE)
 

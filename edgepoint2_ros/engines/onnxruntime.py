@@ -1,17 +1,18 @@
 """ONNX Runtime on the CPU: the embedded default."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgepoint2_ros.errors import EngineError
-from edgepoint2_ros.keypoints import Rows, best_keypoints
-from edgepoint2_ros.models import MAX_KEYPOINTS, Model
+from edgepoint2_ros.engines.base import Backend, CpuEngine, Report
+from edgepoint2_ros.models import Model
+
+BACKEND = Backend('onnxruntime', 'ONNX Runtime', 'onnxruntime', ('fp32',), 'runs on every CPU')
 
 
-def import_onnxruntime():
+def import_onnxruntime() -> Any:
     """Import ONNX Runtime, here and nowhere else: without its telemetry, unless the environment asks for that.
 
     From 1.29 on it looks a host of Microsoft up and writes into the user's cache as soon as it is imported.
@@ -22,15 +23,14 @@ def import_onnxruntime():
     return onnxruntime
 
 
-class OnnxRuntimeEngine:
+class OnnxRuntimeEngine(CpuEngine):
     """A session of ONNX Runtime; it takes images of any size."""
 
-    backend = 'onnxruntime'
-    precision = 'fp32'
-    max_keypoints = None
+    runtime = BACKEND
 
     def __init__(self, model: bytes | Path, threads: int, subpixel: bool):
         onnxruntime = import_onnxruntime()
+        super().__init__(onnxruntime.__version__, 'fp32', threads, subpixel)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Threads that spin while they wait take the cores from the rest of the robot, and slow this very network down
@@ -38,25 +38,14 @@ class OnnxRuntimeEngine:
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = 3  # errors; they come back as exceptions
         source = model if isinstance(model, bytes) else str(model)
-        self._session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
-        self._subpixel = subpixel
-        self.description = f'ONNX Runtime {onnxruntime.__version__}, {self.precision}, threads {threads}'
+        with BACKEND.errors(f'open {model if isinstance(model, Path) else "the model"}'):
+            self._session = onnxruntime.InferenceSession(source, options, providers=['CPUExecutionProvider'])
 
-    def prepare(self, height: int, width: int, channels: int) -> None:
-        """Nothing: one session takes every size."""
-
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
+    def maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cells, descriptors = self._session.run(['cells', 'descriptors'], {'image': image})
-        return best_keypoints(cells[0], descriptors[0], image.shape[:2], mask, count, threshold, self._subpixel)
+        return cells[0], descriptors[0]
 
 
-def open_engine(model: Model, precision: str, threads: int, report: Callable[[str], None]) -> OnnxRuntimeEngine:
+def open_engine(model: Model, precision: str, threads: int, report: Report) -> OnnxRuntimeEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
-    if precision not in ('auto', 'fp32'):
-        raise EngineError(f'ONNX Runtime runs fp32 on the CPU, not {precision}')
-    try:
-        return OnnxRuntimeEngine(model.path, threads, model.subpixel)
-    except ImportError as error:
-        raise EngineError(f'ONNX Runtime is not installed ({error}): pip install onnxruntime') from None
-    except Exception as error:  # the runtime's own exception classes have no common public base
-        raise EngineError(f'ONNX Runtime cannot open {model.path}: {error}') from None
+    return OnnxRuntimeEngine(model.path, threads, model.subpixel)

@@ -3,21 +3,23 @@
 import os
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgepoint2_ros.errors import EngineError, ModelError
-from edgepoint2_ros.keypoints import Rows, best_keypoints
-from edgepoint2_ros.models import MAX_KEYPOINTS, Model, part_path, read_part
+from edgepoint2_ros.engines.base import Backend, CpuEngine, Report
+from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.models import Model, part_path, read_part
 
 _NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'VNNI'}  # of the CPU, by precision
+BACKEND = Backend('openvino', 'OpenVINO', 'openvino', tuple(_NEEDS), 'the fastest on x86 CPUs')
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
 
 
-def import_openvino():
+def import_openvino() -> Any:
     """Import OpenVINO, here and nowhere else: without its telemetry, unless the user has opted in.
 
     As soon as it is imported, it starts a process that calls Google Analytics, and writes into the user's home.
@@ -28,7 +30,7 @@ def import_openvino():
 
 
 @contextmanager
-def _without_telemetry():
+def _without_telemetry() -> Iterator[None]:
     # `opt_in_out --opt_out` would write into the home, too, and call home to say so. Where openvino_telemetry cannot be
     # imported, OpenVINO takes a stub of its own.
     name = 'openvino_telemetry'
@@ -51,35 +53,30 @@ def _has_opted_in() -> bool:
     return consent.strip() == '1'
 
 
-class OpenVinoEngine:
+class OpenVinoEngine(CpuEngine):
     """Compiles the model for each image size (0.1 to 0.2 s): fixed shapes run a quarter faster than dynamic ones."""
 
-    backend = 'openvino'
-    max_keypoints = None
+    runtime = BACKEND
 
-    def __init__(self, core, network, settings: dict, model: Model, precision: str, description: str):
+    def __init__(self, core: Any, network: Any, settings: dict[str, Any], *description: Any):
+        super().__init__(*description)
         self._core = core
         self._network = network
         self._settings = settings
-        self._model = model
-        self._requests: OrderedDict[tuple, object] = OrderedDict()  # by the image's shape, the latest used last
-        self.precision = precision
-        self.description = description
+        self._requests: OrderedDict[tuple[int, ...], Any] = OrderedDict()  # by image shape, the latest used last
 
     def prepare(self, height: int, width: int, channels: int) -> None:
         self._request((height, width, channels))
 
-    def run(self, image: np.ndarray, mask: np.ndarray, count: int = MAX_KEYPOINTS, threshold: float = -np.inf) -> Rows:
+    def maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         request = self._request(image.shape)
-        with _named_errors('run the network'):
-            request.infer({'image': image}, share_inputs=True)
-        cells, descriptors = (request.get_tensor(name).data[0] for name in ('cells', 'descriptors'))
-        return best_keypoints(cells, descriptors, image.shape[:2], mask, count, threshold, self._model.subpixel)
+        request.infer({'image': image}, share_inputs=True)
+        return request.get_tensor('cells').data[0], request.get_tensor('descriptors').data[0]
 
-    def _request(self, image_shape: tuple):
+    def _request(self, image_shape: tuple[int, ...]) -> Any:
         if image_shape not in self._requests:
             height, width, channels = image_shape
-            with _named_errors(f'compile the network for images of {width} x {height} x {channels}'):
+            with BACKEND.errors(f'compile the network for images of {width} x {height} x {channels}'):
                 network = self._network.clone()
                 network.reshape({'image': list(image_shape)})
                 compiled = self._core.compile_model(network, 'CPU', self._settings)
@@ -90,13 +87,10 @@ class OpenVinoEngine:
         return self._requests[image_shape]
 
 
-def open_engine(model: Model, precision: str, threads: int, report: Callable[[str], None]) -> OpenVinoEngine:
+def open_engine(model: Model, precision: str, threads: int, report: Report) -> OpenVinoEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
-    try:
-        openvino = import_openvino()
-    except ImportError as error:
-        raise EngineError(f'OpenVINO is not installed ({error}): pip install openvino') from None
-    with _named_errors('start'):
+    openvino = import_openvino()
+    with BACKEND.errors('start'):
         core = openvino.Core()
         has = capabilities(core)
     choice = ''
@@ -105,34 +99,19 @@ def open_engine(model: Model, precision: str, threads: int, report: Callable[[st
             has.discard('int8')
         precision = next(name for name in ('int8', 'bf16', 'fp32') if name in has)
         choice = ' (auto: the fastest of this CPU)'
-    if precision not in _NEEDS:
-        raise EngineError(f'OpenVINO runs {", ".join(_NEEDS)} on the CPU, not {precision}')
     if precision not in has:
         raise EngineError(f'this CPU has no fast {precision} (it takes {_NEEDS[precision]}): use auto or fp32')
     settings = settings_of(precision, has, threads)
-    try:
-        source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
-    except ModelError as error:
-        raise EngineError(f'OpenVINO: {error}') from None
-    with _named_errors(f'open {model.path}'):
+    source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
+    with BACKEND.errors(f'open {model.path}'):
         network = core.read_model(source)
-    version = openvino.__version__.split('-')[0]
     if precision == 'int8':
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
-    description = f'OpenVINO {version}, {precision}{choice}, threads {threads}'
-    return OpenVinoEngine(core, network, settings, model, precision, description)
+    version = openvino.__version__.split('-')[0]
+    return OpenVinoEngine(core, network, settings, version, precision, threads, model.subpixel, choice)
 
 
-@contextmanager
-def _named_errors(doing: str):
-    """Turn what OpenVINO raises into an EngineError of one line; its own classes are Python's RuntimeError and kin."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        raise EngineError(f'OpenVINO cannot {doing}: {" ".join(str(error).split())}') from None
-
-
-def settings_of(precision: str, has: set[str], threads: int) -> dict:
+def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
     """Return OpenVINO's settings for a precision; what does not compute in int8 takes bf16 where the CPU has it."""
     return {
         'INFERENCE_PRECISION_HINT': 'bf16' if precision != 'fp32' and 'bf16' in has else 'f32',
@@ -141,7 +120,7 @@ def settings_of(precision: str, has: set[str], threads: int) -> dict:
     }
 
 
-def capabilities(core) -> set[str]:
+def capabilities(core: Any) -> set[str]:
     """Return the precisions in which this CPU is fast. Without VNNI, int8 products would overflow 16 bits, too."""
     has = {'fp32'}
     if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):

@@ -33,7 +33,7 @@ class EdgePoint2Method:
     def __init__(self, spec: str, max_keypoints: int):
         name, _, weights = spec.partition('@')
         # In fp32, so that the scores are the model's and not the machine's.
-        self.extractor = Extractor(name, weights or 'auto', precision='fp32', max_keypoints=max_keypoints)
+        self.extractor = Extractor(name, weights=weights or 'auto', precision='fp32', max_keypoints=max_keypoints)
         self.name = f'{self.extractor.variant} {weights}'.strip()
 
     def extract(self, image: np.ndarray) -> Features:

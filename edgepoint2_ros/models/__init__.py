@@ -22,8 +22,6 @@ NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
 MIN_CURVATURE = 1e-6  # of a parabola through three scores; keeps plateaus from dividing by zero
 MAX_KEYPOINTS = 2048  # of an image, unless another number is asked for
-PRECISIONS = ('auto', 'fp32', 'fp16', 'bf16', 'int8')  # in which a model is run
-PRECISION = 'auto'  # where nobody names one: in Python, for the commands and for the node
 CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package

@@ -12,7 +12,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.masks import combine, read_mask_file
 from edgepoint2_ros.messages import encode, to_nanoseconds
@@ -95,16 +95,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         try:
             topics = {name: parameters.name_topics(settings, name) for name in settings.cameras}
             self._static_masks = _read_masks(settings)
-            self._extractor = Extractor(
-                settings.model,
-                weights=settings.weights,
-                backend=settings.backend,
-                precision=settings.precision,
-                threads=settings.threads,
-                max_keypoints=settings.max_keypoints,
-                score_threshold=settings.score_threshold,
-                report=self._hear_engine,
-            )
+            self._extractor = Extractor(ExtractorSettings.of(settings), report=self._hear_engine)
         except EdgePoint2Error as error:
             self.get_logger().error(str(error))
             self._failure = str(error)

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.models import PRECISION
+from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.models.variants import NAMES
 
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
@@ -104,24 +104,26 @@ def _is_topic(name: str) -> bool:
 
 
 PARAMETERS = (
-    Parameter('model', 'T-32', f'The variant, one of {", ".join(NAMES)}.'),
+    Parameter('model', DEFAULTS.model, f'The variant, one of {", ".join(NAMES)}.'),
     Parameter(
         'weights',
-        'auto',
+        DEFAULTS.weights,
         '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or '
         'the path of a model (.onnx) or of a folder of models.',
     ),
-    Parameter('backend', 'auto', 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)),
+    Parameter(
+        'backend', DEFAULTS.backend, 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)
+    ),
     Parameter(
         'precision',
-        PRECISION,
+        DEFAULTS.precision,
         'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
         PRECISIONS,
     ),
-    Parameter('threads', 0, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
+    Parameter('threads', DEFAULTS.threads, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
     Parameter(
         'max_keypoints',
-        2048,
+        DEFAULTS.max_keypoints,
         'Most keypoints of an image. CPUs give any number, TensorRT at most what the model was made for: 2048 for '
         'all that ship; for up to 3840 `edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
         minimum=1,
@@ -129,7 +131,7 @@ PARAMETERS = (
     ),
     Parameter(
         'score_threshold',
-        -5.0,
+        DEFAULTS.score_threshold,
         'Keypoints score above this raw logit; -5 is a probability of 0.7 %.',
         minimum=-1000.0,
         maximum=1000.0,

@@ -18,16 +18,18 @@ from pathlib import Path
 
 import numpy as np
 
+from edgepoint2_ros.engines.base import Backend, Report
 from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.tensorrt import plan_cache
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu, find_gpu
-from edgepoint2_ros.errors import EngineError, ModelError
+from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, STRIDE, Model, read_part
 
-Report = plan_cache.Report
 Shape = tuple[int, ...]
 Tensors = dict[str, tuple[Shape, type]]
+
+BACKEND = Backend('tensorrt', 'TensorRT', 'tensorrt', ('fp16',), 'the fastest on NVIDIA GPUs')
 
 INPUTS = ('image', 'mask')
 OUTPUTS = ('xy', 'scores', 'descriptors')
@@ -40,7 +42,7 @@ class PlanRefused(EngineError):
 class TensorRtEngine:
     """A model on the GPU, with a plan for each image size that it has met."""
 
-    backend = 'tensorrt'
+    backend = BACKEND.name
     precision = 'fp16'
 
     def __init__(self, tensorrt, cudart, gpu: Gpu, model: Model, onnx: bytes, report: Report):
@@ -114,15 +116,9 @@ class TensorRtEngine:
 
 def open_engine(model: Model, precision: str, threads: int, report: Report) -> TensorRtEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
-    if precision not in ('auto', 'fp16'):
-        raise EngineError(f'TensorRT runs fp16, not {precision}')
     gpu = find_gpu()  # before anything of TensorRT is touched
     tensorrt, cudart = import_tensorrt(), import_cudart(gpu)
-    try:
-        onnx = read_part(model, 'tensorrt')
-    except ModelError as error:  # the other backends do not need it
-        raise EngineError(f'TensorRT: {error}') from None
-    return TensorRtEngine(tensorrt, cudart, gpu, model, onnx, report)
+    return TensorRtEngine(tensorrt, cudart, gpu, model, read_part(model, 'tensorrt'), report)
 
 
 def import_tensorrt():

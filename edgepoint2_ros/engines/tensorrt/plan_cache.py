@@ -15,13 +15,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from edgepoint2_ros.engines.base import Report
 from edgepoint2_ros.models import user_directory
 
 LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
 REPORT_PERIOD = 5.0  # seconds between two lines about something that takes long
 
 Key = dict[str, str]
-Report = Callable[[str], None]
 
 
 def cache_directory() -> Path:
