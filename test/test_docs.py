@@ -36,3 +36,17 @@ def test_links_within_the_site_stay_within_docs():
     for page in (ROOT / 'docs').rglob('*.md'):
         for link in re.findall(r'\]\(((?!http)[^)#\s]+)', read(page)):
             assert (page.parent / link).resolve().is_relative_to(ROOT / 'docs'), f'{page.name}: {link}'
+
+
+def test_the_map_in_contributing_has_every_part_of_the_package_and_no_other():
+    table = re.search(r'\| `edgepoint2_ros/` \|.*?\n\n', read(ROOT / 'CONTRIBUTING.md'), re.DOTALL)[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r'`([^`]+)`', row.split('|')[1])}
+    package = ROOT / 'edgepoint2_ros'
+    files = {file.name for file in package.glob('*.py') if file.name != '__init__.py'}
+    assert named == files | {f'{file.parent.name}/' for file in package.glob('*/__init__.py')}
+
+
+def test_every_file_that_contributing_names_exists():
+    package = ROOT / 'edgepoint2_ros'
+    for name in re.findall(r'`([\w/]+\.(?:py|md|hpp|msg|yaml|toml|txt))`', read(ROOT / 'CONTRIBUTING.md')):
+        assert any((folder / name).exists() for folder in (ROOT, package, ROOT / 'test')), name
