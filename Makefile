@@ -3,6 +3,7 @@
 #   make test    lint and every test
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
+#   make docs    the documentation as a site in build/site; fails on a dead link
 #   make lint    formatting, lint and the layers of the imports
 #   make clean   remove .venv and every build folder
 
@@ -18,7 +19,7 @@ SHELL := /bin/bash
 # A ROS 2 that the shell has sourced must not mix with the one in .venv.
 unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
 
-.PHONY: demo test bench soak lint clean
+.PHONY: demo test bench soak docs lint clean
 .DELETE_ON_ERROR:
 
 demo: .venv/package.stamp
@@ -33,6 +34,10 @@ bench: .venv/test.stamp .venv/package.stamp
 
 soak: .venv/test.stamp .venv/package.stamp
 	SOAK_SECONDS=$(SOAK) $(BIN)/python -m pytest -rP test/test_soak.py
+
+docs: .venv/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo 'build/site/index.html'
 
 lint: .venv/test.stamp
 	$(BIN)/ruff check .
@@ -59,6 +64,11 @@ clean:
 .venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/models.txt requirements/tools.txt
 	@echo '== packages for the tests'
 	@$(call PIP_INSTALL,requirements/test.txt)
+	@touch $@
+
+.venv/docs.stamp: .venv/python.stamp requirements/docs.txt
+	@echo '== packages for the documentation'
+	@$(call PIP_INSTALL,requirements/docs.txt)
 	@touch $@
 
 # Files are linked, not copied: one that is new or gone needs a rebuild, an edited one does not.

@@ -1,4 +1,4 @@
-"""What keypoints cost on the wire, and what matching accuracy each encoding keeps: the tables of docs/bandwidth.md.
+"""What keypoints cost on the wire, and what accuracy each encoding keeps: the tables of docs/internals/bandwidth.md.
 
 sudo unshare -n sh -c 'ip link set lo up; python examples/bandwidth.py wire'   # alone on a loopback of its own
 python examples/bandwidth.py accuracy FOLDER_OF_PHOTOGRAPHS

@@ -3,10 +3,11 @@
     flood.py TOPIC ROWS...
 
 Images have 1024 columns of 4 bytes and as many rows as one of ROWS, by chance; 0 stands for a small image, which goes
-in one piece. A line on the input starts the flood. Another one ends it: some small images follow in peace, so that the
+in one piece. A byte on the input starts the flood. Another one ends it: some small images follow in peace, so that the
 middleware knows what it has lost before them, and the number of all images so far is printed.
 """
 
+import os
 import random
 import select
 import sys
@@ -34,11 +35,12 @@ def main() -> None:
     chance = random.Random(0)
     images = [make_image(int(each)) for each in rows]
     sent = 0
-    while sys.stdin.readline():
-        while not select.select([sys.stdin], [], [], 0)[0]:
+    command = sys.stdin.fileno()  # not through a buffer, which would hide the next byte from select
+    while os.read(command, 1):
+        while not select.select([command], [], [], 0)[0]:
             publisher.publish(chance.choice(images))
             sent += 1
-        sys.stdin.readline()
+        os.read(command, 1)
         for _ in range(10):
             time.sleep(0.1)
             publisher.publish(make_image(0))

@@ -66,15 +66,9 @@ class Flood:
     """A camera in a process of its own that publishes large images at best effort as fast as it can, see flood.py."""
 
     def __init__(self, topic: str, rows: list[int]):
-        command = [
-            'nice',
-            '-n',
-            '19',
-            sys.executable,
-            str(Path(__file__).with_name('flood.py')),
-            topic,
-            *map(str, rows),
-        ]
+        program = Path(__file__).with_name('flood.py')
+        # It takes what the others leave of the CPU: they are to fight for the middleware.
+        command = ['nice', '-n', '19', sys.executable, str(program), topic, *map(str, rows)]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def __enter__(self) -> 'Flood':

@@ -61,8 +61,10 @@ def write(folder: Path, name: str, *keys: tuple, **parameters) -> str:
 
 
 def documented() -> dict:
-    """Return what the launch file in docs/node.md defines."""
-    blocks = re.findall(r'```python\n(.*?)```', (ROOT / 'docs' / 'node.md').read_text(encoding='utf-8'), re.DOTALL)
+    """Return what the launch file in docs/nodes/extractor.md defines."""
+    blocks = re.findall(
+        r'```python\n(.*?)```', (ROOT / 'docs' / 'nodes' / 'extractor.md').read_text(encoding='utf-8'), re.DOTALL
+    )
     [code] = [block for block in blocks if 'generate_launch_description' in block]
     names = {}
     exec(code, names)

@@ -60,7 +60,7 @@ def test_a_card_lists_each_file_of_its_model_as_it_is(variant):
 
 
 def test_the_documentation_has_digest_and_sizes_of_every_shipped_model():
-    page = (Path(__file__).parents[1] / 'docs' / 'models.md').read_text()
+    page = (Path(__file__).parents[1] / 'docs' / 'start' / 'models.md').read_text()
     for variant in VARIANTS:
         sizes = (str((SHIPPED / f'{variant}{end}').stat().st_size) for end in ('.onnx', '.int8.onnx', '.tensorrt.onnx'))
         digest = find_model(str(variant), 'shipped').digest

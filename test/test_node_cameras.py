@@ -24,7 +24,11 @@ def stereo(official_model, tmp_path_factory, ros):
     """A node with two cameras that many tests feed: its process and a rig for each camera."""
     official_model('T-32')
     process = Process(
-        tmp_path_factory.mktemp('stereo'), 'stereo', cameras='[left, right]', image_reliability='reliable'
+        tmp_path_factory.mktemp('stereo'),
+        'stereo',
+        cameras='[left, right]',
+        image_reliability='reliable',
+        image_depth=50,  # a loaded machine takes them late
     )
     rigs = Rig('stereo', 'left'), Rig('stereo', 'right')
     for rig in rigs:

@@ -383,7 +383,44 @@ def test_an_exception_while_parameters_change_is_a_refusal(ros, monkeypatch):
     assert node.start(lambda: False)
     (result,) = node.set_parameters([Parameter('mask_file', value='mask.png')])
     assert (result.successful, result.reason) == (False, 'MemoryError: no room')
+    assert (node.failures.count, node.failures.last[:20]) == (1, 'MemoryError: no room')
     assert node.get_parameter('mask_file').value == ''
+    node.stop()
+    node.destroy_node()
+
+
+def test_a_camera_that_cannot_be_reported_hides_nothing_of_the_others(ros, monkeypatch):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    def fail(report):
+        raise OverflowError('int too big to convert')
+
+    cameras = rclpy.Parameter('cameras', value=['left', 'right'])
+    node, reported = ExtractorNode(namespace='half', parameter_overrides=[cameras]), []
+    assert node.start(lambda: False)
+    monkeypatch.setattr(node._diagnostics, 'publish', reported.append)
+    with monkeypatch.context() as patch:
+        patch.setattr(node._cameras[0], 'publish_stats', fail)
+        node.report()
+    node.report()
+    first, second = ([(each.name.split(': ')[1], each.level) for each in message.status] for message in reported)
+    assert first == [('engine', DiagnosticStatus.ERROR), ('right', DiagnosticStatus.OK)]
+    assert '1 callbacks failed: OverflowError: int too big to convert (' in reported[0].status[0].message
+    assert second == [(name, DiagnosticStatus.OK) for name in ('engine', 'left', 'right')]
+    node.stop()
+    node.destroy_node()
+
+
+def test_an_overlay_that_cannot_be_drawn_is_counted_and_the_image_answered(gray, ros, monkeypatch):
+    from edgepoint2_ros.node import extractor_node
+
+    monkeypatch.setattr(extractor_node, 'draw_overlay', lambda *_: 1 / 0)
+    node = extractor_node.ExtractorNode(namespace='undrawn')
+    assert node.start(lambda: False)
+    monkeypatch.setattr(node._cameras[0], 'is_watched', lambda: True)
+    node.receive(Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes())))
+    wait_until(lambda: node.failures.count == 1)
+    assert node._cameras[0].health.processed == 1
     node.stop()
     node.destroy_node()
 
@@ -441,6 +478,7 @@ def test_a_transition_that_fails_is_explained_and_can_be_tried_again(ros):
     subscribe, node.create_subscription = node.create_subscription, None  # no middleware at hand fails here
     node.trigger_activate()
     assert node._failure == "on_activate: TypeError: 'NoneType' object is not callable"
+    assert node.failures.count == 1
     node.create_subscription = subscribe
     assert node.start(lambda: False)
     node.stop()

@@ -160,7 +160,7 @@ def test_the_yaml_file_is_the_table():
 
 
 def test_the_page_of_the_node_has_the_table():
-    page = (ROOT / 'docs' / 'node.md').read_text()
+    page = (ROOT / 'docs' / 'nodes' / 'extractor.md').read_text()
     start, end = '<!-- parameters -->\n', '<!-- /parameters -->'
     assert page.split(start)[1].split(end)[0] == to_markdown(), REWRITE
 

@@ -573,7 +573,7 @@ def test_bad_parameters_are_refused_in_one_line(name, value, expected):
 
 
 def test_the_documentation_has_every_parameter_with_its_default():
-    page = (ROOT / 'docs' / 'slam.md').read_text(encoding='utf-8')
+    page = (ROOT / 'docs' / 'nodes' / 'visual_odometry.md').read_text(encoding='utf-8')
     [table] = re.findall(r'\| Parameter \| Default \|.*\n\|.*\n((?:\|.*\n)+)', page)
     documented = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', table, re.MULTILINE))
     assert {name: yaml.safe_load(default) for name, default in documented.items()} == {

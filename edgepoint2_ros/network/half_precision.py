@@ -74,7 +74,7 @@ def open_model(model: onnx.ModelProto):
 
 
 def main(paths: list[str]) -> None:
-    """Print the table of docs/fp16.md for the given photographs."""
+    """Print the table of docs/internals/fp16.md for the given photographs."""
     images = [read_image(path) for path in paths]
     print('| variant | keypoints found again, mean | worst image | cosine of descriptors, mean | worst image |')
     print('|---|---|---|---|---|')

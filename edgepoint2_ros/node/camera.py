@@ -1,5 +1,6 @@
 """The topics of one camera: images and masks in; keypoints, overlay and stats out."""
 
+import functools
 import time
 from array import array
 
@@ -83,8 +84,7 @@ class Camera:
         self.health = Health(time.monotonic())
         self.verdict = OK, '', '', False
         self.masks = Masks()
-        self._losses = Losses()
-        self._mask_losses = Losses()
+        self._losses = {'lost': Losses(), 'masks_lost': Losses()}
 
     def subscribe(self, receive, settings, depth: int) -> None:
         """Begin to receive.
@@ -248,27 +248,39 @@ class Camera:
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
-        events = SubscriptionEventCallbacks(incompatible_qos=self._explain_writer, message_lost=self._count_lost)
-        receive = self._receive_numbered if hasattr(Subscription, 'CallbackType') else self._receive  # Humble
-        self._losses.take(None)
-        self._image_subscription = _with_events(
-            self._node.create_subscription, events, self._type, self._image_topic, receive, qos
+        self._image_subscription = self._subscribe(
+            self._type, self._image_topic, self._receive, qos, 'lost', incompatible_qos=self._explain_writer
         )
         self._reliability = reliability  # now that it is so
 
-    def _receive_numbered(self, message, info) -> None:
-        alone = self._image_subscription.get_publisher_count() <= 1
-        self._losses.take(info.get('publication_sequence_number') if alone else None)
-        self.health.lost = self._losses.count
-        self._receive(message)
+    def _subscribe(self, kind, topic: str, receive, qos: QoSProfile, counter: str, **callbacks):
+        """Return a subscription whose lost messages are counted in ``health`` under the name ``counter``."""
+        losses = self._losses[counter]
+        losses.take(None)
+
+        def receive_numbered(message, info) -> None:
+            alone = subscription.get_publisher_count() <= 1
+            losses.take(info.get('publication_sequence_number') if alone else None)
+            setattr(self.health, counter, losses.count)
+            receive(message)
+
+        count_lost = functools.partial(self._count_lost, counter)
+        events = SubscriptionEventCallbacks(message_lost=count_lost, **callbacks)
+        numbered = hasattr(Subscription, 'CallbackType')  # not in Humble
+        subscription = _with_events(
+            self._node.create_subscription, events, kind, topic, receive_numbered if numbered else receive, qos
+        )
+        return subscription
 
     def _listen_for_masks(self) -> None:
-        """Ask for masks as every publisher of them offers.
+        """Ask for masks as every publisher of them offers; while there is none, it stays as it is.
 
-        Where there is none yet, ask for the most: then a mask that is published once, or was before the node started,
-        is not missed. A publisher that offers less is heard from the next turn on.
+        At first ask for the most: then a mask that is published once, or was before the node started, is not missed. A
+        publisher that offers less is heard from the next turn on.
         """
         offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(self._mask_topic)]
+        if not offers and self._mask_subscription is not None:
+            return
         are_reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
         are_latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
         policies = {
@@ -279,11 +291,10 @@ class Camera:
             return
         if self._mask_subscription is not None:
             self._node.destroy_subscription(self._mask_subscription)
-        # The default callback would warn of a publisher that is heard in a moment.
-        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: None, message_lost=self._count_lost_masks)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
-        self._mask_subscription = _with_events(
-            self._node.create_subscription, events, Image, self._mask_topic, self._receive_mask, qos
+        # Without the default callbacks, which would warn of a publisher that is heard in a moment.
+        self._mask_subscription = self._subscribe(
+            Image, self._mask_topic, self._receive_mask, qos, 'masks_lost', use_default_callbacks=False
         )
         self._mask_policies = policies
 
@@ -291,13 +302,9 @@ class Camera:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
-    def _count_lost(self, event) -> None:
-        self._losses.tell(event.total_count_change)
-        self.health.lost = self._losses.count
-
-    def _count_lost_masks(self, event) -> None:
-        self._mask_losses.tell(event.total_count_change)
-        self.health.masks_lost = self._mask_losses.count
+    def _count_lost(self, counter: str, event) -> None:
+        self._losses[counter].tell(event.total_count_change)
+        setattr(self.health, counter, self._losses[counter].count)
 
     def _explain_writer(self, event) -> None:
         if self._adapts:

@@ -1,7 +1,7 @@
 """The parameters of the node: one table that declares and checks them and writes their documentation.
 
-``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the tables of
-README.md and docs/node.md.
+``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the table of
+docs/nodes/extractor.md.
 """
 
 import difflib
@@ -331,7 +331,7 @@ def check_changes(changes: dict, configured: bool) -> dict:
 
 
 def to_markdown() -> str:
-    """Return the table of README.md and docs/node.md."""
+    """Return the table of docs/nodes/extractor.md."""
     lines = ['| Parameter | Default | Allowed | Changes | Description |', '|---|---|---|---|---|']
     for parameter in PARAMETERS:
         changes = 'any time' if parameter.live else 'unconfigured'
@@ -359,7 +359,7 @@ def _to_text(value) -> str:
 
 
 def _write_documentation(checkout: Path) -> None:
-    page = checkout / 'docs' / 'node.md'
+    page = checkout / 'docs' / 'nodes' / 'extractor.md'
     page.write_text(_TABLE.sub(lambda _: to_markdown(), page.read_text(encoding='utf-8')), encoding='utf-8')
     (checkout / 'config' / 'extractor.yaml').write_text(to_yaml(), encoding='utf-8')
 

@@ -1,6 +1,7 @@
 """The node visual_odometry: keypoints and a camera's calibration in, the camera's path out.
 
-An example of what uses keypoints; edgepoint2_ros.odometry does the work. docs/slam.md describes topics and parameters.
+An example of what uses keypoints; edgepoint2_ros.odometry does the work. docs/nodes/visual_odometry.md describes
+topics and parameters.
 """
 
 import os
