@@ -102,7 +102,7 @@ class Extractor:
     def max_keypoints(self, value: int) -> None:
         most = self._engine.max_keypoints
         if value < 1 or (most and value > most):
-            advice = '; for more, make the model again with `edgepoint2 models import --max-keypoints`, or use a CPU'
+            advice = '; for more, export the model again with `edgepoint2 models import --max-keypoints`, or use a CPU'
             limits = f'1 to {most} on TensorRT, got {value}{advice}' if most else f'1 or more, got {value}'
             raise EdgePoint2Error(f'max_keypoints: expected {limits}')
         self._max_keypoints = int(value)

@@ -66,5 +66,5 @@ def test_features_of_another_image_fail_the_check(official_model):
 def test_a_card_without_expected_features_says_so(official_model):
     model = official_model('T-32')
     card = {key: value for key, value in model.card.items() if key != 'expected'}
-    with pytest.raises(EngineError, match='was made without expected features: make it again'):
+    with pytest.raises(EngineError, match='has no expected features on its card: export it again'):
         check.check_against_card(open_engine(model, 'onnxruntime').run, replace(model, card=card))

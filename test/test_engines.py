@@ -120,7 +120,7 @@ def test_by_default_openvino_computes_in_the_fastest_precision_that_the_cpu_has_
     fastest = next(name for name in ('int8', 'bf16', 'fp32') if name == 'fp32' or has(name))
     description = open_engine(official_model('T-32'), 'openvino').description
     assert f', {fastest}' in description
-    assert '(auto: the fastest of this CPU)' in description
+    assert '(auto: the fastest on this CPU)' in description
 
 
 @pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
@@ -142,7 +142,7 @@ def test_a_file_that_is_no_model_is_refused(official_model, tmp_path, backend):
 def test_a_precision_that_the_cpu_lacks_is_refused(official_model, precision, monkeypatch):
     pytest.importorskip('openvino')
     monkeypatch.setattr(engines.openvino, 'capabilities', lambda core: {'fp32'})
-    with pytest.raises(EngineError, match=f'this CPU has no fast {precision} .it takes .*: use auto or fp32'):
+    with pytest.raises(EngineError, match=f'this CPU does not accelerate {precision} .needs .*: use auto or fp32'):
         open_engine(official_model('T-32'), 'openvino', precision)
     assert ', fp32 (auto' in open_engine(official_model('T-32'), 'openvino').description
 
@@ -164,7 +164,7 @@ def test_a_damaged_int8_model_is_refused(official_model, tmp_path):
     model = official_model('T-32')
     copy = tmp_path / model.path.name
     shutil.copy(model.path, copy)
-    with pytest.raises(EngineError, match=r'T-32\.int8\.onnx cannot be read .*: make the model again'):
+    with pytest.raises(EngineError, match=r'T-32\.int8\.onnx cannot be read .*: export the model again'):
         open_engine(replace(model, path=copy), 'openvino', 'int8')
     part_path(copy, 'int8').write_bytes(b'no model')
     with pytest.raises(EngineError, match=r'T-32\.int8\.onnx is corrupt'):

@@ -89,7 +89,7 @@ def test_a_missing_model_says_how_to_get_it(monkeypatch, tmp_path):
 
 
 def test_a_model_of_another_variant_is_refused(copy):
-    with pytest.raises(ModelError, match='is a model of T-32, but M-48 was asked for'):
+    with pytest.raises(ModelError, match='is a model of T-32, expected M-48'):
         find_model('M-48', str(copy))
 
 

@@ -132,5 +132,5 @@ def test_a_model_gives_its_network_back(name, tmp_path, photograph):
     trainable.conv1.bias.data += 1
     assert weights_digest(trainable) != model.digest
     model.path.unlink()
-    with pytest.raises(ModelError, match='make the model again'):
+    with pytest.raises(ModelError, match='export the model again'):
         restore_network(model)

@@ -43,9 +43,7 @@ def test_another_version_rebuilds_once_and_says_why(path, lines):
     provide(path, KEY, b'old', lines)
     newer = {**KEY, 'runtime': 'TensorRT 10.7.0'}
     assert provide(path, newer, b'new', lines) == b'new'
-    assert lines == [
-        'T-32.plan was built for runtime TensorRT 10.3.0; this is runtime TensorRT 10.7.0: building it again'
-    ]
+    assert lines == ['T-32.plan was built for runtime TensorRT 10.3.0; this is runtime TensorRT 10.7.0: rebuilding']
     assert plan_cache.provide(path, newer, never, lines.append) == b'new'
 
 
@@ -64,9 +62,9 @@ def flip_a_bit(path):
 @pytest.mark.parametrize(
     ('damage', 'reason'),
     [
-        (flip_a_bit, 'is damaged'),
-        (lambda path: path.write_bytes(path.read_bytes()[:-5]), 'is damaged: its 5 bytes'),
-        (lambda path: path.write_bytes(b''), 'is damaged: its 0 bytes'),
+        (flip_a_bit, 'is corrupt'),
+        (lambda path: path.write_bytes(path.read_bytes()[:-5]), 'is corrupt: SHA-256 mismatch in 5 bytes'),
+        (lambda path: path.write_bytes(b''), 'is corrupt: SHA-256 mismatch in 0 bytes'),
         (lambda path: path.unlink(), 'cannot be read'),
         (lambda path: path.with_name('T-32.plan.json').write_text('{"key":'), 'cannot be read'),
         (lambda path: path.with_name('T-32.plan.json').write_text('[]'), 'cannot be read'),
@@ -109,7 +107,7 @@ def test_a_full_disk_costs_only_the_next_start(path, lines, monkeypatch):
     monkeypatch.setattr(os, 'fsync', full_disk)  # where a full disk shows, once the data must be on it
     newer = {**KEY, 'runtime': 'TensorRT 10.7.0'}
     assert provide(path, newer, b'new', lines) == b'new'
-    assert 'cannot be kept in' in lines[-1]
+    assert 'cannot write the plan to' in lines[-1]
     assert 'No space left on device' in lines[-1]
     assert not list(path.parent.glob('*.part'))
     assert plan_cache.load(path, KEY) == (b'old', '')  # what was there is still whole
@@ -123,7 +121,7 @@ def test_a_disk_that_fills_up_while_the_plan_is_written(path, lines):
         assert provide(path, KEY, bytes(100_000), lines) == bytes(100_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert 'cannot be kept in' in lines[-1]
+    assert 'cannot write the plan to' in lines[-1]
     assert plan_cache.load(path, KEY) == (None, '')
     assert [file.name for file in path.parent.iterdir()] == ['T-32.plan.lock']
 
@@ -132,7 +130,7 @@ def test_a_cache_that_cannot_be_written_costs_only_the_next_start(tmp_path, line
     (tmp_path / 'file').write_text('')
     path = tmp_path / 'file' / 'cache' / 'T-32.plan'  # no folder can be made below a file, not even by root
     assert provide(path, KEY, b'plan', lines) == b'plan'
-    assert 'cannot be kept in' in lines[-1]
+    assert 'cannot write the plan to' in lines[-1]
 
 
 def test_a_read_only_cache_serves_what_it_has_and_takes_nothing_new(path, lines):
@@ -144,7 +142,7 @@ def test_a_read_only_cache_serves_what_it_has_and_takes_nothing_new(path, lines)
         if os.access(path.parent, os.W_OK):
             pytest.skip('this user may write everywhere (root)')
         assert provide(path, {**KEY, 'gpu': 'Thor'}, b'other', lines) == b'other'
-        assert 'cannot be kept in' in lines[-1]
+        assert 'cannot write the plan to' in lines[-1]
     finally:
         path.parent.chmod(0o700)
 

@@ -126,7 +126,7 @@ def test_an_image_goes_up_and_k_rows_come_back_and_nothing_else(start, cuda, pho
 
 def test_more_keypoints_than_the_model_returns_are_refused(start, model, photograph):
     start()
-    refusal = 'max_keypoints: expected 1 to 2048 on TensorRT, got 2049; for more, make the model again'
+    refusal = 'max_keypoints: expected 1 to 2048 on TensorRT, got 2049; for more, export the model again'
     with pytest.raises(EdgePoint2Error, match=refusal):
         Extractor('T-32', backend='tensorrt', max_keypoints=2049)
     extractor = Extractor('T-32', backend='tensorrt')
@@ -184,7 +184,7 @@ def test_auto_goes_on_with_the_cpu_then(start, photograph, lines):
     assert engine.backend == 'tensorrt'
     assert np.count_nonzero(engine.run(photograph, NO_MASK)[1] > -5) > 500
     assert engine.backend == 'openvino'
-    assert [line for line in lines if 'given up' in line] == [lines[-1]]
+    assert [line for line in lines if 'falling back' in line] == [lines[-1]]
     assert 'self-check' in lines[-1]
 
 
@@ -193,11 +193,11 @@ def test_auto_takes_the_cpu_for_a_model_without_its_file_for_tensorrt(cuda, mode
     for suffix in ('.onnx', '.json'):
         (tmp_path / f'T-32{suffix}').write_bytes(model.path.with_suffix(suffix).read_bytes())
     old = open_model(tmp_path / 'T-32.onnx')
-    with pytest.raises(EngineError, match=r'T-32\.tensorrt\.onnx cannot be read .*make the model again'):
+    with pytest.raises(EngineError, match=r'T-32\.tensorrt\.onnx cannot be read .*export the model again'):
         open_engine(old, 'tensorrt')
     engine = open_engine(old, 'auto')
     assert engine.backend == 'openvino'
-    assert 'make the model again' in engine.description
+    assert 'export the model again' in engine.description
 
 
 def test_a_gpu_without_memory_is_refused_in_cudas_words_and_keeps_nothing(start, cuda, photograph):
@@ -217,7 +217,7 @@ def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, ph
     found = other.run(photograph, NO_MASK)
     assert_same(found, open_engine(model, 'onnxruntime').run(photograph, NO_MASK))
     assert module.builds == 1
-    assert 'TensorRT cannot open the plan: no reason given: building it again' in lines[0]
+    assert 'TensorRT cannot open the plan: no reason given: rebuilding' in lines[0]
     assert len(plan_cache.list_plans()) == 1
 
 

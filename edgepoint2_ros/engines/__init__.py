@@ -103,7 +103,7 @@ class AutoEngine:
                 failed = self.backend
                 self._refusals.append(str(error))
                 self._engine = self._next()
-                self._report(f'{failed} is given up for {self._engine.description}: {error}')
+                self._report(f'falling back from {failed} to {self._engine.description}: {error}')
 
     def _next(self) -> Engine:
         while self._candidates:

@@ -85,7 +85,7 @@ def check_against_card(run, model: Model) -> str:
         EngineError: it finds too few of the keypoints or other descriptors, or the card holds none.
     """
     if 'expected' not in model.card:
-        raise EngineError(f'{model.path} was made without expected features: make it again')
+        raise EngineError(f'{model.path} has no expected features on its card: export it again')
     expected = unpack(model.card['expected'], model.variant.descriptor_size)
     return _judge(compare(_run(run, CARD_SHAPE), expected), "the model's card", MIN_COSINE_OF_CPU)
 

@@ -98,9 +98,9 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
         if not part_path(model.path, 'int8').is_file():
             has.discard('int8')
         precision = next(name for name in ('int8', 'bf16', 'fp32') if name in has)
-        choice = ' (auto: the fastest of this CPU)'
+        choice = ' (auto: the fastest on this CPU)'
     if precision not in has:
-        raise EngineError(f'this CPU has no fast {precision} (it takes {_NEEDS[precision]}): use auto or fp32')
+        raise EngineError(f'this CPU does not accelerate {precision} (needs {_NEEDS[precision]}): use auto or fp32')
     settings = settings_of(precision, has, threads)
     source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
     with BACKEND.errors(f'open {model.path}'):

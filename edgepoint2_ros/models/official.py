@@ -70,7 +70,7 @@ def download_weights(variant: Variant) -> Path:
     except OSError as error:
         raise ModelError(
             f'the official weights of {variant} cannot be downloaded ({error}): put {name} from '
-            f'HITCSC/EdgePoint2 into a folder and name it in ${DIRECTORY_VARIABLE}'
+            f'HITCSC/EdgePoint2 into a folder and set {DIRECTORY_VARIABLE} to it'
         ) from None
     digest = sha256(content)
     if digest != SHA256[target.stem]:
@@ -113,7 +113,7 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
     if custom and name is None:
         target = models_directory('custom') / f'{path.stem}.onnx'
         if target.exists() and _source(target) != digest:
-            raise ModelError(f'{target} is there already, made of another file: rename {path}, or remove that model')
+            raise ModelError(f'{target} exists already, made from another file: rename {path}, or remove that model')
         card = {'weights': 'custom', 'source': path.name}
         network = load_network(path)
     else:

@@ -64,12 +64,12 @@ def read_part(model: Model, part: str = '') -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ModelError(f'{path} cannot be read ({error.strerror}): make the model again') from None
+        raise ModelError(f'{path} cannot be read ({error.strerror}): export the model again') from None
     actual = sha256(data)
     expected = model.sha256.get(f'.{part}.onnx' if part else '.onnx', 'nothing')
     if actual != expected:
         raise ModelError(
-            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
+            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: export it again'
         )
     return data
 
@@ -97,15 +97,15 @@ def find_model(name: str, weights: str = 'auto') -> Model:
         path = models_directory(weights) / f'{variant}.onnx'
         if not os.path.isfile(path):  # Path.is_file raises in a home that belongs to somebody else
             raise ModelError(
-                f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`'
-                f', or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
+                f'no {weights} model of {variant} in {path.parent}: run `edgepoint2 models download {variant}`'
+                f', or import its weights with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
             )
         return open_model(path, variant)
     path = Path(os.path.expanduser(weights))  # which leaves a ~ where there is no home; Path.expanduser would raise
     if os.path.isdir(path):
         path = path / f'{variant}.onnx'
     if path.suffix in ('.pth', '.pt'):
-        raise ModelError(f'{path} holds weights, not a model: make one with `edgepoint2 models import {path}`')
+        raise ModelError(f'{path} holds weights, not a model: run `edgepoint2 models import {path}`')
     if not os.path.isfile(path):
         raise ModelError(f'weights {weights!r}: expected {" or ".join(WEIGHTS)} or a path, and there is no file {path}')
     return open_model(path, variant)
@@ -137,7 +137,7 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f'{card_file} is not a model card: {type(error).__name__}: {error}') from None
     if variant is not None and model.variant != variant:
-        raise ModelError(f'{path} is a model of {model.variant}, but {variant} was asked for')
+        raise ModelError(f'{path} is a model of {model.variant}, expected {variant}')
     read_part(model)
     return model
 

@@ -30,7 +30,7 @@ def build_plan(tensorrt: Any, onnx: bytes, inputs: dict[str, Shape], timing: byt
     config.set_timing_cache(cache, False)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineError(f'the plan cannot be built: {logger.reasons()}')
+        raise EngineError(f'cannot build the plan: {logger.reasons()}')
     return bytes(plan), bytes(config.get_timing_cache().serialize())
 
 
@@ -47,7 +47,7 @@ def parse(tensorrt: Any, builder: Any, onnx: bytes, inputs: dict[str, Shape]) ->
     parser = tensorrt.OnnxParser(network, logger_of(tensorrt))
     if not parser.parse(onnx):
         reasons = '; '.join(parser.get_error(i).desc() for i in range(parser.num_errors))
-        raise EngineError(f'the model cannot be read: {reasons}')
+        raise EngineError(f'cannot parse the model: {reasons}')
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         tensor.shape = inputs[tensor.name]

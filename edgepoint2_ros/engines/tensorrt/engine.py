@@ -80,7 +80,7 @@ class TensorRtEngine:
             try:
                 opened = Plan(self._tensorrt, self._cudart, data, tensors)
             except PlanRefused as error:
-                self._report(f'{path.name}: {error}: building it again')
+                self._report(f'{path.name}: {error}: rebuilding')
                 plan_cache.discard(path)
                 data = plan_cache.provide(path, key, build_and_check, self._report)
         return opened or Plan(self._tensorrt, self._cudart, data, tensors)

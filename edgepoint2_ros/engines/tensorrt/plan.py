@@ -35,7 +35,7 @@ def tensors_of(model: Model, image_shape: Shape) -> Tensors:
 
 
 class PlanRefused(EngineError):
-    """A plan that TensorRT does not open, or that is not what was asked for."""
+    """A plan that TensorRT cannot open, or whose tensors are not those expected."""
 
 
 class Plan:
@@ -100,7 +100,7 @@ class Plan:
         }
         expected = {name: (shape, types[dtype]) for name, (shape, dtype) in tensors.items()}
         if held != expected:
-            raise PlanRefused(f'the plan holds {held}, but {expected} was asked for')
+            raise PlanRefused(f'the plan has the tensors {held}, expected {expected}')
 
     def _set_mask(self, mask: np.ndarray) -> None:
         """Upload a mask; without one (1, 1) the ones that are there stay."""

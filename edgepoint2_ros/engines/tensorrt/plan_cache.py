@@ -42,12 +42,12 @@ def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) ->
             if plan is not None:
                 return plan
         if reason:
-            report(f'{reason}: building it again')
+            report(f'{reason}: rebuilding')
         plan = build()
         try:
             store(path, key, plan)
         except OSError as error:
-            report(f'the plan cannot be kept in {path.parent} ({error.strerror}): the next start builds it again')
+            report(f'cannot write the plan to {path.parent} ({error.strerror}): the next start will rebuild it')
     return plan
 
 
@@ -70,7 +70,7 @@ def load(path: Path, key: Key) -> tuple[bytes | None, str]:
     except OSError as error:
         return None, f'{path} cannot be read ({error.strerror})'
     if sha256(data) != digest:
-        return None, f'{path} is damaged: its {len(data)} bytes are not those that were written'
+        return None, f'{path} is corrupt: SHA-256 mismatch in {len(data)} bytes'
     return data, ''
 
 
