@@ -90,15 +90,15 @@ def test_extract_sees_in_a_thermal_image_what_the_node_sees(official_model, phot
 def test_extract_says_which_way_up_it_reads_a_photograph(official_model, photograph, tmp_path, capsys):
     official_model('T-32')
     store(tmp_path / 'phone.jpg', photograph, 6)
-    command = ['extract', str(tmp_path / 'phone.jpg'), '--output', str(tmp_path), '--overlay', str(tmp_path)]
     for option, size, way in (
         ([], (640, 480), ''),
         (['--as-stored'], (480, 640), ', in the pixels of the file as it is stored'),
     ):
-        assert main([*command, *option]) == 0
+        out = tmp_path / f'out{len(option)}'
+        assert main(['extract', str(tmp_path / 'phone.jpg'), '--output', str(out), '--overlay', str(out), *option]) == 0
         assert f' keypoints, turned upright as EXIF says (orientation 6){way}\n' in capsys.readouterr().out
-        assert tuple(np.load(tmp_path / 'phone.npz')['image_size']) == size
-        assert cv2.imread(str(tmp_path / 'phone.png')).shape[1::-1] == size
+        assert tuple(np.load(out / 'phone.npz')['image_size']) == size
+        assert cv2.imread(str(out / 'phone.png')).shape[1::-1] == size
 
 
 def test_images_of_one_name_have_files_of_their_own(official_model, photograph, tmp_path):

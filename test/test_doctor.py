@@ -8,6 +8,7 @@ import pytest
 from edgepoint2_ros.cli import doctor, main
 from edgepoint2_ros.engines import check
 from edgepoint2_ros.engines.tensorrt import plan_cache
+from edgepoint2_ros.storage import cache_directory
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +27,7 @@ def test_a_machine_that_works_is_ready(official_model, capsys):
     out = capsys.readouterr().out
     for what in ('Python', 'numpy', 'OpenCV', 'model T-32', 'models folder', 'plans folder', 'onnxruntime'):
         assert row(out, what).split(maxsplit=len(what.split()))[len(what.split())].startswith('ok'), what
+    assert row(out, 'edgepoint2_ros').endswith('/edgepoint2_ros')
     assert official_model('T-32').digest in row(out, 'model T-32')
     assert 'GB free' in row(out, 'plans folder')
     assert '% of the keypoints within 1 px' in row(out, 'onnxruntime')
@@ -85,8 +87,8 @@ def test_a_backend_with_wrong_features_is_broken(official_model, monkeypatch, ca
 def test_plans_are_listed(official_model, capsys):
     official_model('T-32')
     key = {'model': 'T-32', 'image': '640x480x3', 'runtime': 'TensorRT 10.3.0', 'gpu': 'Orin'}
-    plan_cache.provide(plan_cache.cache_directory() / 'a.plan', key, lambda: bytes(2_000_000), print)
-    (plan_cache.cache_directory() / 'b.plan').write_bytes(b'')
+    plan_cache.provide(cache_directory() / 'a.plan', key, lambda: bytes(2_000_000), print)
+    (cache_directory() / 'b.plan').write_bytes(b'')
     main(['doctor'])
     out = capsys.readouterr().out
     assert 'T-32, 640x480x3, TensorRT 10.3.0, Orin, 2.0 MB' in out

@@ -17,16 +17,6 @@ def copy(official_model, tmp_path) -> Path:
     return tmp_path / 'T-32.onnx'
 
 
-def test_models_live_by_the_xdg_rules(monkeypatch, tmp_path):
-    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
-    assert data_directory() == tmp_path / 'edgepoint2'
-    monkeypatch.setenv('XDG_DATA_HOME', 'not/absolute')
-    monkeypatch.setenv('HOME', str(tmp_path))
-    assert data_directory() == tmp_path / '.local' / 'share' / 'edgepoint2'
-    monkeypatch.delenv('XDG_DATA_HOME')
-    assert data_directory() == tmp_path / '.local' / 'share' / 'edgepoint2'
-
-
 def test_a_user_without_a_home_has_no_models_of_his_own(official_model, monkeypatch):
     monkeypatch.delenv('XDG_DATA_HOME')
     monkeypatch.delenv('HOME')
@@ -80,7 +70,7 @@ def test_the_documentation_has_digest_and_sizes_of_every_shipped_model():
 def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp_path):
     assert find_model('E-64').digest == find_model('E-64', 'shipped').digest
     (tmp_path / 'T-32.onnx').touch()
-    monkeypatch.setattr('edgepoint2_ros.models.SHIPPED', tmp_path)
+    monkeypatch.setattr('edgepoint2_ros.models.store.SHIPPED', tmp_path)
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='no official model of E-64'):
         find_model('E-64')

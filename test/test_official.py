@@ -1,6 +1,7 @@
 import http.server
 import shutil
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -33,6 +34,18 @@ def weights(monkeypatch, tmp_path):
 def test_the_official_files_of_all_14_variants_are_known():
     assert {file_name(variant) for variant in VARIANTS} == {f'{name}.pth' for name in SHA256}
     assert all(len(digest) == 64 for digest in SHA256.values())
+
+
+def test_official_files_are_found_beside_a_checkout(monkeypatch, tmp_path):
+    monkeypatch.delenv(DIRECTORY_VARIABLE, raising=False)
+    monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
+    checkout = Path(__file__).parents[1]
+    copy = tmp_path / 'checkout' / Path(official.__file__).relative_to(checkout)
+    monkeypatch.setattr(official, '__file__', str(copy))
+    file = tmp_path / 'shared' / 'official_weights' / 'T32.pth'
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert find_weights(T32) == file
 
 
 def test_an_official_file_becomes_a_model_with_its_source_and_licence(weights):

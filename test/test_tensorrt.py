@@ -15,7 +15,12 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
+from edgepoint2_ros.engines.tensorrt import plan_cache
+from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, logger_of, version_of
+from edgepoint2_ros.engines.tensorrt.builder import build_plan, fp32_layers, parse
+from edgepoint2_ros.engines.tensorrt.engine import plan_key, plan_path, report_while
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu
+from edgepoint2_ros.engines.tensorrt.plan import INPUTS, tensors_of
 from edgepoint2_ros.errors import EngineError, ModelError
 from edgepoint2_ros.models import part_path, read_part
 from edgepoint2_ros.models.variants import VARIANTS
@@ -33,8 +38,8 @@ def rtx():
 
 
 def input_shapes(model, image_shape):
-    tensors = tensorrt.tensors_of(model, image_shape)
-    return {name: tensors[name][0] for name in tensorrt.INPUTS}
+    tensors = tensors_of(model, image_shape)
+    return {name: tensors[name][0] for name in INPUTS}
 
 
 @pytest.mark.parametrize('variant', VARIANTS, ids=str)
@@ -42,16 +47,14 @@ def test_nvidias_parser_and_builder_take_every_variant_at_every_size(variant, of
     model = official_model(variant.name)
     types = {np.uint8: rtx.DataType.UINT8, np.float32: rtx.DataType.FLOAT}
     for image_shape in SIZES:
-        expected = {
-            name: (shape, types[dtype]) for name, (shape, dtype) in tensorrt.tensors_of(model, image_shape).items()
-        }
-        builder = rtx.Builder(tensorrt.logger_of(rtx))
-        network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
+        expected = {name: (shape, types[dtype]) for name, (shape, dtype) in tensors_of(model, image_shape).items()}
+        builder = rtx.Builder(logger_of(rtx))
+        network = parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
         ends = [network.get_input(i) for i in range(network.num_inputs)]
         ends += [network.get_output(i) for i in range(network.num_outputs)]
         assert {end.name: (tuple(end.shape), end.dtype) for end in ends} == expected
 
-        plan, timing = tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
+        plan, timing = build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, image_shape))
         assert len(plan) > 100_000
         assert isinstance(timing, bytes)
 
@@ -59,8 +62,8 @@ def test_nvidias_parser_and_builder_take_every_variant_at_every_size(variant, of
 @pytest.mark.parametrize('name', ['T-32', 'E-64'])
 def test_convolutions_are_half_and_what_needs_it_is_float(name, official_model, rtx):
     model = official_model(name)
-    builder = rtx.Builder(tensorrt.logger_of(rtx))
-    network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
+    builder = rtx.Builder(logger_of(rtx))
+    network = parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     convolutions = [layer for layer in layers if layer.type == rtx.LayerType.CONVOLUTION]
     assert len(convolutions) >= 18
@@ -77,10 +80,10 @@ def test_convolutions_are_half_and_what_needs_it_is_float(name, official_model, 
 
 def test_8_6_is_told_of_every_fp32_layer_and_of_no_other(official_model, rtx):
     """8.6 may compute in fp16 whatever it is not told to leave alone."""
-    builder = rtx.Builder(tensorrt.logger_of(rtx))
+    builder = rtx.Builder(logger_of(rtx))
     model = official_model('T-32')
-    network = tensorrt.parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
-    held = tensorrt.fp32_layers(rtx, network)
+    network = parse(rtx, builder, read_part(model, 'tensorrt'), input_shapes(model, (480, 640, 3)))
+    held = fp32_layers(rtx, network)
     assert not any(layer.type == rtx.LayerType.CONVOLUTION for layer in held)
     assert all(layer.get_output(0).dtype != rtx.DataType.HALF for layer in held)
     names = {layer.name for layer in held}
@@ -123,10 +126,10 @@ def test_8_6_knows_every_operator_with_the_types_that_it_gets(official_model):
 
 def test_a_model_that_tensorrt_cannot_read_or_build_is_refused_in_its_words(official_model, rtx):
     with pytest.raises(EngineError, match='the model cannot be read: .*Failed to parse'):
-        tensorrt.build_plan(rtx, b'no model', {})
+        build_plan(rtx, b'no model', {})
     model = official_model('T-32')
     with pytest.raises(EngineError, match='the plan cannot be built: .+'):
-        tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), {'image': (480, 640, 3), 'mask': (100, 100)})
+        build_plan(rtx, read_part(model, 'tensorrt'), {'image': (480, 640, 3), 'mask': (100, 100)})
 
 
 def test_more_keypoints_than_tensorrt_can_pick_are_refused_when_the_model_is_made(tmp_path):
@@ -147,11 +150,11 @@ def test_3840_keypoints_are_built(rtx):
     from edgepoint2_ros.network.sparse import build_sparse
 
     model = build_sparse(EdgePoint2(VARIANTS[0]).eval(), 3840, half=True)
-    tensorrt.build_plan(rtx, model.SerializeToString(), {'image': (480, 640, 3), 'mask': (480, 640)})
+    build_plan(rtx, model.SerializeToString(), {'image': (480, 640, 3), 'mask': (480, 640)})
 
 
 def test_buffers_are_those_of_the_model_and_the_image(official_model):
-    assert tensorrt.tensors_of(official_model('T-32'), (389, 517, 3)) == {
+    assert tensors_of(official_model('T-32'), (389, 517, 3)) == {
         'image': ((389, 517, 3), np.uint8),
         'mask': ((384, 512), np.uint8),
         'xy': ((2048, 2), np.float32),
@@ -163,28 +166,30 @@ def test_buffers_are_those_of_the_model_and_the_image(official_model):
 def test_a_plan_is_known_by_everything_that_it_depends_on(official_model, monkeypatch, tmp_path):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     model = official_model('T-32')
-    key = tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN)
-    assert tensorrt.plan_path(key).parent == tmp_path / 'edgepoint2'
-    assert tensorrt.plan_path(key).name.startswith('T-32-640x480x3-2048-')
+    key = plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN)
+    assert plan_path(key).parent == tmp_path / 'edgepoint2'
+    assert plan_path(key).name.startswith('T-32-640x480x3-2048-')
     others = [
-        tensorrt.plan_key(model, b'other', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
-        tensorrt.plan_key(model, b'onnx', (480, 640, 1), 'TensorRT 10.3.0', ORIN),
-        tensorrt.plan_key(replace(model, max_keypoints=100), b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
-        tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.7.0', ORIN),
+        plan_key(model, b'other', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
+        plan_key(model, b'onnx', (480, 640, 1), 'TensorRT 10.3.0', ORIN),
+        plan_key(replace(model, max_keypoints=100), b'onnx', (480, 640, 3), 'TensorRT 10.3.0', ORIN),
+        plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.7.0', ORIN),
         *(
-            tensorrt.plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', replace(ORIN, **change))
+            plan_key(model, b'onnx', (480, 640, 3), 'TensorRT 10.3.0', replace(ORIN, **change))
             for change in ({'name': 'NVIDIA A/100'}, {'compute_capability': '8.0'}, {'cuda': '13.0'})
         ),
     ]
     assert all(other != key for other in others)
     # A second size, another model or another GPU leaves the first plan alone; another version takes its place.
-    places = [tensorrt.plan_path(other) != tensorrt.plan_path(key) for other in others]
+    places = [plan_path(other) != plan_path(key) for other in others]
     assert places == [True, True, True, False, True, False, False]
-    assert '/' not in tensorrt.plan_path(others[4]).name
+    assert '/' not in plan_path(others[4]).name
 
 
 def test_without_a_driver_one_sentence_says_so_and_nothing_of_tensorrt_is_touched(official_model, no_gpu, monkeypatch):
-    monkeypatch.setattr(tensorrt, 'import_tensorrt', lambda: pytest.fail('TensorRT was touched'))
+    monkeypatch.setattr(
+        'edgepoint2_ros.engines.tensorrt.engine.import_tensorrt', lambda: pytest.fail('TensorRT was touched')
+    )
     with pytest.raises(EngineError, match='no NVIDIA driver is installed|the NVIDIA driver finds no GPU'):
         open_engine(official_model('T-32'), 'tensorrt')
     engine = open_engine(official_model('T-32'), 'auto')
@@ -215,18 +220,18 @@ def test_a_missing_or_broken_tensorrt_is_one_sentence(content, message, monkeypa
         (tmp_path / 'tensorrt.py').write_text(content)
         monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(EngineError, match=message):
-        tensorrt.import_tensorrt()
+        import_tensorrt()
 
 
 def test_rtx_serves_where_tensorrt_is_missing(rtx, monkeypatch):
     monkeypatch.setitem(sys.modules, 'tensorrt', None)
-    assert tensorrt.import_tensorrt() is rtx
-    assert tensorrt.version_of(rtx) == f'TensorRT-RTX {rtx.__version__}'
+    assert import_tensorrt() is rtx
+    assert version_of(rtx) == f'TensorRT-RTX {rtx.__version__}'
 
 
 def test_cuda_python_that_is_missing_or_does_not_fit_is_named_with_its_version(no_gpu):
     with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python==12\.\*"'):
-        tensorrt.import_cudart(ORIN)
+        import_cudart(ORIN)
 
 
 def test_a_model_whose_file_for_tensorrt_is_missing_or_damaged_is_refused(official_model, tmp_path):
@@ -242,7 +247,7 @@ def test_a_model_whose_file_for_tensorrt_is_missing_or_damaged_is_refused(offici
 
 
 def test_a_long_build_reports_and_its_failure_is_passed_on(monkeypatch):
-    monkeypatch.setattr(tensorrt.plan_cache, 'REPORT_PERIOD', 0.1)
+    monkeypatch.setattr(plan_cache, 'REPORT_PERIOD', 0.1)
     lines = []
 
     def build() -> str:
@@ -250,7 +255,7 @@ def test_a_long_build_reports_and_its_failure_is_passed_on(monkeypatch):
             time.sleep(0.01)
         return 'plan'
 
-    result = tensorrt._report_while(build, '{:.1f} s so far'.format, lines.append)
+    result = report_while(build, '{:.1f} s so far'.format, lines.append)
     assert result == 'plan'
     assert all(re.fullmatch(r'\d+\.\d s so far', line) for line in lines)
 
@@ -258,7 +263,7 @@ def test_a_long_build_reports_and_its_failure_is_passed_on(monkeypatch):
         raise ValueError('no memory')
 
     with pytest.raises(EngineError, match='ValueError: no memory'):
-        tensorrt._report_while(fail, str, lines.append)
+        report_while(fail, str, lines.append)
 
 
 def test_the_reports_go_on_while_nvidias_builder_works(official_model, rtx):
@@ -271,7 +276,7 @@ def test_the_reports_go_on_while_nvidias_builder_works(official_model, rtx):
     )
     clock.start()
     start = time.monotonic()
-    tensorrt.build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, (720, 1280, 3)))
+    build_plan(rtx, read_part(model, 'tensorrt'), input_shapes(model, (720, 1280, 3)))
     end = time.monotonic()
     done.set()
     clock.join()

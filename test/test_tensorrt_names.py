@@ -6,13 +6,14 @@ What those bindings say is recorded by record_tensorrt_names.py, to be run again
 import ast
 import json
 import re
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 RECORD = Path(__file__).parent / 'data' / 'tensorrt_names.json'
-SOURCE = ROOT / 'edgepoint2_ros' / 'engines' / 'tensorrt.py'
+SOURCES = ROOT / 'edgepoint2_ros' / 'engines' / 'tensorrt'
 
 # What the engine's variables hold, and what their methods and attributes return.
 VARIABLES = {
@@ -62,12 +63,13 @@ def resolve(node: ast.expr) -> str | None:
 def uses() -> dict[str, set[int]]:
     """Return each name that the engine uses and with how many arguments it is called."""
     found = {}
-    for node in ast.walk(ast.parse(SOURCE.read_text(encoding='utf-8'))):
+    trees = [ast.parse(path.read_text(encoding='utf-8')) for path in SOURCES.glob('*.py')]
+    for node in chain.from_iterable(map(ast.walk, trees)):
         if isinstance(node, ast.Attribute) and (owner := resolve(node.value)):
             found.setdefault(owner + node.attr, set())
         if isinstance(node, ast.Call):
             called, arguments = node.func, node.args
-            if isinstance(called, ast.Name) and called.id == '_call':  # _call(cudart.function, arguments ...)
+            if isinstance(called, ast.Name) and called.id == 'call':  # call(cudart.function, arguments ...)
                 called, *arguments = node.args
             if isinstance(called, ast.Attribute) and (owner := resolve(called.value)):
                 found.setdefault(owner + called.attr, set()).add(len(arguments))

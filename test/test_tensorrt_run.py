@@ -10,12 +10,15 @@ pytest.importorskip('tensorrt_rtx', reason='TensorRT-RTX is not installed')
 from simulated_gpu import SimulatedCuda, simulated_tensorrt
 
 from edgepoint2_ros.cli import main
-from edgepoint2_ros.engines import open_engine, tensorrt
+from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.engines.tensorrt import engine as tensorrt
+from edgepoint2_ros.engines.tensorrt import plan_cache
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.models import open_model, read_part
+from edgepoint2_ros.storage import cache_directory
 
 # What TensorRT-RTX calls deprecated, TensorRT 8.6 needs.
 pytestmark = pytest.mark.filterwarnings('ignore::DeprecationWarning')
@@ -77,7 +80,7 @@ def test_the_features_are_those_of_the_cpu(start, model, photograph, lines):
 def test_the_next_start_takes_the_plan_from_the_cache(start, photograph, lines, monkeypatch):
     first, module = start()
     first.prepare(480, 640, 3)
-    plan = next(tensorrt.plan_cache.cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
+    plan = next(cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
     lines.clear()
     again = open_engine(first._model, 'tensorrt', report=lines.append)
     assert np.count_nonzero(again.run(photograph, NO_MASK)[1] > -5) > 500
@@ -173,7 +176,7 @@ def test_a_plan_that_fails_its_self_check_serves_nobody_and_is_not_kept(start, p
         ):
             engine.run(photograph, NO_MASK)
     assert module.builds == 1
-    assert tensorrt.plan_cache.list_plans() == []
+    assert plan_cache.list_plans() == []
 
 
 def test_auto_goes_on_with_the_cpu_then(start, photograph, lines):
@@ -215,7 +218,23 @@ def test_a_plan_that_tensorrt_does_not_open_is_built_again_once(start, model, ph
     assert_same(found, open_engine(model, 'onnxruntime').run(photograph, NO_MASK))
     assert module.builds == 1
     assert 'TensorRT cannot open the plan: no reason given: building it again' in lines[0]
-    assert len(tensorrt.plan_cache.list_plans()) == 1
+    assert len(plan_cache.list_plans()) == 1
+
+
+def test_a_plan_that_another_process_has_built_again_meanwhile_is_taken(start, model, photograph, monkeypatch):
+    first, _ = start()
+    first.prepare(480, 640, 3)
+    engine, module = start()
+    beside = open_engine(model, 'tensorrt')
+    discard = plan_cache.discard
+
+    def discard_and_be_late(path):
+        discard(path)
+        beside.prepare(480, 640, 3)
+
+    monkeypatch.setattr(plan_cache, 'discard', discard_and_be_late)
+    assert_same(engine.run(photograph, NO_MASK), open_engine(model, 'onnxruntime').run(photograph, NO_MASK))
+    assert module.builds == 1
 
 
 def test_build_engine_builds_ahead_what_the_node_then_finds(start, model, capsys):

@@ -26,7 +26,8 @@ from edgepoint2_ros.engines.check import CARD_SHAPE, check_against_card, draw_sc
 from edgepoint2_ros.engines.tensorrt import plan_cache
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError
-from edgepoint2_ros.models import Model, data_directory, list_models
+from edgepoint2_ros.models import Model, list_models
+from edgepoint2_ros.storage import cache_directory, data_directory
 
 OK, MISSING, WARNING, BROKEN = 'ok', 'missing', 'warning', 'BROKEN'
 RUNS = 5
@@ -80,7 +81,7 @@ def show(finding: Finding) -> None:
 
 def find_system() -> Iterator[Finding]:
     """Python, its numpy and OpenCV, and the package itself."""
-    yield Finding('edgepoint2_ros', OK, f'{__version__} in {Path(__file__).parent}')
+    yield Finding('edgepoint2_ros', OK, f'{__version__} in {Path(__file__).parents[1]}')
     right = sys.version_info >= (3, 10)
     yield Finding(
         'Python',
@@ -126,7 +127,7 @@ def find_nvidia() -> Iterator[Finding]:
         yield Finding('NVIDIA GPU', MISSING, str(error), 'only TensorRT needs one')
         return
     yield Finding('NVIDIA GPU', OK, f'{gpu.name}, compute capability {gpu.compute_capability}, CUDA {gpu.cuda}')
-    from edgepoint2_ros.engines.tensorrt import import_cudart, import_tensorrt, version_of
+    from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, version_of
 
     try:
         yield Finding('TensorRT', OK, version_of(import_tensorrt()))
@@ -153,7 +154,7 @@ def find_models(models: list[Model | EdgePoint2Error]) -> Iterator[Finding]:
 
 def find_storage() -> Iterator[Finding]:
     """Where models and plans are kept, the room that is left there, and the plans."""
-    for what, folder in (('models', data_directory()), ('plans', plan_cache.cache_directory())):
+    for what, folder in (('models', data_directory()), ('plans', cache_directory())):
         parent = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(parent).free
         writable = os.access(parent, os.W_OK)

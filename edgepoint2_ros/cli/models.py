@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.models import MAX_KEYPOINTS, data_directory, list_models
+from edgepoint2_ros.models import MAX_KEYPOINTS, list_models
 from edgepoint2_ros.models.official import download_weights, import_weights
 from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
+from edgepoint2_ros.storage import data_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

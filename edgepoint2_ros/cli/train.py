@@ -17,7 +17,6 @@ import torch
 from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
-from edgepoint2_ros.engines.tensorrt.plan_cache import cache_directory
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.models import card_path, find_model, is_shipped
@@ -27,6 +26,7 @@ from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model
 from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
 from edgepoint2_ros.progress import show_progress
+from edgepoint2_ros.storage import cache_directory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

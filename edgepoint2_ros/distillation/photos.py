@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.image_files import SUFFIXES
 from edgepoint2_ros.images import read_image
+from edgepoint2_ros.storage import replacing, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -94,8 +94,7 @@ def load_photos(paths: Sequence[Path], cache: Path, progress: Callable[[Iterable
 
 def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable], Iterable]) -> None:
     names, shapes, skipped = [], [], []
-    unfinished = data.with_suffix(f'.{os.getpid()}.part')
-    with unfinished.open('wb') as file:
+    with replacing(data) as file:
         for path in progress(paths):
             try:
                 pyramid = _read_pyramid(path)
@@ -106,10 +105,7 @@ def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[
             shapes.append([level.shape for level in pyramid])
             for level in pyramid:
                 file.write(level.tobytes())
-    unfinished.replace(data)
-    listing = index.with_suffix(f'.{os.getpid()}.part')
-    listing.write_text(json.dumps({'names': names, 'shapes': shapes, 'skipped': skipped}))
-    listing.replace(index)
+    write_whole(index, json.dumps({'names': names, 'shapes': shapes, 'skipped': skipped}).encode())
 
 
 def _read_pyramid(path: Path) -> list[np.ndarray]:

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import logging
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, sample
 from edgepoint2_ros.network.weights import weights_digest
+from edgepoint2_ros.storage import replacing
 
 log = logging.getLogger(__name__)
 
@@ -311,12 +311,8 @@ def _save(
         'optimiser': optimiser.state_dict(),
         'bases': bases,
     }
-    unfinished = checkpoint.with_suffix('.part')
-    with unfinished.open('wb') as file:
+    with replacing(checkpoint) as file:
         torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(checkpoint)
 
 
 def _open_log(path: Path, start: int, names: list[str]):

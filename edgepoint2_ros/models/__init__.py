@@ -1,19 +1,20 @@
-"""Where models live, and what their cards say.
+"""Models: the 14 variants, where their files are, the official weights, and what every part knows of the network."""
 
-A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), the same in int8
-(``T-32.int8.onnx``), and another graph for TensorRT (``T-32.tensorrt.onnx``). The card names the variant and the digest
-of the weights, lists the inputs and outputs, the precision and the SHA-256 of each ONNX file by the end of its name,
-and holds the features of a drawn scene that an engine must find again. A file is checked whenever it is opened.
-"""
-
-import hashlib
-import json
-import os
-from dataclasses import dataclass, field
-from pathlib import Path
-
-from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models.variants import VARIANTS, Variant, find_variant
+from edgepoint2_ros.models.store import (
+    CARD_FORMAT,
+    SHIPPED,
+    WEIGHTS,
+    Model,
+    card_path,
+    find_model,
+    is_shipped,
+    list_models,
+    models_directory,
+    open_model,
+    part_path,
+    read_part,
+)
+from edgepoint2_ros.storage import data_directory
 
 STRIDE = 32  # the network works on sizes that are multiples of this; other images are resampled inside the model
 MIN_SIZE = 64  # smallest image side in pixels
@@ -22,158 +23,26 @@ NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
 MIN_CURVATURE = 1e-6  # of a parabola through three scores; keeps plateaus from dividing by zero
 MAX_KEYPOINTS = 2048  # of an image, unless another number is asked for
-CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 
-SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
-WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
-
-
-@dataclass(frozen=True)
-class Model:
-    """An ONNX model on disk; ``card`` holds every entry of its card."""
-
-    path: Path  # of the model for CPUs in fp32
-    variant: Variant
-    digest: str
-    max_keypoints: int  # of the model for TensorRT
-    subpixel: bool
-    sha256: dict[str, str] = field(repr=False)  # of each file, by the end of its name
-    card: dict = field(repr=False)
-
-
-def user_directory(variable: str, default: str) -> Path:
-    """Return a directory of this package by the XDG base directory rules: in $variable, else in ~/``default``."""
-    base = os.environ.get(variable, '')
-    if os.path.isabs(base):  # the rules ask to ignore relative paths
-        return Path(base) / 'edgepoint2'
-    try:
-        home = Path.home()
-    except RuntimeError:  # a container's user without a name
-        home = Path('/nonexistent')  # as Debian calls the home of users who have none
-    return home / default / 'edgepoint2'
-
-
-def data_directory() -> Path:
-    """Return the user's data directory of this package."""
-    return user_directory('XDG_DATA_HOME', '.local/share')
-
-
-def models_directory(weights: str) -> Path:
-    """Return the folder that holds the models made from ``weights``: ``shipped``, ``official`` or ``custom``."""
-    return SHIPPED if weights == 'shipped' else data_directory() / 'models' / weights
-
-
-def is_shipped(variant: Variant) -> bool:
-    """Tell whether the package brings a model of a variant with it."""
-    return (models_directory('shipped') / f'{variant}.onnx').is_file()
-
-
-def card_path(model: Path) -> Path:
-    """Return the file of a model's card."""
-    return Path(model).with_suffix('.json')
-
-
-def part_path(model: Path, part: str) -> Path:
-    """Return the file of a part of a model: ``int8`` or ``tensorrt``."""
-    return Path(model).with_suffix(f'.{part}.onnx')
-
-
-def read_part(model: Model, part: str = '') -> bytes:
-    """Return a part of a model, ``int8`` or ``tensorrt``, or the model for CPUs in fp32, as ONNX.
-
-    Raises:
-        ModelError: it is missing or corrupt.
-    """
-    path = part_path(model.path, part) if part else model.path
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f'{path} cannot be read ({error.strerror}): make the model again') from None
-    actual = hashlib.sha256(data).hexdigest()
-    expected = model.sha256.get(f'.{part}.onnx' if part else '.onnx', 'nothing')
-    if actual != expected:
-        raise ModelError(
-            f'{path} is corrupt: its SHA-256 is {actual[:16]}..., its card says {expected[:16]}...: make it again'
-        )
-    return data
-
-
-def find_model(name: str, weights: str = 'auto') -> Model:
-    """Return the model that serves a variant.
-
-    Args:
-        name: the variant, for example ``T-32``.
-        weights: ``shipped`` with the package, ``official``, ``auto`` (shipped where the package has the variant, else
-            official), or a path: an ONNX model with its card beside it, or a folder of such models.
-
-    Raises:
-        ModelError: no such variant, no such model, or one that is corrupt or of another variant.
-    """
-    variant = find_variant(name)
-    if weights == 'auto':
-        weights = 'shipped' if is_shipped(variant) else 'official'
-    if weights == 'shipped' and not is_shipped(variant):
-        shipped = ', '.join(variant.name for variant in VARIANTS if is_shipped(variant))
-        raise ModelError(
-            f'{variant} does not ship with the package, {shipped} do: choose one of these, or other weights'
-        )
-    if weights in WEIGHTS:
-        path = models_directory(weights) / f'{variant}.onnx'
-        if not os.path.isfile(path):  # Path.is_file raises in a home that belongs to somebody else
-            raise ModelError(
-                f'no {weights} model of {variant} in {path.parent}: get it with `edgepoint2 models download {variant}`'
-                f', or make it from a file with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
-            )
-        return open_model(path, variant)
-    path = Path(os.path.expanduser(weights))  # which leaves a ~ where there is no home; Path.expanduser would raise
-    if os.path.isdir(path):
-        path = path / f'{variant}.onnx'
-    if path.suffix in ('.pth', '.pt'):
-        raise ModelError(f'{path} holds weights, not a model: make one with `edgepoint2 models import {path}`')
-    if not os.path.isfile(path):
-        raise ModelError(f'weights {weights!r}: expected {" or ".join(WEIGHTS)} or a path, and there is no file {path}')
-    return open_model(path, variant)
-
-
-def open_model(path: Path, variant: Variant | None = None) -> Model:
-    """Read a model's card and check it against the ONNX file and, where given, the variant that was asked for."""
-    card_file = card_path(path)
-    try:
-        card = json.loads(card_file.read_text(encoding='utf-8'))
-        if card['format'] != CARD_FORMAT:
-            raise ModelError(
-                f'{card_file}: expected card format {CARD_FORMAT}, got {card["format"]}: the model was made by another '
-                f'version of edgepoint2_ros; make it again from its weights'
-            )
-        model = Model(
-            Path(path),
-            find_variant(card['model']),
-            card['digest'],
-            int(card['files']['.tensorrt.onnx']['max_keypoints']),
-            bool(card['subpixel']),
-            {suffix: str(entry['sha256']) for suffix, entry in card['files'].items()},
-            card,
-        )
-    except FileNotFoundError:
-        raise ModelError(f'{path} has no card: expected {card_file.name} beside it, as the export writes it') from None
-    except OSError as error:
-        raise ModelError(f'{card_file} cannot be read: {error}') from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f'{card_file} is not a model card: {type(error).__name__}: {error}') from None
-    if variant is not None and model.variant != variant:
-        raise ModelError(f'{path} is a model of {model.variant}, but {variant} was asked for')
-    read_part(model)
-    return model
-
-
-def list_models() -> list[Model | ModelError]:
-    """Return the models of the package, then those of the user's data directory; a broken one as its error."""
-    order = {variant.name: place for place, variant in enumerate(VARIANTS)}
-    found = []
-    cards = [*models_directory('shipped').glob('*.json'), *(data_directory() / 'models').glob('*/*.json')]
-    for card in sorted(cards, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
-        try:
-            found.append(open_model(card.with_suffix('.onnx')))
-        except ModelError as error:
-            found.append(error)
-    return found
+__all__ = [
+    'BORDER',
+    'CARD_FORMAT',
+    'MAX_KEYPOINTS',
+    'MIN_CURVATURE',
+    'MIN_SIZE',
+    'NMS_RADIUS',
+    'PAD_SCORE',
+    'SHIPPED',
+    'STRIDE',
+    'WEIGHTS',
+    'Model',
+    'card_path',
+    'data_directory',
+    'find_model',
+    'is_shipped',
+    'list_models',
+    'models_directory',
+    'open_model',
+    'part_path',
+    'read_part',
+]

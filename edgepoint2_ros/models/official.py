@@ -3,15 +3,15 @@
 They belong to the authors of EdgePoint2 (HITCSC/EdgePoint2, MIT licence, Copyright (c) 2024 HITCSC-Robotics).
 """
 
-import hashlib
 import json
 import os
 import urllib.request
 from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import Model, card_path, data_directory, find_model, is_shipped, models_directory, open_model
+from edgepoint2_ros.models.store import Model, card_path, find_model, is_shipped, models_directory, open_model
 from edgepoint2_ros.models.variants import Variant, find_variant
+from edgepoint2_ros.storage import data_directory, sha256, write_whole
 
 UPSTREAM = 'https://raw.githubusercontent.com/HITCSC/EdgePoint2/c589a5784b3f3fe712e77fad046cc6adf61c1aa7/weights/'
 LICENCE = 'MIT, Copyright (c) 2024 HITCSC-Robotics'
@@ -47,7 +47,7 @@ def find_weights(variant: Variant) -> Path | None:
     Looked for in the folder named by $EDGEPOINT2_OFFICIAL_WEIGHTS, in the user's data directory, and in
     ``../shared/official_weights`` beside a checkout.
     """
-    folders = [data_directory() / 'weights', Path(__file__).parents[2] / 'shared' / 'official_weights']
+    folders = [data_directory() / 'weights', Path(__file__).parents[3] / 'shared' / 'official_weights']
     if os.environ.get(DIRECTORY_VARIABLE):
         folders.insert(0, Path(os.path.expanduser(os.environ[DIRECTORY_VARIABLE])))
     for folder in folders:
@@ -72,13 +72,10 @@ def download_weights(variant: Variant) -> Path:
             f'the official weights of {variant} cannot be downloaded ({error}): put {name} from '
             f'HITCSC/EdgePoint2 into a folder and name it in ${DIRECTORY_VARIABLE}'
         ) from None
-    digest = hashlib.sha256(content).hexdigest()
+    digest = sha256(content)
     if digest != SHA256[target.stem]:
         raise ModelError(f'{UPSTREAM}{name} is not the official file: its SHA-256 is {digest}')
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_suffix('.part')
-    temporary.write_bytes(content)
-    temporary.replace(target)
+    write_whole(target, content)
     return target
 
 
@@ -97,7 +94,7 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
     """
     path = Path(path)
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256(path.read_bytes())
     except OSError as error:
         raise ModelError(f'{path} cannot be read: {error.strerror}') from None
     name = next((name for name, known in SHA256.items() if known == digest), None)

@@ -11,7 +11,6 @@ exports again: models, by their cards (.json), or weights (.pth) with the card o
 """
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.maps import build_maps, calibrate
 from edgepoint2_ros.network.sparse import build_sparse
 from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
+from edgepoint2_ros.storage import sha256, write_whole
 
 FORMAT_2 = ('max_keypoints', 'sha256', 'int8_sha256', 'fp16_sha256')  # entries of a card that ``files`` has replaced
 
@@ -62,7 +62,7 @@ def export_model(
         files[suffix] = {
             'interface': f'{inputs} -> {outputs}',
             'precision': precision,
-            'sha256': hashlib.sha256(contents[suffix]).hexdigest(),
+            'sha256': sha256(contents[suffix]),
         }
     files['.tensorrt.onnx']['max_keypoints'] = max_keypoints
     engine = OnnxRuntimeEngine(contents['.onnx'], threads=1, subpixel=subpixel)
@@ -75,13 +75,9 @@ def export_model(
         'expected': pack(engine.run(draw_scene(*CARD_SHAPE), np.ones((1, 1), np.uint8), max_keypoints)),
     }
     contents['.json'] = (json.dumps({**entries, **(card or {}), **entries}, indent=2) + '\n').encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
     # The card goes last and each file replaces what was there in one step: a reader never sees half a model.
     for suffix, content in contents.items():
-        target = path.with_suffix(suffix)
-        temporary = target.with_name(target.name + '.part')
-        temporary.write_bytes(content)
-        temporary.replace(target)
+        write_whole(path.with_suffix(suffix), content)
     return path
 
 

@@ -7,26 +7,19 @@ TensorRT. Files replace each other in one step, and a lock keeps two processes f
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgepoint2_ros.engines.base import Report
-from edgepoint2_ros.models import user_directory
+from edgepoint2_ros.storage import cache_directory, sha256, write_whole
 
 LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
 REPORT_PERIOD = 5.0  # seconds between two lines about something that takes long
 
 Key = dict[str, str]
-
-
-def cache_directory() -> Path:
-    """Return the user's cache directory of this package."""
-    return user_directory('XDG_CACHE_HOME', '.cache')
 
 
 def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) -> bytes:
@@ -76,7 +69,7 @@ def load(path: Path, key: Key) -> tuple[bytes | None, str]:
         data = path.read_bytes()
     except OSError as error:
         return None, f'{path} cannot be read ({error.strerror})'
-    if hashlib.sha256(data).hexdigest() != digest:
+    if sha256(data) != digest:
         return None, f'{path} is damaged: its {len(data)} bytes are not those that were written'
     return data, ''
 
@@ -87,11 +80,10 @@ def store(path: Path, key: Key, data: bytes) -> None:
     Raises:
         OSError: it cannot be written; what was there before is still there, or counts as damaged.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    entry = {'key': key, 'sha256': hashlib.sha256(data).hexdigest(), 'written': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
+    entry = {'key': key, 'sha256': sha256(data), 'written': time.strftime('%Y-%m-%dT%H:%M:%S%z')}
     # The sidecar goes last: a crash between the two leaves a plan that does not match, never a wrong one that does.
-    _replace(path, data)
-    _replace(_sidecar(path), json.dumps(entry, indent=2).encode() + b'\n')
+    write_whole(path, data)
+    write_whole(_sidecar(path), json.dumps(entry, indent=2).encode() + b'\n')
 
 
 def discard(path: Path) -> None:
@@ -114,25 +106,6 @@ def list_plans() -> list[tuple[Path, Key]]:
 
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + '.json')
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one step: after a power cut there is the old one or the new one."""
-    handle, temporary = tempfile.mkstemp(prefix=path.name + '.', suffix='.part', dir=path.parent)
-    try:
-        with open(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextlib.contextmanager

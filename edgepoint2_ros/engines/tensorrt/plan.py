@@ -1,0 +1,135 @@
+"""A plan that runs: it uploads the image as it is, replays one CUDA graph and fetches K rows.
+
+All memory is allocated when the plan is opened.
+"""
+
+import contextlib
+import ctypes
+from typing import Any
+
+import numpy as np
+
+from edgepoint2_ros.engines.tensorrt.bindings import call, logger_of
+from edgepoint2_ros.engines.tensorrt.builder import Shape
+from edgepoint2_ros.errors import EngineError
+from edgepoint2_ros.keypoints import Rows
+from edgepoint2_ros.models import STRIDE, Model
+
+Tensors = dict[str, tuple[Shape, type]]
+
+INPUTS = ('image', 'mask')
+OUTPUTS = ('xy', 'scores', 'descriptors')
+
+
+def tensors_of(model: Model, image_shape: Shape) -> Tensors:
+    """Return shape and dtype of every input and output of the plan for images (H, W, C)."""
+    height, width, _ = image_shape
+    count = model.max_keypoints
+    return {
+        'image': (image_shape, np.uint8),
+        'mask': ((height // STRIDE * STRIDE, width // STRIDE * STRIDE), np.uint8),
+        'xy': ((count, 2), np.float32),
+        'scores': ((count,), np.float32),
+        'descriptors': ((count, model.variant.descriptor_size), np.float32),
+    }
+
+
+class PlanRefused(EngineError):
+    """A plan that TensorRT does not open, or that is not what was asked for."""
+
+
+class Plan:
+    """A plan on the GPU with its stream, its buffers on both sides and the CUDA graph of one run."""
+
+    def __init__(self, tensorrt: Any, cudart: Any, data: bytes, tensors: Tensors):
+        self._cudart = cudart
+        self._resources = contextlib.ExitStack()  # what is to be freed, the latest first
+        self._logger = logger = logger_of(tensorrt)
+        logger.forget()
+        self._runtime = tensorrt.Runtime(logger)
+        self._engine = self._runtime.deserialize_cuda_engine(data)
+        if self._engine is None:
+            raise PlanRefused(f'TensorRT cannot open the plan: {logger.reasons()}')
+        self._check_tensors(tensorrt, tensors)
+        self._context = self._engine.create_execution_context()
+        if self._context is None:
+            raise EngineError(f'TensorRT cannot run the plan: {logger.reasons()}')
+
+        self._stream = call(cudart.cudaStreamCreateWithFlags, cudart.cudaStreamNonBlocking)
+        self._resources.callback(cudart.cudaStreamDestroy, self._stream)
+        self._host: dict[str, np.ndarray] = {}
+        self._device: dict[str, int] = {}
+        for name, (shape, dtype) in tensors.items():
+            size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+            self._device[name] = int(call(cudart.cudaMalloc, size))
+            self._resources.callback(cudart.cudaFree, self._device[name])
+            pinned = int(call(cudart.cudaMallocHost, size))
+            self._resources.callback(cudart.cudaFreeHost, pinned)
+            self._host[name] = np.frombuffer((ctypes.c_uint8 * size).from_address(pinned), dtype).reshape(shape)
+            self._context.set_tensor_address(name, self._device[name])
+
+        self._host['image'].fill(0)
+        self._masked = True
+        self._set_mask(np.ones((1, 1), np.uint8))
+        self._enqueue()  # TensorRT allocates on the first run what it must not while a graph is recorded
+        call(cudart.cudaStreamSynchronize, self._stream)
+        try:
+            self._graph = self._record()
+        except EngineError:  # then each run enqueues every kernel again
+            self._graph = None
+
+    def __del__(self) -> None:
+        self._resources.close()
+
+    def run(self, image: np.ndarray, mask: np.ndarray) -> Rows:
+        np.copyto(self._host['image'], image)
+        self._set_mask(mask)
+        if self._graph is None:
+            self._enqueue()
+        else:
+            call(self._cudart.cudaGraphLaunch, self._graph, self._stream)
+        call(self._cudart.cudaStreamSynchronize, self._stream)
+        return self._host['xy'].copy(), self._host['scores'].copy(), self._host['descriptors'].copy()
+
+    def _check_tensors(self, tensorrt: Any, tensors: Tensors) -> None:
+        """Hold the plan against what the buffers are made for."""
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        types = {np.uint8: tensorrt.DataType.UINT8, np.float32: tensorrt.DataType.FLOAT}
+        held = {
+            name: (tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name)) for name in names
+        }
+        expected = {name: (shape, types[dtype]) for name, (shape, dtype) in tensors.items()}
+        if held != expected:
+            raise PlanRefused(f'the plan holds {held}, but {expected} was asked for')
+
+    def _set_mask(self, mask: np.ndarray) -> None:
+        """Upload a mask; without one (1, 1) the ones that are there stay."""
+        masked = mask.size > 1
+        if masked or self._masked:
+            np.copyto(self._host['mask'], mask)
+            self._copy('mask', self._device['mask'], self._host['mask'].ctypes.data, 'cudaMemcpyHostToDevice')
+        self._masked = masked
+
+    def _enqueue(self) -> None:
+        self._copy('image', self._device['image'], self._host['image'].ctypes.data, 'cudaMemcpyHostToDevice')
+        if not self._context.execute_async_v3(int(self._stream)):
+            raise EngineError(f'TensorRT failed to run the plan: {self._logger.reasons()}')
+        for name in OUTPUTS:
+            self._copy(name, self._host[name].ctypes.data, self._device[name], 'cudaMemcpyDeviceToHost')
+
+    def _copy(self, name: str, target: int, source: int, kind: str) -> None:
+        kind = getattr(self._cudart.cudaMemcpyKind, kind)
+        call(self._cudart.cudaMemcpyAsync, target, source, self._host[name].nbytes, kind, self._stream)
+
+    def _record(self) -> Any:
+        """Record one run as a CUDA graph: one call starts all its kernels, which are too small to be started singly."""
+        cudart = self._cudart
+        call(cudart.cudaStreamBeginCapture, self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+        try:
+            self._enqueue()
+        finally:
+            graph = call(cudart.cudaStreamEndCapture, self._stream)
+        executable = call(cudart.cudaGraphInstantiate, graph, 0)
+        cudart.cudaGraphDestroy(graph)
+        self._resources.callback(cudart.cudaGraphExecDestroy, executable)
+        return executable

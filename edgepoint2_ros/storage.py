@@ -1,0 +1,73 @@
+"""Where this package keeps files of its own, and how it writes and checks them."""
+
+import contextlib
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+def cache_directory() -> Path:
+    """Return the user's folder of what can be made again: plans, decoded photographs."""
+    return _user_directory('XDG_CACHE_HOME', '.cache')
+
+
+def data_directory() -> Path:
+    """Return the user's folder of models and weights."""
+    return _user_directory('XDG_DATA_HOME', '.local/share')
+
+
+def _user_directory(variable: str, default: str) -> Path:
+    """Return a folder of this package by the XDG base directory rules: in $variable, else in ~/``default``."""
+    base = os.environ.get(variable, '')
+    if os.path.isabs(base):  # the rules ask to ignore relative paths
+        return Path(base) / 'edgepoint2'
+    try:
+        home = Path.home()
+    except RuntimeError:  # a container's user without a name
+        home = Path('/nonexistent')  # as Debian calls the home of users who have none
+    return home / default / 'edgepoint2'
+
+
+def sha256(data: bytes) -> str:
+    """Return the SHA-256 of bytes as 64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file in one step, as `replacing` does.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    with replacing(path) as file:
+        file.write(data)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of ``path`` when the block ends; its folder is made.
+
+    After an exception, a kill or a power cut there is the old file or the new one, never a part of one.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
+    try:
+        with unfinished.open('xb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new name
+    finally:
+        os.close(folder)
