@@ -64,7 +64,7 @@ def test_every_requirement_is_pinned(path):
 
 
 def test_what_runs_models_needs_neither_ros_nor_torch():
-    modules = ['extractor', 'features', 'images', 'matching', 'messages', 'models', 'official', 'variants']
+    modules = ['extractor', 'features', 'images', 'matching', 'messages', 'models', 'official', 'tracking', 'variants']
     code = f'import sys\nfrom edgepoint2_ros import {", ".join(modules)}\n'
     code += 'print({"rclpy", "torch", "onnx", "edgepoint2_ros.msg"} & set(sys.modules))'
     assert run([sys.executable, '-c', code], cwd=ROOT) == 'set()\n'
