@@ -131,11 +131,14 @@ def _pick_mutual(
 
     Of equally near ones the first gets the match. There are ``count`` features j.
     """
-    starts = np.flatnonzero(np.diff(i, prepend=-1))
+    first = np.ones(len(i), bool)
+    np.not_equal(i[1:], i[:-1], out=first[1:])
+    starts = np.flatnonzero(first)
     highest = np.maximum.reduceat(cosine, starts)
-    best = np.flatnonzero(cosine == np.repeat(highest, np.diff(starts, append=len(i))))
-    best = best[np.lexsort((j[best], i[best]))]
-    best = best[np.diff(i[best], prepend=-1) > 0]
+    best = np.flatnonzero(cosine == highest[np.cumsum(first) - 1])
+    if len(best) > len(starts):  # equally near ones
+        best = best[np.lexsort((j[best], i[best]))]
+        best = best[np.unique(i[best], return_index=True)[1]]
     keep = highest >= min_cosine
     if ratio < 1:
         others = cosine.copy()
@@ -189,7 +192,7 @@ def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.
     """
     (x, y), (from_x, from_y), (to_x, to_y) = (np.ascontiguousarray(corner.T, np.float64) for corner in (xy, low, high))
     left, top = x.min(), y.min()
-    height = max(1.0, float(np.median(to_y - from_y)) / 4)
+    height = max(1.0, float(np.median(to_y - from_y)))
     strips = int((y.max() - top) // height) + 1
     width = x.max() - left + 2  # of a strip, with a gap at its end
     key = (y - top) // height * width + (x - left)

@@ -40,7 +40,7 @@ def test_links_within_the_site_stay_within_docs():
 
 def test_the_map_in_contributing_has_every_part_of_the_package_and_no_other():
     table = re.search(r'\| `edgepoint2_ros/` \|.*?\n\n', read(ROOT / 'CONTRIBUTING.md'), re.DOTALL)[0]
-    named = {name for row in table.splitlines()[2:] for name in re.findall(r'`([^`]+)`', row.split('|')[1])}
+    named = {name for row in table.strip().splitlines()[2:] for name in re.findall(r'`([^`]+)`', row.split('|')[1])}
     package = ROOT / 'edgepoint2_ros'
     files = {file.name for file in package.glob('*.py') if file.name != '__init__.py'}
     assert named == files | {f'{file.parent.name}/' for file in package.glob('*/__init__.py')}

@@ -64,7 +64,8 @@ def test_every_requirement_is_pinned(path):
 
 
 def test_what_runs_models_needs_neither_ros_nor_torch():
-    code = 'import sys, edgepoint2_ros.messages\nfrom edgepoint2_ros import Extractor, Features, match, match_pair\n'
+    code = 'import sys, edgepoint2_ros.messages, edgepoint2_ros.tracking\n'
+    code += 'from edgepoint2_ros import Extractor, Features, match, match_pair\n'
     code += 'print({"rclpy", "torch", "onnx", "edgepoint2_ros.msg"} & set(sys.modules))'
     assert run([sys.executable, '-c', code], cwd=ROOT) == 'set()\n'
 

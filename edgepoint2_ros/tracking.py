@@ -1,0 +1,380 @@
+"""Tracks: which keypoints show the same place, image after image. Plain numpy and OpenCV, no ROS.
+
+A track is expected where its motion takes it. A sample of the tracks, matched with the whole image, tells how far the
+camera turned or moved otherwise; then each track is searched near its place, by its descriptor, and what was found has
+to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images and is found
+again by its descriptor. New tracks start from the best keypoints where there are none.
+"""
+
+from dataclasses import dataclass, fields
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import check_comparable, match, match_guided
+from edgepoint2_ros.odometry import Camera
+
+MAX_TRACKS = 400
+MAX_LOST = 5  # images that a track is searched in after the last one that showed it
+SPARE = 1.3  # tracks that are followed for each that is returned: those that last are returned
+CELL = 0.4  # side of the cells with at most one new track, in distances between evenly spread tracks
+RATIO = 0.95  # of the distances of the best and the second best descriptor near an expected place
+ANCHORS = 100  # tracks that are matched with the whole image,
+ANCHOR_KEYPOINTS = 1024  # with its best keypoints,
+ANCHOR_RATIO = 0.9  # and by this ratio
+MIN_ANCHORS = 8
+NEAR = 0.05  # of the longer side of the image: neighbours so near move alike
+REACH = 6.0  # pixels around an expected place that are searched at least
+MAX_GAP = 1.0  # seconds between images over which motion goes on
+MIN_FIT = 8  # tracks that an epipolar geometry is found with
+ERROR = 1.0  # pixels between a keypoint and its epipolar line
+MAX_ERROR = 3.0  # the same for a track that was lost, whose last place is a guess
+STEREO_ERROR = 2.0  # pixels between a keypoint of the right image and its epipolar line
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """The tracks that one image shows, those that were seen in most images first.
+
+    Rays are x / z and y / z of a direction in the optical frame of a camera, without distortion; NaN without a camera.
+
+    Attributes:
+        ids: (T,) uint64; no two tracks of a Tracker ever have the same.
+        ages: (T,) int64, images that showed it; 1 for a new one.
+        xy: (T, 2) float32, pixels of the image, as the extractor gave them.
+        rays: (T, 2) float64.
+        velocities: (T, 2) float64, of the rays, per second since the track was last seen; 0 for a new one.
+        scores: (T,) float32, raw detector logits.
+        keypoints: (T,) int64, index of the track's keypoint in the features.
+        right_keypoints: (T,) int64, the same in the features of the right camera; -1 where that does not see it.
+        right_xy: (T, 2) float32, pixels of the right image; NaN where that does not show it.
+        right_rays, right_velocities: (T, 2) float64, in the frame of the right camera; NaN where it has none; the
+            velocity is 0 where the right camera did not see it before.
+    """
+
+    ids: np.ndarray
+    ages: np.ndarray
+    xy: np.ndarray
+    rays: np.ndarray
+    velocities: np.ndarray
+    scores: np.ndarray
+    keypoints: np.ndarray
+    right_keypoints: np.ndarray
+    right_xy: np.ndarray
+    right_rays: np.ndarray
+    right_velocities: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass
+class _Pool:
+    """The tracks that are followed: those that the last image showed first, and of these the longest followed first."""
+
+    ids: np.ndarray  # (P,) uint64
+    ages: np.ndarray  # (P,) images that showed it
+    lost: np.ndarray  # (P,) images since then
+    xy: np.ndarray  # (P, 2) pixels in the last image, where it was seen or was to be expected
+    motion: np.ndarray  # (P, 2) pixels per second
+    flat: np.ndarray  # (P, 2) where it was seen, pixels without distortion
+    velocity: np.ndarray  # (P, 2) of the same per second
+    right: np.ndarray  # (P, 2) ray to it in the right camera then; NaN where that did not see it
+    stamps: np.ndarray  # (P,) when
+    descriptors: np.ndarray  # (P, D) as it was seen
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, index: np.ndarray | slice) -> '_Pool':
+        return _Pool(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def join(self, *others: '_Pool') -> '_Pool':
+        return _Pool(*(np.concatenate([getattr(pool, f.name) for pool in (self, *others)]) for f in fields(self)))
+
+
+class Tracker:
+    """Follows the keypoints of one camera, or of the left one of a stereo pair.
+
+    Features of other weights or of another image size, and a stamp before the last one, start it anew: with new tracks,
+    whose numbers go on.
+    """
+
+    def __init__(
+        self,
+        camera: Camera | None = None,
+        right: Camera | None = None,
+        right_from_left: np.ndarray | None = None,
+        max_tracks: int = MAX_TRACKS,
+        max_lost: int = MAX_LOST,
+        min_cosine: float = 0.7,
+    ):
+        """Prepare to track.
+
+        Args:
+            camera: the camera, for rays and an exact epipolar geometry; without one the images count as undistorted.
+            right: the right camera of a stereo pair, if there is one; then ``camera`` is the left one.
+            right_from_left: (4, 4), maps points from the left camera's frame to the right one's.
+            max_tracks: most tracks of an image.
+            max_lost: images that a track is searched in after the last one that showed it.
+            min_cosine: least cosine of two descriptors of one track.
+
+        Raises:
+            EdgePoint2Error: max_tracks or max_lost out of range, or a right camera without a left one or a baseline.
+        """
+        if not max_tracks >= 1 or not max_lost >= 0:
+            raise EdgePoint2Error(f'expected max_tracks from 1 and max_lost from 0, got {max_tracks} and {max_lost}')
+        self._fundamental = None
+        if right is not None:
+            shift = None if right_from_left is None else np.asarray(right_from_left)[:3, 3]
+            if camera is None or shift is None or not 0 < np.linalg.norm(shift) < np.inf:
+                raise EdgePoint2Error('a right camera needs the left one and where it stands: expected right_from_left')
+            self._rotation, self._shift = np.asarray(right_from_left, float)[:3, :3], shift
+            essential = np.cross(shift, self._rotation, axisb=0, axisc=0)
+            self._fundamental = np.linalg.inv(right.matrix).T @ essential @ np.linalg.inv(camera.matrix)
+        self._camera, self._right = camera, right
+        self._max_tracks, self._max_lost, self._min_cosine = max_tracks, max_lost, min_cosine
+        self._next = 0
+        self._pool: _Pool | None = None
+        self._last: Features | None = None
+        self._stamp = 0.0
+
+    def track(self, features: Features, stamp: float, right: Features | None = None) -> Tracks:
+        """Return the tracks that an image shows.
+
+        Args:
+            features: of the image.
+            stamp: its time in seconds.
+            right: features of the right camera's image of the same time, where there is one.
+
+        Raises:
+            EdgePoint2Error: keypoints or descriptors are not finite, or those of both images come from other weights.
+        """
+        if right is not None:
+            check_comparable(features, right)
+        if self._is_new(features, stamp):
+            self._pool, self._stamp = _empty_pool(features.descriptors.shape[1]), stamp
+        keypoints = self._follow(features, stamp)
+        keypoints = self._start(features, keypoints, stamp)
+        active = int(np.count_nonzero(keypoints >= 0))
+        tracks = self._report(features, keypoints[: min(active, self._max_tracks)], right, stamp)
+        self._pool.right[:active] = np.nan
+        self._pool.right[: len(tracks)] = tracks.right_rays
+        self._pool.stamps[:active] = stamp
+        self._last, self._stamp = features, stamp
+        return tracks
+
+    def _is_new(self, features: Features, stamp: float) -> bool:
+        last = self._last
+        return (
+            last is None
+            or stamp < self._stamp
+            or (last.model, last.digest, last.image_size) != (features.model, features.digest, features.image_size)
+        )
+
+    def _follow(self, features: Features, stamp: float) -> np.ndarray:
+        """Move the tracks on to the next image and return the keypoint of each, -1 where there is none."""
+        pool, elapsed = self._pool, stamp - self._stamp
+        keypoints = np.full(len(pool), -1)
+        if len(pool) == 0:
+            return keypoints
+        places, radius = self._expect(features, elapsed)
+        known = _as_features(pool.xy, pool.descriptors, features)
+        pairs = match_guided(known, features, places, radius, min_cosine=self._min_cosine, ratio=RATIO)
+        seen, found = pairs.T
+        flat = self._undistort(features.xy[found])
+        good = self._agree(seen, flat)
+        seen, found, flat = seen[good], found[good], flat[good]
+
+        keypoints[seen] = found
+        places[seen] = features.xy[found]
+        if elapsed > 0:
+            pool.motion = (places - pool.xy) / elapsed
+            pool.velocity[seen] = (flat - pool.flat[seen]) / (stamp - pool.stamps[seen])[:, None]
+        pool.xy = places
+        pool.flat[seen] = flat
+        pool.descriptors[seen] = features.descriptors[found]
+        pool.ages[seen] += 1
+        pool.lost += 1
+        pool.lost[seen] = 0
+        inside = ((places >= 0) & (places < features.image_size)).all(axis=1)
+        kept = np.flatnonzero((pool.lost == 0) | ((pool.lost <= self._max_lost) & inside))
+        kept = kept[np.lexsort((-pool.ages[kept], pool.lost[kept]))]
+        self._pool = pool.take(kept)
+        return keypoints[kept]
+
+    def _expect(self, features: Features, elapsed: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return where the tracks are expected (P, 2), and how far around there each may be (P,)."""
+        pool = self._pool
+        scale = NEAR * max(features.image_size)
+        moved = pool.motion * (elapsed if elapsed <= MAX_GAP else 0)
+        places = pool.xy + moved
+        recent = np.count_nonzero(pool.lost == pool.lost[0])
+        sample = slice(0, recent, -(-recent // ANCHORS))
+        known = _as_features(places[sample], pool.descriptors[sample], features)
+        best = _as_features(features.xy[:ANCHOR_KEYPOINTS], features.descriptors[:ANCHOR_KEYPOINTS], features)
+        pairs = match(known, best, self._min_cosine, ANCHOR_RATIO)
+        anchors = known.xy[pairs[:, 0]]
+        missed = best.xy[pairs[:, 1]] - anchors
+        if len(anchors) >= MIN_ANCHORS:  # leave out those that their neighbours contradict
+            near = _nearness(anchors, anchors, scale)
+            np.fill_diagonal(near, 0)
+            away = np.linalg.norm(missed - near @ missed / near.sum(axis=1, keepdims=True), axis=1)
+            good = away <= 3 * np.median(away) + 3
+            anchors, missed = anchors[good], missed[good]
+        if len(anchors) < MIN_ANCHORS:
+            return places, 2 * scale * (1 + pool.lost)
+        # The mean of what the anchors missed, and of its square, weighted by how near they are.
+        near = _nearness(places, anchors, scale)
+        sums = near @ np.column_stack([missed, (missed**2).sum(axis=1), np.ones(len(missed))])
+        shift = sums[:, :2] / sums[:, 3:]
+        spread = np.sqrt(np.maximum(sums[:, 2] / sums[:, 3] - (shift**2).sum(axis=1), 0))
+        unsure = pool.lost + (pool.ages == 1)
+        radius = REACH + 2 * spread + unsure * (REACH / 2 + 0.1 * np.hypot(moved[:, 0], moved[:, 1]))
+        return places + shift, radius
+
+    def _agree(self, seen: np.ndarray, flat: np.ndarray) -> np.ndarray:
+        """Return which of the tracks (N,), found at ``flat`` (N, 2), agree on one epipolar geometry: bool (N,)."""
+        pool = self._pool
+        lost = pool.lost[seen]
+        before = pool.flat[seen]
+        before[lost > 0] = self._undistort(pool.xy[seen[lost > 0]])
+        fit = np.flatnonzero(lost == 0) if np.count_nonzero(lost == 0) >= MIN_FIT else np.arange(len(seen))
+        fundamental = _find_fundamental(before[fit], flat[fit])
+        if fundamental is None:
+            return lost == 0
+        one = np.ones((len(seen), 1))
+        before, after = np.hstack([before, one]), np.hstack([flat, one])
+        line_after, line_before = before @ fundamental.T, after @ fundamental
+        steep = np.minimum(np.hypot(*line_after.T[:2]), np.hypot(*line_before.T[:2]))
+        return np.abs((line_after * after).sum(axis=1)) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep
+
+    def _start(self, features: Features, keypoints: np.ndarray, stamp: float) -> np.ndarray:
+        """Start tracks where there are none and return the keypoint of each track."""
+        pool = self._pool
+        target = int(np.ceil(SPARE * self._max_tracks))
+        active = int(np.count_nonzero(keypoints >= 0))
+        if active >= target or len(features) == 0:
+            return keypoints
+        width, height = features.image_size
+        side = CELL * np.sqrt(width * height / target)
+        column, row = np.clip(features.xy, 0, (width, height)).T // side
+        cells = (row * (width // side + 1) + column).astype(int)
+        # The keypoints are written from the last to the best, so that each cell keeps the best of its own.
+        best = np.full(cells.max() + 1, -1)
+        best[cells[::-1]] = np.arange(len(features))[::-1]
+        best[cells[keypoints[:active]]] = -1
+        new = np.sort(best[best >= 0])[: target - active]
+        xy = features.xy[new].astype(np.float64)
+        flat = self._undistort(xy)
+        motion = np.zeros((len(new), 2))
+        old = slice(0, active, -(-active // ANCHORS) or 1)
+        if active:
+            near = _nearness(xy, pool.xy[old], NEAR * max(width, height))
+            motion = near @ pool.motion[old] / near.sum(axis=1, keepdims=True)
+        zeros = np.zeros(len(new), np.int64)
+        started = _Pool(
+            self._next + np.arange(len(new), dtype=np.uint64),
+            zeros + 1,
+            zeros,
+            xy,
+            motion,
+            flat,
+            np.zeros_like(flat),
+            np.full_like(flat, np.nan),
+            np.full(len(new), stamp),
+            features.descriptors[new],
+        )
+        self._next += len(new)
+        self._pool = pool.take(slice(0, active)).join(started, pool.take(slice(active, None)))
+        return np.concatenate([keypoints[:active], new, keypoints[active:]])
+
+    def _report(self, features: Features, keypoints: np.ndarray, right: Features | None, stamp: float) -> Tracks:
+        """Return the first tracks of the pool, those with keypoints (T,)."""
+        pool = self._pool.take(np.arange(len(keypoints)))  # a copy: the pool goes on changing
+        nowhere = np.full((len(pool), 2), np.nan)
+        partners, right_xy, right_rays = np.full(len(pool), -1), nowhere.astype(np.float32), nowhere.copy()
+        if right is not None and self._right is not None:
+            pairs, rays = self._match_right(pool, right)
+            partners[pairs[:, 0]] = pairs[:, 1]
+            right_xy[pairs[:, 0]], right_rays[pairs[:, 0]] = right.xy[pairs[:, 1]], rays
+        elapsed = (stamp - pool.stamps)[:, None]
+        velocities = (right_rays - pool.right) / np.where(elapsed > 0, elapsed, np.inf)
+        return Tracks(
+            pool.ids,
+            pool.ages,
+            features.xy[keypoints],
+            nowhere if self._camera is None else _to_rays(pool.flat, self._camera),
+            nowhere if self._camera is None else pool.velocity / self._camera.matrix.diagonal()[:2],
+            features.scores[keypoints],
+            keypoints,
+            partners,
+            right_xy,
+            right_rays,
+            np.where(np.isnan(pool.right) & (partners >= 0)[:, None], 0, velocities),
+        )
+
+    def _match_right(self, pool: _Pool, right: Features) -> tuple[np.ndarray, np.ndarray]:
+        """Return the pairs (Q, 2) of tracks and keypoints of the right image, and the rays (Q, 2) to the latter."""
+        flat = self._right.undistort(right.xy)
+        # Where a fisheye lens sees past 90 degrees there is no pixel without distortion.
+        places = np.nan_to_num(flat, nan=-1e6, posinf=-1e6, neginf=-1e6).clip(-1e6, 1e6).astype(np.float32)
+        pairs = match_guided(
+            _as_features(pool.flat, pool.descriptors, right),
+            _as_features(places, right.descriptors, right),
+            fundamental=self._fundamental,
+            distance=STEREO_ERROR,
+            min_cosine=self._min_cosine,
+            ratio=RATIO,
+        )
+        ray, right_ray = _to_rays(pool.flat[pairs[:, 0]], self._camera), _to_rays(flat[pairs[:, 1]], self._right)
+        one = np.ones((len(pairs), 1))
+        # With p the ray turned into the right camera's frame, q the right ray and t the shift, q x (depth p + t) = 0.
+        turned, seen = np.hstack([ray, one]) @ self._rotation.T, np.hstack([right_ray, one])
+        parallax = np.cross(seen, turned)
+        squared = (parallax**2).sum(axis=1)
+        ahead = -(parallax * np.cross(seen, self._shift)).sum(axis=1)  # depth times the square
+        angle = np.sqrt(squared / ((turned**2).sum(axis=1) * (seen**2).sum(axis=1)))
+        good = (ahead > np.linalg.norm(self._shift) * squared) | (angle * self._right.matrix[0, 0] < STEREO_ERROR)
+        return pairs[good], right_ray[good]
+
+    def _undistort(self, xy: np.ndarray) -> np.ndarray:
+        return self._camera.undistort(xy) if self._camera is not None else np.asarray(xy, np.float64)
+
+
+def _as_features(xy: np.ndarray, descriptors: np.ndarray, like: Features) -> Features:
+    return Features(xy, np.zeros(len(xy)), descriptors, like.image_size, like.model, like.digest)
+
+
+def _to_rays(flat: np.ndarray, camera: Camera) -> np.ndarray:
+    """Return rays (N, 2) to pixels without distortion (N, 2)."""
+    return (flat - camera.matrix[:2, 2]) / camera.matrix.diagonal()[:2]
+
+
+def _nearness(xy: np.ndarray, others: np.ndarray, scale: float) -> np.ndarray:
+    """Return (N, M) weights that fall with the fourth power of the distance, from ``scale`` pixels on."""
+    xy, others = np.float32(xy / scale), np.float32(others / scale)
+    squared = (xy**2).sum(axis=1)[:, None] + ((others**2).sum(axis=1) + 1) - 2 * (xy @ others.T)
+    return 1 / (squared * squared)
+
+
+def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
+    """Return the fundamental matrix that most of the points (N, 2) agree on; None where they give none.
+
+    RANSAC, then eight points from all that agree: as good here as USAC_MAGSAC, in a fifth of the time.
+    """
+    if len(first) < MIN_FIT:
+        return None
+    fundamental, agree = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, ERROR, 0.99, 500)
+    if agree is not None and np.count_nonzero(agree) >= MIN_FIT:
+        agree = agree.ravel() > 0
+        fundamental, _ = cv2.findFundamentalMat(first[agree], second[agree], cv2.FM_8POINT)
+    return fundamental if fundamental is not None and fundamental.shape == (3, 3) else None
+
+
+def _empty_pool(size: int) -> _Pool:
+    none, pairs = np.zeros(0, np.int64), np.zeros((0, 2))
+    rows = np.zeros((0, size), np.float32)
+    return _Pool(none.astype(np.uint64), none, none, pairs, pairs, pairs, pairs, pairs, np.zeros(0), rows)
