@@ -24,7 +24,7 @@ from edgepoint2_ros.evaluation.benchmark import POSE_THRESHOLDS, RIGHT_EPIPOLAR
 from edgepoint2_ros.evaluation.pairs import find_photographs, fit, name_scene, read_image, read_pose_pairs
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import match, verify
+from edgepoint2_ros.matching import match
 
 THRESHOLDS = (-5.0, -6.0, -7.0, -8.0, -10.0)
 LONG_SIDE = 640  # pixels of the images
@@ -45,6 +45,15 @@ def successive(files: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
     return [tuple(fit(read_image(files[k]), LONG_SIDE)[0] for k in (start, start + 1)) for start in starts]
 
 
+def count_inliers(a: Features, b: Features, pairs: np.ndarray) -> int:
+    """Return how many matches agree on one epipolar geometry."""
+    if len(pairs) < 8:
+        return 0
+    xy = [features.xy[rows].astype(float) for features, rows in zip((a, b), pairs.T)]
+    _, found = metrics.import_poselib().estimate_fundamental(*xy, {'max_epipolar_error': RIGHT_EPIPOLAR})
+    return found['num_inliers']
+
+
 def follow(extractor: Extractor, images: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Return keypoints, and inliers between successive images, of each pair at each threshold: (N, T, 2)."""
     rows = []
@@ -53,7 +62,7 @@ def follow(extractor: Extractor, images: list[tuple[np.ndarray, np.ndarray]]) ->
         rows.append([])
         for threshold in THRESHOLDS:
             a, b = (cut(features, threshold) for features in found)
-            rows[-1].append((len(a), len(verify(a, b, match(a, b))[0])))
+            rows[-1].append((len(a), count_inliers(a, b, match(a, b))))
     return np.array(rows, float)
 
 
