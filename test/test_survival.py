@@ -133,7 +133,7 @@ def test_a_failure_is_counted_and_told_with_its_place(ros, monkeypatch):
         to_quaternion(np.eye(2))  # which fails in numpy, called by this package
     except IndexError as error:
         node.failures.add(error)
-    assert re.search(r' \(node/visual_odometry\.py:\d+ in to_quaternion\)$', lines[1])
+    assert re.search(r' \(node/frames\.py:\d+ in to_quaternion\)$', lines[1])
     node.destroy_node()
 
 
