@@ -606,3 +606,20 @@ def test_it_ends_quietly(number, rig):
     rig.process.send_signal(number)
     assert rig.process.wait(30) == 0
     assert 'Traceback' not in rig.output
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'reason'),
+    [
+        (['--params-file', '/no/such/file.yaml'], '/no/such/file.yaml'),
+        (['-r', '__ns:=two words'], 'two words'),
+        (['-p', 'use_sim_time:=3'], 'use_sim_time'),
+        (['-p', 'start_depth:=-1'], 'start_depth'),
+    ],
+)
+def test_what_cannot_be_started_is_an_error_of_few_lines_without_a_traceback(arguments, reason):
+    command = [sys.executable, '-m', 'edgepoint2_ros.node.visual_odometry', '--ros-args', *arguments]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 1
+    assert reason in process.stderr
+    assert 'Traceback' not in process.stderr

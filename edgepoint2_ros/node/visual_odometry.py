@@ -323,16 +323,18 @@ def main(args=None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     provide_log_folder()
-    rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    executor = SingleThreadedExecutor()
     try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = VisualOdometryNode()
-        executor.add_node(node)
+    except Exception as error:  # our own, or what rclpy makes of a parameter file, a namespace, use_sim_time
+        print(f'visual_odometry: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
         spin(executor, node, stop, timeout_sec=0.2)
         node.destroy_node()
-    except EdgePoint2Error as error:
-        print(f'visual_odometry: {error}', file=sys.stderr)
-        return 1
     finally:
         rclpy.try_shutdown()
     return 0
