@@ -283,7 +283,8 @@ class AcceptsUnchanged:
         if (known is not None and known.live) or not self.has_parameter(parameter.name):
             return False
         present = self.get_parameter(parameter.name)
-        return (parameter.type_, parameter.value) == (present.type_, present.value)
+        # Messages, so that a tuple and an array of the same numbers are equal.
+        return parameter.to_parameter_msg().value == present.to_parameter_msg().value
 
 
 def read(node) -> SimpleNamespace:
