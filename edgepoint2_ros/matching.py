@@ -228,7 +228,7 @@ def check_comparable(first: Features, second: Features) -> None:
 def verify(
     first: Features, second: Features, pairs: np.ndarray, geometry: str = 'epipolar', threshold: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the matches that agree on one geometry, found by USAC_MAGSAC.
+    """Return the matches that agree on one geometry, found by USAC_MAGSAC, or by RANSAC where that fails.
 
     Args:
         first, second: the features that were matched.
@@ -251,7 +251,11 @@ def verify(
     if len(pairs) >= GEOMETRIES[geometry]:
         first_xy, second_xy = first.xy[pairs[:, 0]], second.xy[pairs[:, 1]]
         find = cv2.findHomography if geometry == 'homography' else cv2.findFundamentalMat
-        matrix, agree = find(first_xy, second_xy, cv2.USAC_MAGSAC, threshold, confidence=0.999, maxIters=2000)
+        settings = {'confidence': 0.999, 'maxIters': 2000}
+        try:
+            matrix, agree = find(first_xy, second_xy, cv2.USAC_MAGSAC, threshold, **settings)
+        except cv2.error:  # OpenCV's USAC fails on some matches of a camera that hardly moves
+            matrix, agree = find(first_xy, second_xy, cv2.RANSAC, threshold, **settings)
     if matrix is None or matrix.shape != (3, 3):
         return pairs[:0], None
     return pairs[agree.ravel().astype(bool)], matrix

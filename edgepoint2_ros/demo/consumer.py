@@ -7,7 +7,6 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import rclpy
 from rclpy.node import Node
@@ -17,7 +16,7 @@ from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import write_image
-from edgepoint2_ros.matching import match, transfer_error
+from edgepoint2_ros.matching import match, transfer_error, verify
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
@@ -76,11 +75,8 @@ class Consumer:
         if motion is not None:
             return first_xy, second_xy, transfer_error(motion, first_xy, second_xy) <= TOLERANCE
         # Nobody knows this motion: the matches must at least agree on one epipolar geometry.
-        good = np.zeros(len(pairs), bool)
-        if len(pairs) >= 8:
-            fit = cv2.findFundamentalMat(first_xy, second_xy, cv2.USAC_MAGSAC, TOLERANCE, 0.999, 1000)[1]
-            good = fit.ravel().astype(bool) if fit is not None else good
-        return first_xy, second_xy, good
+        inliers, _ = verify(first.features, second.features, pairs, threshold=TOLERANCE)
+        return first_xy, second_xy, np.isin(pairs[:, 0], inliers[:, 0])
 
     def line(self, last: int) -> str:
         """Return the figures of the last frames in one line."""

@@ -162,7 +162,11 @@ class VisualOdometry:
             self._reference = features
             return None
         first, second = self._reference.xy[pairs[:, 0]], features.xy[pairs[:, 1]]
-        essential, agree = cv2.findEssentialMat(first, second, self.camera.matrix, cv2.USAC_MAGSAC, 0.999, ERROR / 2)
+        try:
+            method = cv2.USAC_MAGSAC
+            essential, agree = cv2.findEssentialMat(first, second, self.camera.matrix, method, 0.999, ERROR / 2)
+        except cv2.error:  # OpenCV's USAC fails on some matches of a camera that hardly moves
+            return None
         if essential is None or essential.shape != (3, 3):
             return None
         _, rotation, translation, agree = cv2.recoverPose(
