@@ -86,6 +86,11 @@ def load(path: str | Path) -> Picture:
     raise ImageError(f'expected an image, but {path} cannot be read as one: {reason}')
 
 
+def find_below(folder: str | Path) -> list[Path]:
+    """Return the files in a folder and below it that are images by their names, in a fixed order."""
+    return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
 def read_orientation(path: str | Path) -> int:
     """Return the EXIF orientation of an image file on disk, 1 to 8; 1 where it has none.
 

@@ -78,6 +78,12 @@ def photograph() -> np.ndarray:
     return np.ascontiguousarray(np.tile(data.astronaut()[:480], (1, 2, 1))[:, 60:700, ::-1])
 
 
+@pytest.fixture
+def gray(photograph):
+    """The photograph in gray, (480, 640): small enough for every buffer of the middleware."""
+    return np.ascontiguousarray(photograph[:, :, 1])
+
+
 @pytest.fixture(scope='module')
 def ros():
     """ROS 2 in this process."""

@@ -48,11 +48,6 @@ def left(stereo):
     stereo[1].send_mask(np.full((480, 640), 255, np.uint8), stamp=0)  # time was set back: no other mask counts any more
 
 
-@pytest.fixture
-def gray(photograph):
-    return np.ascontiguousarray(photograph[:, :, 1])
-
-
 def level(status) -> int:
     return status.level
 

@@ -30,11 +30,6 @@ def model(official_model):
     official_model('T-32')
 
 
-@pytest.fixture
-def gray(photograph):
-    return np.ascontiguousarray(photograph[:, :, 1])
-
-
 def test_under_overload_no_image_waits_behind_an_older_one_and_memory_stays_flat(official_model, gray, start, rig):
     official_model('E-64')
     process = start('overload', model='E-64', backend='onnxruntime', threads=1, image_reliability='reliable')

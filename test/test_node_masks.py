@@ -25,11 +25,6 @@ def model(official_model):
 
 
 @pytest.fixture
-def gray(photograph):
-    return np.ascontiguousarray(photograph[:, :, 1])
-
-
-@pytest.fixture
 def left_half(gray):
     mask = np.zeros_like(gray)
     mask[:, :320] = 255

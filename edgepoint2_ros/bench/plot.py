@@ -20,6 +20,7 @@ def write_plot(path: Path, report: dict) -> None:
         EdgePoint2Error: matplotlib is not installed.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise EdgePoint2Error(f'plots need matplotlib ({error}): pip install matplotlib') from None
@@ -42,8 +43,6 @@ def write_plot(path: Path, report: dict) -> None:
         draw(axis, panel, colours)
     figure.supxlabel(f'{report["machine"]["processor"]}, {report["machine"]["cores"]} cores', fontsize=8, color=GRAY)
     # Text as text, so that an SVG can be searched and needs no fonts of its own.
-    from matplotlib import rc_context
-
     with rc_context({'svg.fonttype': 'none'}):
         figure.savefig(path)
 

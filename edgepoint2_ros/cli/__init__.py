@@ -32,13 +32,10 @@ def main(args: list[str] | None = None) -> int:
     try:
         options = _parser(args[0] if args else '').parse_args(args)
         return options.run(options)
-    except EdgePoint2Error as error:
-        print(f'edgepoint2: {error}', file=sys.stderr)
-        return 1
     except BrokenPipeError:  # the reader, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a folder that cannot be written, a full disk
+    except (EdgePoint2Error, OSError) as error:  # of the second kind: a folder that cannot be written, a full disk
         print(f'edgepoint2: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

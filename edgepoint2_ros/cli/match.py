@@ -2,7 +2,6 @@
 
 import argparse
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.files import refuse_existing, write_image
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import GEOMETRIES, match, verify
+from edgepoint2_ros.scenes.sources import find_photographs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,11 +65,10 @@ def run(options: argparse.Namespace) -> int:
 
 def _sample() -> list[Path]:
     """Return two photographs that come with scikit-image: a motorcycle in a workshop, from the left and the right."""
-    if find_spec('skimage') is None:
+    folder = find_photographs()
+    if folder is None:
         raise EdgePoint2Error('match: expected two images; the sample pair comes with `pip install scikit-image`')
-    from skimage import data
-
-    return [Path(data.__file__).with_name(f'motorcycle_{side}.png') for side in ('left', 'right')]
+    return [folder / f'motorcycle_{side}.png' for side in ('left', 'right')]
 
 
 def _ms(start: float) -> str:

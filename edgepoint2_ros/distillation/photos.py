@@ -1,6 +1,5 @@
 """Photographs for training: found in folders, decoded once, kept as gray image pyramids in one memory-mapped file."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -10,9 +9,9 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.image_files import SUFFIXES
+from edgepoint2_ros.image_files import SUFFIXES, find_below
 from edgepoint2_ros.images import read_image
-from edgepoint2_ros.storage import replacing, write_whole
+from edgepoint2_ros.storage import replacing, sha256, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +53,7 @@ def find_images(folders: Iterable[str | Path]) -> list[Path]:
         if folder.is_file():
             found.append(folder)
         elif folder.is_dir():
-            inside = (path for path in folder.rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
-            found += sorted(inside)
+            found += find_below(folder)
         else:
             raise ImageError(f'no such folder or image: {folder}')
     if not found:
@@ -79,7 +77,7 @@ def load_photos(paths: Sequence[Path], cache: Path, progress: Callable[[Iterable
     """
     cache.mkdir(parents=True, exist_ok=True)
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = hashlib.sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode()).hexdigest()[:16]
+    key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode())[:16]
     index, data = cache / f'{key}.json', cache / f'{key}.u8'
     if not index.exists():
         # The index is written last and by renaming: where it exists, the data is whole.

@@ -1,7 +1,6 @@
 """The training loop: pairs in, weights out, able to be killed and continued at any moment."""
 
 import csv
-import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +28,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, sample
 from edgepoint2_ros.network.weights import weights_digest
-from edgepoint2_ros.storage import replacing
+from edgepoint2_ros.storage import replacing, sha256
 
 log = logging.getLogger(__name__)
 
@@ -237,15 +236,15 @@ def pair_losses(
         def sampled(descriptor_map: Tensor, index=index, xy=xy) -> list[Tensor]:
             return [sample(descriptor_map[2 * index + view], xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
 
-        taught = sampled(teacher_map)
+        if 'procrustes' in sums:
+            # One subspace for both views, so that a place keeps its teacher's likeness across them.
+            taught = torch.cat([F.normalize(rows, dim=1) for rows in sampled(teacher_map)])
         for number, descriptor_map in enumerate(maps):
             learnt = sampled(descriptor_map)
             if 'regression' in sums:
                 sums['regression'] += sum(map(cosine_distance, sampled(targets[number]), learnt)) / 2
             if 'procrustes' in sums:
-                # One subspace for both views, so that a place keeps its teacher's likeness across them.
-                both = torch.cat([F.normalize(rows, dim=1) for rows in taught])
-                target = low_rank(both, learnt[0].shape[1]).split(len(xy[0]))
+                target = low_rank(taught, learnt[0].shape[1]).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += similarity_loss(*learnt)
             if 'contrastive' in sums:
@@ -263,7 +262,7 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
     return {
         'variants': ' '.join(variant.name for variant in student.variants),
         'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
-        'images': hashlib.sha256('\n'.join(photos.names).encode()).hexdigest()[:16],
+        'images': sha256('\n'.join(photos.names).encode())[:16],
         'first weights': ' '.join(weights_digest(student.extract(variant)) for variant in student.variants),
         **asdict(schedule),
     }

@@ -11,7 +11,7 @@ import numpy as np
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.files import own_names
-from edgepoint2_ros.image_files import SUFFIXES
+from edgepoint2_ros.image_files import SUFFIXES, find_below
 from edgepoint2_ros.images import read_image
 
 log = logging.getLogger(__name__)
@@ -101,9 +101,8 @@ def find_photographs(folders: Sequence[Path]) -> list[Path]:
     Raises:
         ImageError: there are none.
     """
-    files = [path for folder in folders for path in sorted(Path(folder).rglob('*')) if path.is_file()]
     # A folder may be named twice, or with one inside it.
-    found = [path for path in dict.fromkeys(files) if path.suffix.lower() in SUFFIXES]
+    found = list(dict.fromkeys(path for folder in folders for path in find_below(folder)))
     if not found:
         raise ImageError(f'no images found in {", ".join(str(folder) for folder in folders)}')
     return found

@@ -108,11 +108,16 @@ class Video:
         return None
 
 
-def _build_wall(colour: bool) -> np.ndarray:
+def find_photographs() -> Path | None:
+    """Return the folder of the photographs that scikit-image ships, or None where it is not installed."""
     package = find_spec('skimage')
-    if package is None:
+    return None if package is None else Path(package.submodule_search_locations[0]) / 'data'
+
+
+def _build_wall(colour: bool) -> np.ndarray:
+    folder = find_photographs()
+    if folder is None:
         raise ImageError("the demo's photographs come with scikit-image: pip install scikit-image, or give --source")
-    folder = Path(package.submodule_search_locations[0]) / 'data'
     return np.vstack([np.hstack([_fill_tile(_read(folder / name, colour)) for name in row]) for row in _WALL])
 
 
