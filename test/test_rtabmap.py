@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgepoint2_ros.bridges.rtabmap import pack_descriptors, to_rtabmap
+from edgepoint2_ros.bridges.rtabmap import pack_descriptors, to_responses, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, MessageError
 from edgepoint2_ros.features import Features
 
@@ -86,11 +86,8 @@ def test_an_rgbd_image_holds_the_image_and_its_keypoints(image, keypoints):
     result = to_rtabmap(keypoints, image, info, depth=image, messages=definitions())
     assert (result.header, result.rgb, result.depth) == (image.header, image, image)
     assert result.rgb_camera_info is result.depth_camera_info is info
-    assert [(point.pt.x, point.pt.y, point.response) for point in result.key_points] == [
-        (1.5, 2.5, 3.0),
-        (100.0, 200.0, 2.0),
-        (639.0, 479.0, 1.0),
-    ]
+    assert [(point.pt.x, point.pt.y) for point in result.key_points] == [(1.5, 2.5), (100.0, 200.0), (639.0, 479.0)]
+    assert [point.response for point in result.key_points] == to_responses([3, 2, 1]).tolist()
     packed = bytes(result.descriptors)
     assert struct.unpack('<iii', packed[-12:]) == (3, 32, 5)
     np.testing.assert_array_equal(np.frombuffer(zlib.decompress(packed[:-12]), '<f4').reshape(3, 32), np.eye(3, 32))

@@ -60,8 +60,10 @@ def to_rtabmap(keypoints, rgb, camera_info, depth=None, depth_camera_info=None, 
         result.depth_camera_info = depth_camera_info or camera_info
         setattr(result, 'depth_compressed' if _is_compressed(depth) else 'depth', depth)
     result.key_points = [
-        messages.KeyPoint(pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=score, octave=0, class_id=-1)
-        for (x, y), score in zip(features.xy.tolist(), features.scores.tolist())
+        messages.KeyPoint(
+            pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=response, octave=0, class_id=-1
+        )
+        for (x, y), response in zip(features.xy.tolist(), to_responses(features.scores).tolist())
     ]
     result.descriptors = array.array('B', pack_descriptors(features.descriptors))
     return result
@@ -85,6 +87,15 @@ def _check_depth(depth) -> None:
             f'depth of format {depth.format!r}: expected a gray PNG of 16 bits, or a sensor_msgs/Image as '
             f'`ros2 run image_transport republish` makes it'
         )
+
+
+def to_responses(scores: np.ndarray) -> np.ndarray:
+    """Return scores (N,) as responses (N,) float32 in the same order, none of them negative.
+
+    Scores are logits and may be negative; RTAB-Map keeps the keypoints whose response is the largest in absolute value
+    (Feature2D::limitKeypoints).
+    """
+    return np.logaddexp(0, scores, dtype=np.float32)
 
 
 def pack_descriptors(descriptors: np.ndarray) -> bytes:
