@@ -66,13 +66,6 @@ def test_what_cannot_be_opened_gives_no_features_and_is_said_once(name, value, w
     assert words in printed
 
 
-def test_responses_rank_keypoints_as_scores_do_and_are_not_negative():
-    responses = to_responses(np.array([-5, -1, 0, 3, 40], np.float32))
-    assert responses.dtype == np.float32
-    assert (np.diff(responses) > 0).all() and responses[0] > 0
-    np.testing.assert_allclose(responses, np.log1p(np.exp([-5.0, -1, 0, 3, 40])), rtol=1e-6)
-
-
 def test_the_command_prints_parameters_that_name_the_file(capsys):
     assert main(['rtabmap', '--model', 'T-48', '--threads', '1']) == 0
     printed = capsys.readouterr().out
