@@ -79,7 +79,10 @@ def to_rtabmap(
         if _size(depth, IMAGES, 'right image') != size:
             raise MessageError(f'right image: expected {size[0]}x{size[1]}, got {depth.width}x{depth.height}')
         if depth_camera_info is None:
-            raise MessageError('a right image needs its own camera_info')
+            raise MessageError(
+                f'depth: expected one of {", ".join(DEPTHS)}, got {depth.encoding!r}; a right image needs its own '
+                f'camera_info'
+            )
         check_camera_info(depth_camera_info, size, 'camera_info of the right image')
         if not depth_camera_info.p[3] < 0:
             raise MessageError(
