@@ -74,11 +74,15 @@ def error_of(poses: np.ndarray, walk: Walk, frames: list[int]) -> float:
 @pytest.mark.slow
 def test_photographs_become_a_map_with_the_true_cameras(photographs, walk, tmp_path, capsys):
     (photographs / 'broken.jpg').write_bytes(b'no image')
+    cv2.imwrite(str(photographs / 'tiny.png'), np.zeros((40, 90), np.uint8))
+    cv2.imwrite(str(photographs / 'wall.png'), np.full((480, 640), 200, np.uint8))
     out = tmp_path / 'hall'
     assert make(photographs, out, '--one-camera') == 0
     output = capsys.readouterr()
     assert 'left out: expected an image' in output.err
-    assert '12 of 12 images' in output.out
+    assert 'tiny.png left out: image: expected at least 64 x 64 pixels' in output.err
+    assert '12 of 13 images' in output.out
+    assert 'not in the map: wall.png' in output.out  # which has no keypoints
     assert error_of(np.loadtxt(out / 'poses.tum'), walk, range(0, 12 * STEP, STEP)) < 0.05  # of 2 metres
 
     # What gaussian-splatting opens: images without distortion, by the names in the model.
@@ -91,7 +95,7 @@ def test_photographs_become_a_map_with_the_true_cameras(photographs, walk, tmp_p
     assert model.compute_mean_reprojection_error() < 1
 
     page = (out / 'index.html').read_text()
-    assert '12 of 12' in page
+    assert '12 of 13' in page
     assert not re.findall(r'\{\{\w+\}\}', page)
     assert not re.findall(r'(?:src|href)="(?!data:)', page)  # loads nothing
     view = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page)[1])

@@ -34,7 +34,7 @@ from edgepoint2_ros.bridges.colmap import match_pairs, sequential_pairs, write_f
 from edgepoint2_ros.bridges.mapping.page import write_page
 from edgepoint2_ros.bridges.mapping.poses import Pose, write_bag, write_tum
 from edgepoint2_ros.bridges.mapping.sources import Entry, import_images, kind_of, read_focal
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings, extract_shrunk
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
@@ -137,11 +137,11 @@ def build_map(job: Job, note: Callable[[str], None] = lambda text: None) -> Summ
 def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) -> None:
     output = job.output
     entries = _import(job, state, note)
-    if len(entries) < 2:
-        raise EdgePoint2Error(f'{job.source}: a map needs at least 2 images that overlap, got {len(entries)}')
-    names = [entry.name for entry in entries]
+    _need_two(job, len(entries))
     extractor = Extractor(job.extractor)
-    features = _extract(job, extractor, names)
+    features = _extract(job, extractor, [entry.name for entry in entries], note)
+    names = list(features)
+    _need_two(job, len(names))
     window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
     pairs = choose_pairs(features, open_vocabulary(extractor.model), window, job.similar)
 
@@ -271,14 +271,23 @@ def _import(job: Job, state: '_State', note: Callable[[str], None]) -> list[Entr
     return [Entry(*entry) for entry in state.content['images']]
 
 
-def _extract(job: Job, extractor: Extractor, names: Sequence[str]) -> dict[str, Features]:
+def _need_two(job: Job, count: int) -> None:
+    if count < 2:
+        raise EdgePoint2Error(f'{job.source}: a map needs at least 2 images that overlap, got {count}')
+
+
+def _extract(job: Job, extractor: Extractor, names: Sequence[str], note: Callable[[str], None]) -> dict[str, Features]:
     """Return the features of the images by name; those that are kept in files are read from there."""
     features = {}
     for name in show_progress(names, 'features', len(names)):
         file = job.output / 'features' / f'{name}.npz'
         found = _read_features(file)
         if found is None or found.digest != extractor.digest:
-            found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.long_side)
+            try:
+                found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.long_side)
+            except ImageError as error:  # too small, or too large
+                note(f'{name} left out: {error}')
+                continue
             data = io.BytesIO()
             np.savez(data, **vars(found))
             write_whole(file, data.getvalue())
