@@ -306,3 +306,15 @@ def test_tourists_photographs_become_a_map(tmp_path, capsys):
     model = pycolmap.Reconstruction(tmp_path / 'out' / 'sparse' / '0')
     assert model.num_reg_images() >= 6
     assert model.num_points3D() > 150
+
+
+@pytest.mark.slow
+def test_the_example_maps_the_same_images_by_sift(photographs, tmp_path):
+    example = ROOT / 'examples' / 'map_beside_sift.py'
+    command = [sys.executable, example, tmp_path / 'out', photographs, '--one-camera', '--backend', 'onnxruntime']
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([str(word) for word in command], env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows] == ['features', '---', 'T-32', 'SIFT']
+    assert rows[2][2] == rows[3][2] == '12 of 12'
