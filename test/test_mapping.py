@@ -259,6 +259,7 @@ def test_what_is_no_source_is_refused(tmp_path, capsys):
     (tmp_path / 'film.mp4').write_text('no film')
     assert make(tmp_path / 'film.mp4', tmp_path / 'out') == 1
     assert 'is not a video that OpenCV can read' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
 
 
 @pytest.mark.parametrize(

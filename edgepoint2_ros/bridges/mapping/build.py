@@ -399,6 +399,13 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
                     f'{job.output} holds a map with another {name}: {known.get(name)!r} instead of {value!r}; name '
                     f'another place, or remove it'
                 )
-        yield _State(file, content)
+        try:
+            yield _State(file, content)
+        except EdgePoint2Error:
+            if 'images' not in content:  # of a source that cannot be read nothing stays behind
+                shutil.rmtree(job.output / 'input', ignore_errors=True)
+                file.unlink()
+                job.output.rmdir()
+            raise
     finally:
         os.close(lock)
