@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -405,7 +405,8 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
             if 'images' not in content:  # of a source that cannot be read nothing stays behind
                 shutil.rmtree(job.output / 'input', ignore_errors=True)
                 file.unlink()
-                job.output.rmdir()
+                with suppress(OSError):  # where it holds something else
+                    job.output.rmdir()
             raise
     finally:
         os.close(lock)
