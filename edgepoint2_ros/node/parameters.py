@@ -198,6 +198,12 @@ PARAMETERS = (
         live=True,
     ),
     Parameter('border', 0, 'Pixels along the edges without keypoints.', minimum=0, maximum=10000, live=True),
+    Parameter(
+        'place',
+        False,
+        'Publish one vector for each whole image on the topic `place`, by which the same place is found again, while '
+        'somebody subscribes.',
+    ),
     Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
     Parameter(
         'image_reliability',
@@ -217,7 +223,7 @@ PARAMETERS = (
     Parameter(
         'lazy',
         False,
-        'Take images only while somebody subscribes to `keypoints` or `overlay`; looked at once a second.',
+        'Take images only while somebody subscribes to `keypoints`, `place` or `overlay`; looked at once a second.',
         live=True,
     ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
@@ -305,7 +311,7 @@ def name_topics(settings, camera: str) -> dict[str, str]:
         EdgePoint2Error: a parameter gives several cameras the same topic, or names cameras that have no name.
     """
     prefix = f'{camera}/' if camera else ''
-    topics = {topic: f'{prefix}{topic}' for topic in (*TOPICS, 'overlay', 'stats')}
+    topics = {topic: f'{prefix}{topic}' for topic in (*TOPICS, 'place', 'overlay', 'stats')}
     for topic in TOPICS:
         pattern = getattr(settings, topic)
         if not pattern:
