@@ -117,10 +117,16 @@ PARAMETERS = (
     Parameter(
         'precision',
         DEFAULTS.precision,
-        'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16 and fp32.',
         PRECISIONS,
     ),
-    Parameter('threads', DEFAULTS.threads, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
+    Parameter(
+        'threads',
+        DEFAULTS.threads,
+        'Threads of the runtime; 0 takes every core, or half of four and more where that is faster.',
+        minimum=0,
+        maximum=256,
+    ),
     Parameter(
         'max_keypoints',
         DEFAULTS.max_keypoints,
