@@ -33,6 +33,9 @@ for import_runtime in (import_onnxruntime, import_openvino):
 _exporter = b''.join(path.read_bytes() for path in sorted((ROOT / 'edgepoint2_ros' / 'network').glob('*.py')))
 os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(_exporter).hexdigest()[:12])
 
+# What `auto` measures is kept between runs, too.
+os.environ['XDG_CACHE_HOME'] = str(ROOT / 'build' / 'test-cache')
+
 
 @pytest.fixture(scope='session')
 def official_model():

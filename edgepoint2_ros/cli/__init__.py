@@ -16,6 +16,7 @@ _COMMANDS = {
     'extract': ('edgepoint2_ros.cli.extract', 'extract the features of image files'),
     'models': ('edgepoint2_ros.cli.models', 'list, import or download models'),
     'bag': ('edgepoint2_ros.cli.bag', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
+    'map': ('edgepoint2_ros.cli.map', 'photographs, a video or a bag to cameras and points in space'),
     'build-engine': ('edgepoint2_ros.cli.build_engine', 'build the plans of TensorRT ahead of time'),
     'doctor': ('edgepoint2_ros.cli.doctor', 'what is here, what is missing, and whether it works'),
     'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models beside ORB and SIFT, with a report'),
