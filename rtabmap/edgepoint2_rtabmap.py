@@ -1,11 +1,13 @@
-"""EdgePoint2 for RTAB-Map: the file that PyDetector/Path and PyMatcher/Path name; `edgepoint2 rtabmap` says how.
+"""EdgePoint2 for RTAB-Map, which finds this file by PyDetector/Path, PyMatcher/Path and PyDescriptor/Path.
+
+`edgepoint2 rtabmap` prints these parameters.
 
 RTAB-Map puts the folder of this file on sys.path and imports it by its bare name: hence a name that nothing else has,
 and a folder with nothing else in it.
 """
 
 try:
-    from edgepoint2_ros.bridges.rtabmap_plugin import detect, init, match
+    from edgepoint2_ros.bridges.rtabmap_plugin import detect, extract, init, match
 except Exception as error:  # RTAB-Map crashes while it reports an exception whose traceback is not ASCII
     import sys
 
@@ -29,5 +31,9 @@ except Exception as error:  # RTAB-Map crashes while it reports an exception who
         """Return no matches."""
         return np.zeros((0, 2), np.int32)
 
+    def extract(_: object) -> np.ndarray:
+        """Return a global descriptor that is like no other."""
+        return np.zeros((1, 1), np.float32)
 
-__all__ = ['detect', 'init', 'match']
+
+__all__ = ['detect', 'extract', 'init', 'match']

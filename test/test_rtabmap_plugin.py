@@ -1,5 +1,6 @@
 """The plugin of RTAB-Map, called by its contract from a C++ program that embeds Python as RTAB-Map does."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from edgepoint2_ros.bridges.rtabmap_plugin import Plugin, read_settings, variabl
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.models.store import SHIPPED
+from edgepoint2_ros.places import open_vocabulary
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / 'rtabmap' / 'edgepoint2_rtabmap.py'
@@ -64,6 +67,36 @@ def test_what_cannot_be_opened_gives_no_features_and_is_said_once(name, value, w
     printed = capsys.readouterr().err
     assert printed.count('edgepoint2: ') == 1, printed
     assert words in printed
+
+
+def test_detector_and_global_descriptor_look_at_an_image_once(gray, monkeypatch):
+    calls = []
+    extract = Extractor.extract
+    monkeypatch.setattr(Extractor, 'extract', lambda self, image: calls.append(image) or extract(self, image))
+    plugin = Plugin({})
+    keypoints, _ = plugin.detect(gray)
+    place = plugin.extract(np.repeat(gray[:, :, None], 3, axis=2).view(np.int8))
+    assert len(calls) == 1
+    gray[:] = 0
+    assert len(plugin.detect(gray)[0]) < len(keypoints)
+    assert len(calls) == 2
+    assert (place.shape, place.dtype) == ((1, 512), np.float32)
+    np.testing.assert_allclose(np.linalg.norm(place), 1, rtol=1e-6)
+
+
+def test_a_model_without_a_vocabulary_detects_and_matches(gray, capsys, tmp_path):
+    for source in SHIPPED.glob('T-32.*'):
+        shutil.copy(source, tmp_path)
+    card = json.loads((tmp_path / 'T-32.json').read_text())
+    (tmp_path / 'T-32.json').write_text(json.dumps({key: card[key] for key in card if key != 'places'}))
+    plugin = Plugin({'EDGEPOINT2_WEIGHTS': str(tmp_path)})
+    assert len(plugin.detect(gray)[0]) > 300
+    assert plugin.extract(gray[:, :, None]).shape == (1, 1)
+    assert capsys.readouterr().err.count('no vocabulary of places') == 1
+    assert main(['rtabmap', '--weights', str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert 'PyDetector/Path' in printed and 'PyDescriptor' not in printed
+    assert 'no vocabulary of places' in printed
 
 
 def test_the_command_prints_parameters_that_name_the_file(capsys):
@@ -138,6 +171,17 @@ def test_unusual_images_give_keypoints_and_what_is_no_image_none_which_is_said_o
     assert [line.split(':')[1] for line in errors.splitlines()] == [' no features'] * 7
     for words in ('at least 64', 'at most 16777216', 'got (1000,)', 'got float32', 'got NoneType', 'got str'):
         assert words in errors
+
+
+@pytest.mark.slow
+def test_rtabmap_gets_the_place_of_an_image(host, gray, tmp_path):
+    file = tmp_path / 'image.raw'
+    file.write_bytes(gray.tobytes())
+    found, errors = host('extract', file, *gray.shape[::-1])
+    extractor = Extractor('T-32', threads=1, max_keypoints=1000)
+    expected = open_vocabulary(extractor.model).describe(extractor.extract(gray))
+    np.testing.assert_allclose(np.array(found.split(), np.float32), expected, atol=1e-6)
+    assert [line.split(':')[1] for line in errors.splitlines()] == [' no global descriptor'] * 3
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""EdgePoint2 inside RTAB-Map: the functions that it calls where it runs a detector and a matcher written in Python.
+"""EdgePoint2 inside RTAB-Map: what it calls where detector, matcher and global descriptor are written in Python.
 
-RTAB-Map embeds Python and calls `init` once, then `detect` for each image or `match` for each pair (its PyDetector.cpp
-and PyMatcher.cpp). It reads the arrays that come back without converting them, and ends the whole process where one has
-another type. So nothing here raises, every answer has the type that RTAB-Map expects, and what goes wrong is printed on
-stderr, once. As RTAB-Map passes no settings, they are environment variables, see `read_settings`.
+RTAB-Map embeds Python and calls `init` once, then `detect` for each image, `match` for each pair or `extract` for each
+node of its map (its PyDetector.cpp, PyMatcher.cpp and PyDescriptor.cpp). It reads the arrays that come back without
+converting them, and ends the whole process where one has another type. So nothing here raises, every answer has the
+type that RTAB-Map expects, and what goes wrong is printed on stderr, once. As RTAB-Map passes no settings, they are
+environment variables, see `read_settings`.
 """
 
 import os
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
+import cv2
 import numpy as np
 
 from edgepoint2_ros.bridges.rtabmap import to_responses
@@ -21,6 +23,7 @@ from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match as match_features
 from edgepoint2_ros.odometry import MIN_COSINE
+from edgepoint2_ros.places import Vocabulary, open_vocabulary
 
 PREFIX = 'EDGEPOINT2_'
 # RTAB-Map keeps the best 1000 of an image for its odometry and 500 for its map, unless told otherwise.
@@ -73,15 +76,17 @@ class Plugin:
         self._lock = threading.Lock()
         self._settings: Settings | None = None
         self._extractor: Extractor | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._last: tuple[np.ndarray, Features] | None = None  # the image before, gray, and its features
         self._is_hopeless = False  # settings or a model that cannot be used; they stay so
         self._complaints: set[str] = set()
 
     def init(self, *settings: object) -> None:
-        """Do nothing: RTAB-Map calls this for each detector and matcher, and says nothing that matters here.
+        """Do nothing: RTAB-Map calls this for each detector, matcher and descriptor and says nothing that matters.
 
         Args:
-            settings: whether to use CUDA; of a matcher the size of descriptors, a threshold of its confidence,
-                iterations, CUDA and the name of a model, all of them for SuperGlue.
+            settings: whether to use CUDA; of a global descriptor its size; of a matcher the size of descriptors, a
+                threshold of its confidence, iterations, CUDA and the name of a model, all of them for SuperGlue.
         """
 
     def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -95,11 +100,7 @@ class Plugin:
             N is 0 where anything went wrong.
         """
         try:
-            if isinstance(image, np.ndarray) and image.size <= MAX_PIXELS:  # the extractor refuses anything else
-                image = image.copy()  # OpenVINO refers to an image until the next one comes
-            with self._lock:
-                extractor = self._open()
-                features = extractor.extract(image) if extractor else None
+            features = self._find(image)
             if features is not None:
                 height, width = image.shape[:2]
                 keypoints = np.empty((len(features), 3), np.float32)
@@ -156,17 +157,59 @@ class Plugin:
             self._complain('no matches', error)
         return np.zeros((0, 2), np.int32)
 
+    def extract(self, image: np.ndarray) -> np.ndarray:
+        """Return the global descriptor of an image.
+
+        Args:
+            image: (H, W, 1) or (H, W, 3) BGR; RTAB-Map says that its bytes are int8.
+
+        Returns:
+            (1, S) float32 of unit length, contiguous; zeros where anything went wrong. S is always the same: RTAB-Map
+            ends where two nodes of its map have descriptors of different sizes.
+        """
+        try:
+            if isinstance(image, np.ndarray) and image.dtype == np.int8:
+                image = image.view(np.uint8)
+            if isinstance(image, np.ndarray) and image.ndim == 3 and image.size and image.shape[2] == 3:
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # that the detector has seen, too
+            elif isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 1:
+                image = image[:, :, 0]
+            features = self._find(image)
+            if features is not None and self._vocabulary is not None:
+                return np.ascontiguousarray(self._vocabulary.describe(features)[None], np.float32)
+        except BaseException as error:
+            self._complain('no global descriptor', error)
+        return np.zeros((1, self._vocabulary.size if self._vocabulary else 1), np.float32)
+
+    def _find(self, image: np.ndarray) -> Features | None:
+        """Return the features of an image, found once for detector and global descriptor; None without an extractor."""
+        if isinstance(image, np.ndarray) and image.size <= MAX_PIXELS:  # the extractor refuses anything else
+            image = image.copy()  # the last one is kept, by OpenVINO, too
+        with self._lock:
+            extractor = self._open()
+            if extractor is None:
+                return None
+            if self._last is None or not np.array_equal(self._last[0], image):
+                self._last = None
+                self._last = image, extractor.extract(image)
+            return self._last[1]
+
     def _open(self) -> Extractor | None:
         """Return the extractor, opened at the first call; None where that has failed."""
         if self._extractor is None and not self._is_hopeless:
             self._is_hopeless = True  # until it is open
             self._settings = read_settings(self._environment)
             self._extractor = Extractor(self._settings.extractor, report=self._print)
+            try:
+                self._vocabulary = open_vocabulary(self._extractor.model)
+            except EdgePoint2Error as error:
+                self._complain('no global descriptor', error)
             self._is_hopeless = False
         return self._extractor
 
     def _complain(self, what: str, error: BaseException) -> None:
-        text = f'{what}: {error}' if isinstance(error, EdgePoint2Error) else f'{what}: {type(error).__name__}: {error}'
+        kind = '' if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: '
+        text = f'{what}: {kind}{" ".join(str(error).split())}'
         if text not in self._complaints and len(self._complaints) < MAX_COMPLAINTS:
             self._complaints.add(text)
             self._print(text)
@@ -178,4 +221,4 @@ class Plugin:
 
 
 plugin = Plugin()
-init, detect, match = plugin.init, plugin.detect, plugin.match
+init, detect, match, extract = plugin.init, plugin.detect, plugin.match, plugin.extract

@@ -14,8 +14,9 @@ from pathlib import Path
 import edgepoint2_ros
 from edgepoint2_ros.bridges.rtabmap_plugin import DEFAULTS, PREFIX
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, ModelError
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
+from edgepoint2_ros.places import open_vocabulary
 
 PLUGIN = 'edgepoint2_rtabmap.py'
 # What RTAB-Map imports with the plugin, as far as it is there.
@@ -34,12 +35,16 @@ def run(options: argparse.Namespace) -> int:
         EdgePoint2Error: the extractor cannot be opened with these settings, or the plugin is not installed.
     """
     settings = ExtractorSettings.of(options)
-    description = Extractor(settings).description  # it is better to fail here than in RTAB-Map
-    path = find_plugin()
-    parameters = to_parameters(path)
+    extractor = Extractor(settings)  # it is better to fail here than in RTAB-Map
+    note, size = '', 0
+    try:
+        size = open_vocabulary(extractor.model).size
+    except ModelError as error:
+        note = f'\n# No global descriptor: {error}'
+    parameters = to_parameters(find_plugin(), size)
     arguments = ' '.join(f'--{name} {shlex.quote(value)}' for name, value in parameters.items())
     quoted = arguments.replace('\\', r'\\').replace('"', r'\"').replace('$', r'\$').replace('`', r'\`')
-    print(f'# {description}')
+    print(f'# {extractor.description}{note}')
     print(f'# RTAB-Map must be built with -DWITH_PYTHON=ON and Python {sys.version_info[0]}.{sys.version_info[1]}.')
     print('\n# Environment\n' + '\n'.join(f'export {line}' for line in to_environment(settings)))
     print(f'\n# Arguments of rtabmap and its tools\n{arguments}')
@@ -50,15 +55,28 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def to_parameters(plugin: Path) -> dict[str, str]:
-    """Return RTAB-Map's parameters by name: our detector for odometry and map, and our matcher."""
-    return {
+def to_parameters(plugin: Path, size: int) -> dict[str, str]:
+    """Return RTAB-Map's parameters by name: our detector for odometry and map, our matcher and our global descriptor.
+
+    Args:
+        plugin: the file that it loads.
+        size: of a global descriptor; 0 leaves it out.
+    """
+    path = str(plugin)
+    features = {
         'Vis/FeatureType': '15',
         'Kp/DetectorStrategy': '15',
-        'PyDetector/Path': str(plugin),
+        'PyDetector/Path': path,
         'Vis/CorNNType': '6',
-        'PyMatcher/Path': str(plugin),
+        'PyMatcher/Path': path,
     }
+    places = {
+        'Mem/GlobalDescriptorStrategy': '1',
+        'Kp/TfIdfLikelihoodUsed': 'false',
+        'PyDescriptor/Path': path,
+        'PyDescriptor/Dim': str(size),
+    }
+    return {**features, **places} if size else features
 
 
 def to_environment(settings: ExtractorSettings) -> list[str]:

@@ -4,6 +4,7 @@
 //
 //   rtabmap_host FILE.py detect IMAGE WIDTH HEIGHT   keypoints and descriptors of raw gray bytes, as text; four calls, two threads
 //   rtabmap_host FILE.py detect-wrong                images that are none
+//   rtabmap_host FILE.py extract IMAGE WIDTH HEIGHT  the global descriptor of raw gray bytes, as text; then images that are none
 //   rtabmap_host FILE.py match COUNT SIZE            COUNT descriptors of SIZE numbers against the same in reverse order
 //   rtabmap_host FILE.py match-wrong SIZE            descriptors that cannot be matched
 
@@ -173,6 +174,52 @@ void detect_wrong(PyObject * module)
   }
 }
 
+// Calls extract on (height, width, channels) bytes, which RTAB-Map calls signed, and checks what it takes for granted.
+std::vector<float> extract(PyObject * module, std::vector<unsigned char> pixels, npy_intp width, npy_intp height, npy_intp channels)
+{
+  Gil gil;
+  npy_intp shape[] = {height, width, channels};
+  PyObject * image = PyArray_SimpleNewFromData(3, shape, NPY_BYTE, pixels.data());
+  PyObject * result = PyObject_CallFunctionObjArgs(function(module, "extract"), image, nullptr);
+  auto place = as_matrix(result, "global descriptor");
+  require(PyArray_TYPE(place) == NPY_FLOAT, "global descriptor: not float32");
+  require(PyArray_DIM(place, 0) == 1 && PyArray_DIM(place, 1) > 0, "global descriptor: not (1, S)");
+  auto numbers = static_cast<const float *>(PyArray_DATA(place));
+  std::vector<float> found(numbers, numbers + PyArray_DIM(place, 1));
+  require(Py_REFCNT(image) == 1, "extract: it keeps the image");
+  Py_DECREF(image);
+  Py_DECREF(result);
+  std::fill(pixels.begin(), pixels.end(), static_cast<unsigned char>(0xAA));
+  return found;
+}
+
+void extract_images(PyObject * module, char ** arguments)
+{
+  std::ifstream file(arguments[0], std::ios::binary);
+  const std::vector<unsigned char> gray{std::istreambuf_iterator<char>(file), {}};
+  const npy_intp width = std::atol(arguments[1]), height = std::atol(arguments[2]);
+  require(gray.size() == static_cast<std::size_t>(width * height), "the file does not hold such an image");
+  std::vector<unsigned char> colour;
+  for (unsigned char pixel : gray) {
+    colour.insert(colour.end(), 3, pixel);
+  }
+  {
+    Gil gil;
+    require_result(PyObject_CallFunction(function(module, "init"), "i", 4096));
+  }
+  const auto place = extract(module, gray, width, height, 1);
+  require(place == extract(module, colour, width, height, 3), "the same image in colour, another global descriptor");
+  for (float number : place) {
+    std::printf("%.9g\n", static_cast<double>(number));
+  }
+  // Whatever comes, the size stays: RTAB-Map ends where two of them differ.
+  for (npy_intp channels : {2, 4}) {
+    const auto wrong = extract(module, std::vector<unsigned char>(static_cast<std::size_t>(100 * 100 * channels)), 100, 100, channels);
+    require(wrong == std::vector<float>(place.size()), "no image, but a global descriptor or one of another size");
+  }
+  require(extract(module, std::vector<unsigned char>(16), 4, 4, 1).size() == place.size(), "another size for a tiny image");
+}
+
 // Calls match on descriptors (count, size) against themselves in reverse order; returns the pairs as RTAB-Map reads them.
 std::vector<int> match(PyObject * module, npy_intp count, npy_intp size, float value, npy_intp other_size)
 {
@@ -248,6 +295,8 @@ int main(int argc, char ** argv)
     detect_images(module, argv + 3);
   } else if (task == "detect-wrong") {
     detect_wrong(module);
+  } else if (task == "extract" && argc == 6) {
+    extract_images(module, argv + 3);
   } else if (task == "match" && argc == 5) {
     for (int index : match(module, std::atol(argv[3]), std::atol(argv[4]), 0, std::atol(argv[4]))) {
       std::printf("%d\n", index);
