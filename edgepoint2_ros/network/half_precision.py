@@ -14,11 +14,10 @@ from onnx import TensorProto, helper, numpy_helper
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.images import read_image
-from edgepoint2_ros.models import STRIDE
-from edgepoint2_ros.models.official import find_weights
+from edgepoint2_ros.models import STRIDE, find_model
 from edgepoint2_ros.models.variants import VARIANTS
 from edgepoint2_ros.network.sparse import build_sparse
-from edgepoint2_ros.network.weights import load_network
+from edgepoint2_ros.network.weights import restore_network
 
 SPLIT = 2.0**13 + 1  # fp32 has 24 bits of mantissa, fp16 has 11
 
@@ -79,7 +78,7 @@ def main(paths: list[str]) -> None:
     print('| variant | keypoints found again, mean | worst image | cosine of descriptors, mean | worst image |')
     print('|---|---|---|---|---|')
     for variant in VARIANTS:
-        network = load_network(find_weights(variant), variant)
+        network = restore_network(find_model(variant.name, 'shipped'))
         single = open_model(build_sparse(network))
         half = open_model(round_explicitly(build_sparse(network, half=True)))
         results = np.array([compare(half(image), single(image)) for image in images])
