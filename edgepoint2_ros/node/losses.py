@@ -1,5 +1,7 @@
 """How many messages a subscription has lost, by what the middleware says of it and not a message more."""
 
+from collections.abc import Callable
+
 MOST_LOST = 100_000  # messages that can be lost at once: what says more is nonsense
 
 
@@ -47,3 +49,52 @@ def to_lost(change: int) -> int:
         if lost <= MOST_LOST:
             return lost
     return 1
+
+
+def subscribe(node, kind, topic: str, receive, qos, losses: Losses, count: Callable[[int], None], **callbacks):
+    """Return a subscription whose lost messages are counted.
+
+    Args:
+        node, kind, topic, qos: as for rclpy.
+        receive: called with each message.
+        losses: what counts; from now on the numbers of the messages begin anew.
+        count: called with the number of lost messages whenever it may have changed.
+        **callbacks: further ones of SubscriptionEventCallbacks.
+    """
+    try:
+        from rclpy.event_handler import SubscriptionEventCallbacks
+    except ImportError:  # Humble
+        from rclpy.qos_event import SubscriptionEventCallbacks
+    from rclpy.subscription import Subscription
+
+    losses.take(None)
+
+    def receive_numbered(message, info) -> None:
+        alone = subscription.get_publisher_count() <= 1
+        losses.take(info.get('publication_sequence_number') if alone else None)
+        count(losses.count)
+        receive(message)
+
+    def tell(event) -> None:
+        losses.tell(event.total_count_change)
+        count(losses.count)
+
+    events = SubscriptionEventCallbacks(message_lost=tell, **callbacks)
+    numbered = hasattr(Subscription, 'CallbackType')  # not in Humble
+    subscription = with_events(
+        node.create_subscription, events, kind, topic, receive_numbered if numbered else receive, qos
+    )
+    return subscription
+
+
+def with_events(create, events, *arguments):
+    """Return a publisher or subscription with event callbacks where the middleware has such events, else without."""
+    try:
+        from rclpy.event_handler import UnsupportedEventTypeError
+    except ImportError:  # Humble
+        from rclpy.qos_event import UnsupportedEventTypeError
+
+    try:
+        return create(*arguments, event_callbacks=events)
+    except UnsupportedEventTypeError:
+        return create(*arguments)

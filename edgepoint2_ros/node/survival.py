@@ -6,6 +6,7 @@ And it starts where there is no home for the log files of ROS.
 import contextlib
 import math
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -57,6 +58,40 @@ def provide_log_folder() -> None:
             folder = tempfile.mkdtemp(prefix='ros_log_')
             print(f'the log files of ROS go to {folder}: there is no home that can be written', file=sys.stderr)
         os.environ['ROS_LOG_DIR'] = folder
+
+
+def run(name: str, make_node, args=None) -> int:
+    """Run a node until Ctrl-C or SIGTERM and return the exit code; what keeps it from starting is said in one line.
+
+    Args:
+        name: of the program.
+        make_node: returns the node, which has an attribute ``failures``.
+        args: of the command line, for ROS.
+    """
+    import rclpy
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    # rclpy's own handlers leave its executor asleep now and then.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    provide_log_folder()
+    try:
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
+        node = make_node()
+    except Exception as error:  # our own, or what rclpy makes of a parameter file, a namespace, use_sim_time
+        print(f'{name}: {error}', file=sys.stderr)
+        rclpy.try_shutdown()
+        return 1
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        spin(executor, node, stop, timeout_sec=0.2)
+        node.destroy_node()
+    finally:
+        rclpy.try_shutdown()
+    return 0
 
 
 def spin(executor, node, stop, timeout_sec: float | None = None) -> None:
