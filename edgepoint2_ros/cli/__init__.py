@@ -21,6 +21,7 @@ _COMMANDS = {
     'doctor': ('edgepoint2_ros.cli.doctor', 'what is here, what is missing, and whether it works'),
     'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models beside ORB and SIFT, with a report'),
     'match': ('edgepoint2_ros.cli.match', 'match two images and draw the matches'),
+    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'what makes RTAB-Map use EdgePoint2: environment and parameters'),
     'train': ('edgepoint2_ros.cli.train', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.cli.demo', 'camera, extractor and consumer as three processes over DDS'),
     'bench': ('edgepoint2_ros.cli.bench', 'time the models beside ORB, SIFT and the dense reference'),
