@@ -100,6 +100,9 @@ class Tracker:
 
     Features of other weights or of another image size, and a stamp before the last one, start it anew: with new tracks,
     whose numbers go on.
+
+    Attributes:
+        next_id: number of the next new track.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Tracker:
         max_tracks: int = MAX_TRACKS,
         max_lost: int = MAX_LOST,
         min_cosine: float = 0.7,
+        first_id: int = 0,
     ):
         """Prepare to track.
 
@@ -120,6 +124,7 @@ class Tracker:
             max_tracks: most tracks of an image.
             max_lost: images that a track is searched in after the last one that showed it.
             min_cosine: least cosine of two descriptors of one track.
+            first_id: number of the first track, where those of another Tracker are to go on.
 
         Raises:
             EdgePoint2Error: max_tracks or max_lost out of range, or a right camera without a left one or a baseline.
@@ -136,7 +141,7 @@ class Tracker:
             self._fundamental = np.linalg.inv(right.matrix).T @ essential @ np.linalg.inv(camera.matrix)
         self._camera, self._right = camera, right
         self._max_tracks, self._max_lost, self._min_cosine = max_tracks, max_lost, min_cosine
-        self._next = 0
+        self.next_id = first_id
         self._pool: _Pool | None = None
         self._last: Features | None = None
         self._stamp = 0.0
@@ -152,8 +157,10 @@ class Tracker:
         Raises:
             EdgePoint2Error: keypoints or descriptors are not finite, or those of both images come from other weights.
         """
+        _check_finite(features)
         if right is not None:
             check_comparable(features, right)
+            _check_finite(right)
         if self._is_new(features, stamp):
             self._pool, self._stamp = _empty_pool(features.descriptors.shape[1]), stamp
         keypoints = self._follow(features, stamp)
@@ -276,7 +283,7 @@ class Tracker:
             motion = near @ pool.motion[old] / near.sum(axis=1, keepdims=True)
         zeros = np.zeros(len(new), np.int64)
         started = _Pool(
-            self._next + np.arange(len(new), dtype=np.uint64),
+            self.next_id + np.arange(len(new), dtype=np.uint64),
             zeros + 1,
             zeros,
             xy,
@@ -287,7 +294,7 @@ class Tracker:
             np.full(len(new), stamp),
             features.descriptors[new],
         )
-        self._next += len(new)
+        self.next_id += len(new)
         self._pool = pool.take(slice(0, active)).join(started, pool.take(slice(active, None)))
         return np.concatenate([keypoints[:active], new, keypoints[active:]])
 
@@ -342,6 +349,12 @@ class Tracker:
 
     def _undistort(self, xy: np.ndarray) -> np.ndarray:
         return self._camera.undistort(xy) if self._camera is not None else np.asarray(xy, np.float64)
+
+
+def _check_finite(features: Features) -> None:
+    for name, values in (('keypoints', features.xy), ('descriptors', features.descriptors)):
+        if not np.isfinite(values).all():
+            raise EdgePoint2Error(f'{name} to be tracked hold numbers that are not finite')
 
 
 def _as_features(xy: np.ndarray, descriptors: np.ndarray, like: Features) -> Features:

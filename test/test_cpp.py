@@ -1,5 +1,6 @@
 """The C++ header, as a package that finds this one meets it, on the bytes that Python wrote."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from rclpy.serialization import serialize_message
 from std_msgs.msg import Header
 
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import match
+from edgepoint2_ros.matching import match, match_guided
 from edgepoint2_ros.messages import ENCODINGS, decode, encode
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,97 @@ def test_both_languages_find_the_same_matches(encoding, options, reader):
     expected = match(decode(first), decode(second), *options)
     assert len(expected) > 10
     np.testing.assert_array_equal(found[:, :2].astype(int), expected)
+
+
+def test_both_languages_find_the_same_matches_among_thousands(reader):
+    first, second = (encode(make(count, seed), Header(), 'int8') for count, seed in ((3000, 1), (10_001, 2)))
+    found = numbers(reader('match', first, second))
+    # Float sums in another order may decide otherwise between two that are all but equal.
+    expected = {tuple(pair) for pair in match(decode(first), decode(second)).tolist()}
+    same = {tuple(pair) for pair in found[:, :2].astype(int).tolist()} & expected
+    assert len(same) > 0.999 * max(len(expected), len(found)) > 1000
+
+
+FUNDAMENTAL = np.array([[1e-6, 2e-5, -0.01], [-1.5e-5, 3e-6, 0.02], [0.008, -0.025, 1.0]])
+GUIDES = {
+    'places': lambda xy: {'places': xy + 3, 'radius': 60.0},
+    'radii': lambda xy: {'places': xy * 0.9, 'radius': np.linspace(0, 200, len(xy))},
+    'places not finite': lambda xy: {'places': np.where(xy > 300, np.nan, xy), 'radius': 100.0},
+    'line': lambda xy: {'fundamental': FUNDAMENTAL, 'distance': 30.0},
+    'rows': lambda xy: {'disparity': (-10.0, 200.0), 'distance': 20.0},
+    'all': lambda xy: {
+        'places': xy,
+        'radius': 250.0,
+        'fundamental': FUNDAMENTAL,
+        'disparity': (-200.0, 150.0),
+        'distance': 90.0,
+    },
+    'nowhere': lambda xy: {'places': xy - 5000, 'radius': 10.0},
+}
+
+
+def write_guide(folder, guide: dict) -> str:
+    """Write what match_guided is told as the reader takes it; return the path."""
+    lines = dict(guide)
+    if 'places' in lines:
+        lines['x'], lines['y'] = np.transpose(lines.pop('places'))
+    path = folder / 'guide.txt'
+    path.write_text(''.join(f'{name} {" ".join(map(repr, np.ravel(v).tolist()))}\n' for name, v in lines.items()))
+    return str(path)
+
+
+@pytest.mark.parametrize('options', [(), (0.2,), (-1, 0.95)], ids=['plain', 'cosine', 'ratio'])
+@pytest.mark.parametrize('guide', GUIDES)
+def test_both_languages_find_the_same_matches_where_they_are_told_to_search(guide, options, reader, tmp_path):
+    first, second = (encode(make(count, seed), Header(), 'float32') for count, seed in ((300, 1), (311, 2)))
+    told = GUIDES[guide](decode(first).xy.astype(np.float64))
+    found = numbers(reader('guided', first, second, options=(write_guide(tmp_path, told), *options)))
+    names = dict(zip(('min_cosine', 'ratio'), options))
+    expected = match_guided(decode(first), decode(second), **told, **names)
+    assert (len(expected) > 10) == (guide != 'nowhere')
+    np.testing.assert_array_equal(found.reshape(-1, 3)[:, :2].astype(int), expected)
+
+
+def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(reader, tmp_path):
+    features = make(40)
+    twins = Features(
+        *(np.repeat(array, 2, axis=0) for array in (features.xy, features.scores, features.descriptors)),
+        *(features.image_size, features.model, features.digest),
+    )
+    first, second = encode(twins, Header()), encode(twins, Header())
+    guide = {'places': twins.xy.astype(np.float64), 'radius': 1000.0}
+    found = numbers(reader('guided', first, second, options=(write_guide(tmp_path, guide),)))
+    assert found[:, :2].astype(int).tolist() == match_guided(twins, twins, **guide).tolist()
+
+
+@pytest.mark.parametrize(
+    ('guide', 'words'),
+    [
+        ({}, 'expected places and their radius, fundamental or disparity, to know where to search'),
+        ({'places': np.zeros((4, 2)), 'radius': 1.0}, 'places: expected 5, one for each feature, got 4 and 4'),
+        ({'places': np.zeros((5, 2))}, 'radius: expected a number from 0, or 5 of them'),
+        ({'places': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them'),
+        ({'places': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
+        ({'disparity': (3.0, 2.0)}, 'disparity: expected the least and the most'),
+        ({'disparity': (0.0, 2.0), 'distance': 0.0}, 'distance: expected a positive number of pixels'),
+    ],
+)
+def test_a_guide_that_makes_no_sense_is_refused(guide, words, reader, tmp_path):
+    message = encode(make(5), Header())
+    assert words in reader('guided', message, message, options=(write_guide(tmp_path, guide),), code=1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'words'),
+    [('xy', 'lie at places that are not finite'), ('descriptors', 'hold numbers that are not finite')],
+)
+def test_what_is_not_finite_is_not_matched(name, words, reader, tmp_path):
+    good = make(5)
+    values = getattr(good, name).copy()
+    values[2] = np.nan
+    broken = encode(dataclasses.replace(good, **{name: values}), Header())
+    guide = write_guide(tmp_path, {'places': np.zeros((5, 2)), 'radius': 1000.0})
+    assert words in reader('guided', encode(good, Header()), broken, options=(guide,), code=1)
 
 
 def test_no_keypoints_give_no_matches(reader):

@@ -244,17 +244,6 @@ def test_features_that_no_camera_sees_break_nothing(kind):
         assert len(set(tracks.keypoints.tolist())) == len(tracks) <= count
 
 
-def test_features_that_are_not_finite_are_refused_and_change_nothing():
-    scene, tracker = Scene(), Tracker(Camera(MATRIX))
-    follow(tracker, scene, range(5))
-    for field in ('xy', 'descriptors'):
-        features = scene.see(5)
-        getattr(features, field)[::3] = np.nan
-        with pytest.raises(EdgePoint2Error, match='not finite'):
-            tracker.track(features, 5 / RATE)
-    assert max(tracker.track(scene.see(5), 5 / RATE).ages) == 6
-
-
 BASELINE = np.eye(4)
 BASELINE[:3, :3], BASELINE[:3, 3] = cv2.Rodrigues(np.array([0.01, -0.02, 0.015]))[0], [-0.3, 0.01, 0.005]
 RIGHT = Camera(np.array([[480.0, 0, 330], [0, 482, 250], [0, 0, 1]]), np.array([-0.2, 0.05, 0.0, 0.0]))
@@ -312,6 +301,24 @@ def test_a_right_image_of_other_weights_is_refused():
     scene, tracker = Scene(), Tracker(LENS, RIGHT, BASELINE)
     with pytest.raises(EdgePoint2Error, match=r'T-32 \[b\]'):
         tracker.track(scene.see(0), 0.0, dataclasses.replace(see_right(scene, 0), digest='b'))
+
+
+@pytest.mark.parametrize('name', ['xy', 'descriptors'])
+@pytest.mark.parametrize('side', ['left', 'right'])
+@pytest.mark.parametrize('number', [0, 3])
+def test_features_that_are_not_finite_are_refused_and_change_nothing(number, side, name):
+    scene, tracker, expected = Scene(), *(Tracker(LENS, RIGHT, BASELINE) for _ in range(2))
+    for k in range(5):
+        seen = {'left': scene.see(k, camera=LENS), 'right': see_right(scene, k)}
+        if k == number:
+            values = getattr(seen[side], name).copy()
+            values[7] = np.nan
+            broken = seen | {side: dataclasses.replace(seen[side], **{name: values})}
+            with pytest.raises(EdgePoint2Error, match='that are not finite'):
+                tracker.track(broken['left'], k / RATE, broken['right'])
+        tracks, others = (each.track(seen['left'], k / RATE, seen['right']) for each in (tracker, expected))
+        np.testing.assert_array_equal(tracks.ids, others.ids)
+        np.testing.assert_array_equal(tracks.xy, others.xy)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ from test_odometry import MATRIX, Cloud, align, go
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.camera_info import read_camera
 from edgepoint2_ros.node.frames import to_matrix
 from edgepoint2_ros.node.visual_odometry import (
     AHEAD,
     PARAMETERS,
     UNKNOWN,
     VisualOdometryNode,
-    read_camera,
     to_velocity,
 )
 
@@ -590,7 +590,7 @@ def test_keypoints_that_the_arithmetic_fails_on_are_dropped(error, monkeypatch):
     rclpy.init()
     try:
         node = VisualOdometryNode()
-        node._take_camera(CameraInfo(width=640, height=480, k=np.ravel(MATRIX), distortion_model='plumb_bob'))
+        node.calibration.take(CameraInfo(width=640, height=480, k=np.ravel(MATRIX), distortion_model='plumb_bob'))
         with monkeypatch.context() as patch:
             patch.setattr(node._odometry, 'track', fail)
             node._take(encode(features, Header()))

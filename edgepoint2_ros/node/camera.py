@@ -5,19 +5,18 @@ import time
 from array import array
 
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
-from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
 try:
-    from rclpy.event_handler import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+    from rclpy.event_handler import PublisherEventCallbacks
 except ImportError:  # Humble
-    from rclpy.qos_event import PublisherEventCallbacks, SubscriptionEventCallbacks, UnsupportedEventTypeError
+    from rclpy.qos_event import PublisherEventCallbacks
 
 from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray, Place
 from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
-from edgepoint2_ros.node.losses import Losses
+from edgepoint2_ros.node.losses import Losses, subscribe, with_events
 
 DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
 
@@ -57,7 +56,7 @@ class Camera:
             self._type = CompressedImage
         # Only to be shown and counted: whatever else is given a name remaps it, and this one a second time.
         self.topic = node.resolve_topic_name(self._image_topic)
-        self.keypoints = _with_events(
+        self.keypoints = with_events(
             node.create_publisher,
             PublisherEventCallbacks(incompatible_qos=self._explain_reader),
             KeypointArray,
@@ -267,22 +266,8 @@ class Camera:
 
     def _subscribe(self, kind, topic: str, receive, qos: QoSProfile, counter: str, **callbacks):
         """Return a subscription whose lost messages are counted in ``health`` under the name ``counter``."""
-        losses = self._losses[counter]
-        losses.take(None)
-
-        def receive_numbered(message, info) -> None:
-            alone = subscription.get_publisher_count() <= 1
-            losses.take(info.get('publication_sequence_number') if alone else None)
-            setattr(self.health, counter, losses.count)
-            receive(message)
-
-        count_lost = functools.partial(self._count_lost, counter)
-        events = SubscriptionEventCallbacks(message_lost=count_lost, **callbacks)
-        numbered = hasattr(Subscription, 'CallbackType')  # not in Humble
-        subscription = _with_events(
-            self._node.create_subscription, events, kind, topic, receive_numbered if numbered else receive, qos
-        )
-        return subscription
+        count = functools.partial(setattr, self.health, counter)
+        return subscribe(self._node, kind, topic, receive, qos, self._losses[counter], count, **callbacks)
 
     def _listen_for_masks(self) -> None:
         """Ask for masks as every publisher of them offers; while there is none, it stays as it is.
@@ -314,10 +299,6 @@ class Camera:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
-    def _count_lost(self, counter: str, event) -> None:
-        self._losses[counter].tell(event.total_count_change)
-        setattr(self.health, counter, self._losses[counter].count)
-
     def _explain_writer(self, event) -> None:
         if self._adapts:
             return  # it is asked for again in a moment, as it offers
@@ -328,11 +309,3 @@ class Camera:
             f'a subscriber of {self.keypoints.topic_name} cannot hear it: it asks for more than is offered (reliable, '
             f'volatile, no deadline); set its durability to volatile'
         )
-
-
-def _with_events(create, events, *arguments):
-    """Return a publisher or subscription with event callbacks where the middleware has such events, else without."""
-    try:
-        return create(*arguments, event_callbacks=events)
-    except UnsupportedEventTypeError:
-        return create(*arguments)

@@ -5,9 +5,7 @@ topics and parameters.
 """
 
 import os
-import signal
 import sys
-import threading
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait. One thread is as
 # fast, with half the CPU time; beside a busy process with a fifth of it.
@@ -15,28 +13,23 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import cv2
 import numpy as np
-import rclpy
 from geometry_msgs.msg import PoseStamped
 from nav_msgs.msg import Odometry, Path
-from rclpy.clock import Clock, ClockType
-from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
-from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import CameraInfo
+from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.camera_info import Calibration
 from edgepoint2_ros.node.frames import Frames, to_quaternion
 from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
-from edgepoint2_ros.node.survival import Failures, provide_log_folder, spin
+from edgepoint2_ros.node.stamps import Stamps
+from edgepoint2_ros.node.survival import Failures, run
 from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
-ADAPT_PERIOD = 1.0  # seconds between two looks at what publishers of camera_info offer
-REORDERED = 0.5  # seconds that a stamp may lie before the last one; beyond that, time itself has jumped back
 UNKNOWN = 1e6  # variance of what is not known
 # The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
@@ -96,66 +89,32 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             raise EdgePoint2Error(
                 f'parameter base_frame: expected another frame than odom_frame, got {self._base_frame!r}'
             )
-        self._publishes_tf, self._rectified = values['publish_tf'], values['rectified']
+        self._publishes_tf = values['publish_tf']
         self._settings = {name: values[name] for name in ('start_depth', 'min_cosine', 'ratio')}
         self._pose_covariance = to_covariance(values['pose_covariance_diagonal'])
         self._twist_covariance = to_covariance(values['twist_covariance_diagonal'])
         self._path_length = values['path_length']
         self._path = Path()
-        self._calibration: tuple | None = None  # what the latest camera_info says of the images
-        self._image_size = 0, 0
         self._odometry: VisualOdometry | None = None
         self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
-        self._stamp = 0  # of the keypoints before, nanoseconds
+        self._stamps = Stamps()
         self._last: tuple[int, np.ndarray] | None = None  # stamp and pose of the image before, if it has one
         self._frames = Frames(self) if self._base_frame or self._publishes_tf else None
         self._odometry_publisher = self.create_publisher(Odometry, 'odometry', 10)
         self._path_publisher = self.create_publisher(Path, 'path', 10)
-        self.create_subscription(CameraInfo, 'camera_info', self._take_camera, qos_profile_sensor_data)
-        self._latched = None  # a second subscription to camera_info
-        self.create_timer(ADAPT_PERIOD, self._adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        self.calibration = Calibration(self, 'camera_info', values['rectified'], self._take_camera)
         # A second of images may wait: a keyframe takes longer than the images between keyframes. Reliable, because the
         # middleware loses best-effort messages that exceed its buffers (0.5 MB).
         self.create_subscription(KeypointArray, 'keypoints', self._take, QoSProfile(depth=30))
 
-    def _adapt(self) -> None:
-        """Hear what was latched on camera_info before this node started, while somebody offers that.
-
-        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
-        """
-        offers = [offer.qos_profile for offer in self.get_publishers_info_by_topic('camera_info')]
-        latches = any(
-            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
-            for offer in offers
-        )
-        if latches and self._latched is None:
-            latched = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._latched = self.create_subscription(CameraInfo, 'camera_info', self._take_camera, latched)
-        elif not latches and self._latched is not None:
-            self.destroy_subscription(self._latched)
-            self._latched = None
-
-    def _take_camera(self, info: CameraInfo) -> None:
-        numbers = np.concatenate([info.k, info.d, info.p]).tobytes()  # as bytes even NaN equals itself
-        sizes = info.width, info.height, info.binning_x, info.binning_y, info.roi
-        calibration = numbers, sizes, info.distortion_model
-        if calibration == self._calibration:
-            return
-        self._calibration = calibration
-        try:
-            camera, self._image_size = read_camera(info, self._rectified)
-        except EdgePoint2Error as error:
+    def _take_camera(self) -> None:
+        """Start anew with the camera that camera_info describes now."""
+        camera = self.calibration.camera
+        if camera is None:
             self._odometry = None
-            self.get_logger().error(f'camera_info cannot be used: {error}')
             return
-        unused = {'K': info.k, 'D': info.d} if self._rectified else {'P': info.p}
-        for name, numbers in unused.items():
-            if not np.isfinite(numbers).all():
-                self.get_logger().warning(
-                    f'camera_info: {name} is not finite, but is not needed: {np.array(numbers).tolist()}'
-                )
         self._start_anew(camera)
-        width, height = self._image_size
+        width, height = self.calibration.image_size
         self.get_logger().info(f'camera of {width}x{height} pixels: move it sideways to start')
 
     def _start_anew(self, camera: Camera) -> None:
@@ -167,13 +126,10 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         if self._odometry is None:
             self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=REPORT_PERIOD)
             return
-        width, height = self._image_size
-        if (message.image_width, message.image_height) != (width, height):
-            self.get_logger().error(
-                f'keypoints of an image of {message.image_width}x{message.image_height} pixels do not belong to the '
-                f'camera_info of {width}x{height}, with its ROI and binning',
-                throttle_duration_sec=REPORT_PERIOD,
-            )
+        try:
+            self.calibration.check_size(message)
+        except EdgePoint2Error as error:
+            self.get_logger().error(str(error), throttle_duration_sec=REPORT_PERIOD)
             return
         try:
             features = decode(message)
@@ -199,11 +155,8 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         Raises:
             EdgePoint2Error: the stamp is only a little older than the last one.
         """
-        older = (self._stamp - stamp) * 1e-9
-        if 0 < older <= REORDERED:
-            raise EdgePoint2Error(f'they are {older:.3f} s older than the last ones')
-        self._stamp = stamp
-        if older > REORDERED:
+        older = self._stamps.take(stamp)
+        if older:
             self._start_anew(self._odometry.camera)
             self.get_logger().warning(f'time jumps back by {older:.3f} s: the map and the path start anew')
 
@@ -274,33 +227,6 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         )
 
 
-def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, int]]:
-    """Return the camera of the images that a CameraInfo describes, and their size: width, height in pixels.
-
-    K and P are of the whole sensor. CameraInfo.msg says that the ROI is a window of that and binning comes after it;
-    how they change K and P is taken from fromCameraInfo in image_geometry's pinhole_camera_model.cpp, which does not
-    ask for do_rectify: rectified images are the same window of P's image.
-
-    Raises:
-        EdgePoint2Error: no such camera or images can be.
-    """
-    roi, binning = info.roi, np.maximum((info.binning_x, info.binning_y), 1)
-    offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])
-    matrix = np.array(info.p if rectified else info.k).reshape(3, -1)[:, :3]
-    matrix[:2, 2] -= offset
-    matrix[:2] /= binning[:, None]
-    camera = Camera(matrix) if rectified else Camera(matrix, np.array(info.d), info.distortion_model)
-    full_size = np.array([info.width, info.height])
-    if not offset.any() and not size.any():
-        size = full_size
-    if (offset + size > full_size).any() or (size < binning).any():
-        raise EdgePoint2Error(
-            f'ROI and binning: expected a part of {info.width}x{info.height} pixels, got {roi.width}x{roi.height} at '
-            f'({roi.x_offset}, {roi.y_offset}) with binning {info.binning_x}x{info.binning_y}'
-        )
-    return camera, tuple((size // binning).tolist())
-
-
 def to_covariance(diagonal: list[float]) -> np.ndarray:
     """Return the covariance (36,) of a pose or twist message whose variances are these 6."""
     return np.diag(np.array(diagonal, float)).ravel()
@@ -318,26 +244,7 @@ def to_velocity(before: np.ndarray, now: np.ndarray, seconds: float) -> np.ndarr
 
 def main(args=None) -> int:
     """Run the node until Ctrl-C and return the exit code."""
-    # rclpy's own handlers leave its executor asleep now and then.
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    provide_log_folder()
-    try:
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = VisualOdometryNode()
-    except Exception as error:  # our own, or what rclpy makes of a parameter file, a namespace, use_sim_time
-        print(f'visual_odometry: {error}', file=sys.stderr)
-        rclpy.try_shutdown()
-        return 1
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    try:
-        spin(executor, node, stop, timeout_sec=0.2)
-        node.destroy_node()
-    finally:
-        rclpy.try_shutdown()
-    return 0
+    return run('visual_odometry', VisualOdometryNode, args)
 
 
 if __name__ == '__main__':

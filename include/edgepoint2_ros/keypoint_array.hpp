@@ -10,11 +10,13 @@
 #define EDGEPOINT2_ROS__KEYPOINT_ARRAY_HPP_
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -192,6 +194,20 @@ inline Features decode(const msg::KeypointArray & message)
   return features;
 }
 
+namespace detail
+{
+
+inline void check_comparable(const Features & first, const Features & second)
+{
+  if (!comparable(first, second)) {
+    throw Error(
+            "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
+            second.model + " [" + second.digest + "]: descriptors of different weights have nothing in common");
+  }
+}
+
+}  // namespace detail
+
 /// Returns the pairs of features that are each other's nearest neighbour by the cosine of their descriptors.
 /**
  * \param min_cosine pairs with a lower cosine are left out.
@@ -203,36 +219,40 @@ inline Features decode(const msg::KeypointArray & message)
 inline std::vector<Match> match(
   const Features & first, const Features & second, float min_cosine = -1, float ratio = 1)
 {
-  if (!comparable(first, second)) {
-    throw Error(
-            "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
-            second.model + " [" + second.digest + "]: descriptors of different weights have nothing in common");
-  }
+  detail::check_comparable(first, second);
   const std::size_t size = first.descriptor_size;
   std::vector<detail::Nearest> of_first(first.size()), of_second(second.size());
 
   // 32 descriptors of `second` at a time, number by number: so compilers turn the inner loop into vector instructions
   // without being allowed to reorder a sum. Half as many are three times slower with GCC 12.
   constexpr std::size_t block = 32;
-  std::vector<float> columns(size * block);
-  for (std::size_t begin = 0; begin < second.size(); begin += block) {
-    const std::size_t width = std::min(block, second.size() - begin);
+  const std::size_t blocks = (second.size() + block - 1) / block;
+  std::vector<float> columns(blocks * size * block);
+  for (std::size_t j = 0; j < second.size(); ++j) {
+    float * column = columns.data() + j / block * size * block + j % block;
     for (std::size_t d = 0; d < size; ++d) {
-      for (std::size_t j = 0; j < width; ++j) {
-        columns[d * block + j] = second.descriptor(begin + j)[d];
-      }
+      column[d * block] = second.descriptor(j)[d];
     }
-    for (std::size_t i = 0; i < first.size(); ++i) {
-      float cosine[block] = {};
-      const float * row = first.descriptor(i);
-      for (std::size_t d = 0; d < size; ++d) {
-        for (std::size_t j = 0; j < block; ++j) {
-          cosine[j] += row[d] * columns[d * block + j];
+  }
+  // And so many of `first` that they stay in the cache while all of `second` passes by.
+  constexpr std::size_t tile = 256;
+  for (std::size_t top = 0; top < first.size(); top += tile) {
+    const std::size_t bottom = std::min(top + tile, first.size());
+    for (std::size_t begin = 0; begin < second.size(); begin += block) {
+      const std::size_t width = std::min(block, second.size() - begin);
+      const float * part = columns.data() + begin * size;
+      for (std::size_t i = top; i < bottom; ++i) {
+        float cosine[block] = {};
+        const float * row = first.descriptor(i);
+        for (std::size_t d = 0; d < size; ++d) {
+          for (std::size_t j = 0; j < block; ++j) {
+            cosine[j] += row[d] * part[d * block + j];
+          }
         }
-      }
-      for (std::size_t j = 0; j < width; ++j) {
-        of_first[i].offer(cosine[j], begin + j);
-        of_second[begin + j].offer(cosine[j], i);
+        for (std::size_t j = 0; j < width; ++j) {
+          of_first[i].offer(cosine[j], begin + j);
+          of_second[begin + j].offer(cosine[j], i);
+        }
       }
     }
   }
@@ -247,6 +267,206 @@ inline std::vector<Match> match(
     if (ratio < 1 && !(1 - nearest.cosine < ratio * ratio * (1 - nearest.next))) {
       continue;
     }
+    matches.push_back({i, nearest.index, nearest.cosine});
+  }
+  return matches;
+}
+
+/// Where the features of a first image can be in the second one; what is given holds together.
+struct Guide
+{
+  /// Where each feature of the first image is expected, pixels; a place that is not finite is nowhere. Empty: not known.
+  std::vector<double> place_x, place_y;
+  /// Of the search around these places, pixels in x and in y: one number for all features, or one for each.
+  std::vector<double> radius;
+  /// The fundamental matrix, row by row, from pixels of the first image to lines in the second.
+  std::optional<std::array<double, 9>> fundamental;
+  /// Least and most x of the first image less x of the second, in a rectified stereo pair with the first on the left.
+  std::optional<std::array<double, 2>> disparity;
+  /// Pixels between a feature of the second image and its epipolar line or row.
+  double distance = 2;
+};
+
+namespace detail
+{
+
+/// Returns the sum of the products of two rows, in eight sums, so that compilers may use vector instructions.
+inline float dot(const float * a, const float * b, std::size_t size)
+{
+  float sums[8] = {};
+  std::size_t d = 0;
+  for (; d + 8 <= size; d += 8) {
+    for (std::size_t k = 0; k < 8; ++k) {
+      sums[k] += a[d + k] * b[d + k];
+    }
+  }
+  float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+  for (; d < size; ++d) {
+    sum += a[d] * b[d];
+  }
+  return sum;
+}
+
+struct Box
+{
+  double left, top, right, bottom;
+
+  bool holds(double x, double y) const {return x >= left && x <= right && y >= top && y <= bottom;}
+};
+
+/// Returns where each feature is searched, by places and rows.
+inline std::vector<Box> search_boxes(const Features & first, const Guide & guide)
+{
+  constexpr double everywhere = std::numeric_limits<double>::infinity();
+  const std::size_t count = first.size();
+  const bool has_places = !guide.place_x.empty() || !guide.place_y.empty() || !guide.radius.empty();
+  if (!has_places && !guide.fundamental && !guide.disparity) {
+    throw Error("expected places and their radius, fundamental or disparity, to know where to search");
+  }
+  if (!(guide.distance > 0)) {
+    throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
+  }
+  if (guide.disparity && !((*guide.disparity)[0] <= (*guide.disparity)[1])) {
+    throw Error("disparity: expected the least and the most");
+  }
+  if (has_places) {
+    if (guide.place_x.size() != count || guide.place_y.size() != count) {
+      throw Error(
+              "places: expected " + std::to_string(count) + ", one for each feature, got " +
+              std::to_string(guide.place_x.size()) + " and " + std::to_string(guide.place_y.size()));
+    }
+    bool fits = guide.radius.size() == 1 || guide.radius.size() == count;
+    for (const double radius : guide.radius) {
+      fits = fits && radius >= 0;
+    }
+    if (!fits) {
+      throw Error("radius: expected a number from 0, or " + std::to_string(count) + " of them");
+    }
+  }
+  std::vector<Box> boxes(count, Box{-everywhere, -everywhere, everywhere, everywhere});
+  for (std::size_t i = 0; i < count; ++i) {
+    Box & box = boxes[i];
+    if (has_places) {
+      const double x = guide.place_x[i], y = guide.place_y[i];
+      const double radius = guide.radius.size() == 1 ? guide.radius[0] : guide.radius[i];
+      if (!std::isfinite(x) || !std::isfinite(y)) {
+        box = {everywhere, everywhere, -everywhere, -everywhere};
+        continue;
+      }
+      box = {x - radius, y - radius, x + radius, y + radius};
+    }
+    if (guide.disparity) {
+      box.left = std::max(box.left, first.x[i] - (*guide.disparity)[1]);
+      box.right = std::min(box.right, first.x[i] - (*guide.disparity)[0]);
+      box.top = std::max(box.top, first.y[i] - guide.distance);
+      box.bottom = std::min(box.bottom, first.y[i] + guide.distance);
+    }
+  }
+  return boxes;
+}
+
+/// Features in the order of their rows, to find those of a stretch of rows.
+struct Rows
+{
+  std::vector<std::size_t> order;
+  std::vector<float> y;  // in that order
+
+  explicit Rows(const Features & features)
+  : order(features.size())
+  {
+    for (std::size_t j = 0; j < order.size(); ++j) {
+      order[j] = j;
+    }
+    std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) {
+        return features.y[a] < features.y[b] || (features.y[a] == features.y[b] && a < b);
+      });
+    for (const std::size_t j : order) {
+      y.push_back(features.y[j]);
+    }
+  }
+};
+
+/// Fills `found` with the features of the second image that feature i of the first can be.
+inline void find_candidates(
+  const Features & first, std::size_t i, const Features & second, const Box & box, const Guide & guide,
+  const Rows & rows, std::vector<std::size_t> & found)
+{
+  found.clear();
+  double a = 0, b = 0, c = 0;
+  if (guide.fundamental) {
+    const auto & f = *guide.fundamental;
+    a = f[0] * first.x[i] + f[1] * first.y[i] + f[2];
+    b = f[3] * first.x[i] + f[4] * first.y[i] + f[5];
+    c = f[6] * first.x[i] + f[7] * first.y[i] + f[8];
+    const double length = std::max(std::hypot(a, b), 1e-12);
+    a /= length;
+    b /= length;
+    c /= length;
+  }
+  const auto begin = std::lower_bound(rows.y.begin(), rows.y.end(), box.top);
+  for (auto row = begin; row != rows.y.end() && *row <= box.bottom; ++row) {
+    const std::size_t j = rows.order[static_cast<std::size_t>(row - rows.y.begin())];
+    if (!box.holds(second.x[j], second.y[j])) {
+      continue;
+    }
+    if (guide.fundamental && !(std::abs(a * second.x[j] + b * second.y[j] + c) <= guide.distance)) {
+      continue;
+    }
+    found.push_back(j);
+  }
+}
+
+}  // namespace detail
+
+/// Returns the pairs of features that are each other's nearest neighbour among those that can belong together.
+/**
+ * \param guide where the features of `first` can be in the second image.
+ * \param min_cosine, ratio as for match; the ratio is to the second best candidate.
+ * \return pairs with `first` ascending; of equally near features the first gets the match.
+ * \throws Error nothing says where to search, or numbers do not fit; or the features come from different models or
+ *   weights, or hold numbers that are not finite.
+ */
+inline std::vector<Match> match_guided(
+  const Features & first, const Features & second, const Guide & guide, float min_cosine = -1, float ratio = 1)
+{
+  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  detail::check_comparable(first, second);
+  const std::vector<detail::Box> boxes = detail::search_boxes(first, guide);
+  for (std::size_t j = 0; j < second.size() && first.size() > 0; ++j) {
+    if (!std::isfinite(second.x[j]) || !std::isfinite(second.y[j])) {
+      throw Error("keypoints to be matched lie at places that are not finite");
+    }
+  }
+  const detail::Rows rows(second);
+  std::vector<detail::Nearest> of_first(first.size());
+  std::vector<float> highest(second.size(), lowest);  // cosine that a feature of `second` has with any candidate
+  std::vector<std::size_t> candidates;
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    detail::find_candidates(first, i, second, boxes[i], guide, rows, candidates);
+    std::sort(candidates.begin(), candidates.end());  // of equally near ones the first is offered first
+    for (const std::size_t j : candidates) {
+      const float cosine = detail::dot(first.descriptor(i), second.descriptor(j), first.descriptor_size);
+      if (!std::isfinite(cosine)) {
+        throw Error("descriptors to be matched hold numbers that are not finite");
+      }
+      of_first[i].offer(cosine, j);
+      highest[j] = std::max(highest[j], cosine);
+    }
+  }
+  std::vector<Match> matches;
+  std::vector<bool> taken(second.size());
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    const detail::Nearest & nearest = of_first[i];
+    if (nearest.cosine == lowest || nearest.cosine < highest[nearest.index] || taken[nearest.index]) {
+      continue;
+    }
+    if (!(nearest.cosine >= min_cosine)) {
+      continue;
+    }
+    if (ratio < 1 && !(1 - nearest.cosine < ratio * ratio * (1 - nearest.next))) {
+      continue;
+    }
+    taken[nearest.index] = true;
     matches.push_back({i, nearest.index, nearest.cosine});
   }
   return matches;

@@ -2,6 +2,7 @@
 //
 //   reader decode FILE                        one line a keypoint: x y score and the descriptor
 //   reader match FILE FILE [COSINE [RATIO]]   one line a match: first second cosine
+//   reader guided FILE FILE GUIDE [COSINE [RATIO]]   the same; a line of GUIDE is `name number number ...`
 //   reader time FILE FILE                     milliseconds of CPU for one match, the median of 21
 //
 // An error of the header is printed on stderr, with exit code 1.
@@ -12,6 +13,7 @@
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -38,6 +40,36 @@ KeypointArray read(const std::string & path)
   return message;
 }
 
+edgepoint2_ros::Guide read_guide(const std::string & path)
+{
+  edgepoint2_ros::Guide guide;
+  std::ifstream file(path);
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string name, word;
+    words >> name;
+    std::vector<double> numbers;
+    while (words >> word) {
+      numbers.push_back(std::stod(word));  // which knows nan, as >> does not
+    }
+    if (name == "x") {
+      guide.place_x = numbers;
+    } else if (name == "y") {
+      guide.place_y = numbers;
+    } else if (name == "radius") {
+      guide.radius = numbers;
+    } else if (name == "fundamental") {
+      guide.fundamental.emplace();
+      std::copy_n(numbers.begin(), 9, guide.fundamental->begin());
+    } else if (name == "disparity") {
+      guide.disparity = {numbers.at(0), numbers.at(1)};
+    } else if (name == "distance") {
+      guide.distance = numbers.at(0);
+    }
+  }
+  return guide;
+}
+
 int main(int count, char ** arguments)
 {
   const std::vector<std::string> words(arguments + 1, arguments + count);
@@ -58,6 +90,14 @@ int main(int count, char ** arguments)
       const float cosine = words.size() > 3 ? std::stof(words[3]) : -1;
       const float ratio = words.size() > 4 ? std::stof(words[4]) : 1;
       for (const auto & match : edgepoint2_ros::match(first, second, cosine, ratio)) {
+        std::printf("%zu %zu %.9g\n", match.first, match.second, match.cosine);
+      }
+      return 0;
+    }
+    if (words[0] == "guided") {
+      const float cosine = words.size() > 4 ? std::stof(words[4]) : -1;
+      const float ratio = words.size() > 5 ? std::stof(words[5]) : 1;
+      for (const auto & match : edgepoint2_ros::match_guided(first, second, read_guide(words.at(3)), cosine, ratio)) {
         std::printf("%zu %zu %.9g\n", match.first, match.second, match.cosine);
       }
       return 0;

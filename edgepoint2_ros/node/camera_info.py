@@ -1,0 +1,149 @@
+"""The calibration of one camera, as its CameraInfo messages tell it."""
+
+from collections.abc import Callable
+
+import numpy as np
+from rclpy.clock import Clock, ClockType
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.odometry import Camera
+
+ADAPT_PERIOD = 1.0  # seconds between two looks at what publishers of camera_info offer
+
+
+class Calibration:
+    """The camera that a topic of CameraInfo messages describes, however they are offered.
+
+    Attributes:
+        camera: None until a usable message has come, and after one that is not.
+        image_size: width, height of its images in pixels.
+        info: the message that both come from.
+    """
+
+    def __init__(self, node, topic: str, rectified: bool, on_change: Callable[[], None]):
+        """Subscribe.
+
+        Args:
+            node: an rclpy node.
+            topic: as the node knows it.
+            rectified: the images are; then P is their camera, else K and D.
+            on_change: called after a message that says something else than the last one.
+        """
+        self.camera: Camera | None = None
+        self.image_size = 0, 0
+        self.info: CameraInfo | None = None
+        self._node, self._topic, self._rectified, self._on_change = node, topic, rectified, on_change
+        self._known: tuple | None = None  # what the latest message says of the images
+        node.create_subscription(CameraInfo, topic, self.take, qos_profile_sensor_data)
+        self._latched = None  # a second subscription
+        node.create_timer(ADAPT_PERIOD, self._adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _adapt(self) -> None:
+        """Hear what was latched before this node started, while somebody offers that.
+
+        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
+        """
+        offers = [offer.qos_profile for offer in self._node.get_publishers_info_by_topic(self._full_name())]
+        latches = any(
+            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
+            for offer in offers
+        )
+        if latches and self._latched is None:
+            latched = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._latched = self._node.create_subscription(CameraInfo, self._topic, self.take, latched)
+        elif not latches and self._latched is not None:
+            self._node.destroy_subscription(self._latched)
+            self._latched = None
+
+    def _full_name(self) -> str:
+        return self._node.resolve_topic_name(self._topic)
+
+    def take(self, info: CameraInfo) -> None:
+        """Take a message; one that describes no camera is named."""
+        numbers = np.concatenate([info.r, info.k, info.d, info.p]).tobytes()  # as bytes even NaN equals itself
+        sizes = info.width, info.height, info.binning_x, info.binning_y, info.roi
+        known = numbers, sizes, info.distortion_model
+        if known == self._known:
+            return
+        self._known, self.info = known, info
+        try:
+            self.camera, self.image_size = read_camera(info, self._rectified)
+        except EdgePoint2Error as error:
+            self.camera = None
+            self._node.get_logger().error(f'{self._topic} cannot be used: {error}')
+        else:
+            unused = {'K': info.k, 'D': info.d} if self._rectified else {'P': info.p}
+            for name, numbers in unused.items():
+                if not np.isfinite(numbers).all():
+                    self._node.get_logger().warning(
+                        f'{self._topic}: {name} is not finite, but is not needed: {np.array(numbers).tolist()}'
+                    )
+        self._on_change()
+
+    def check_size(self, message) -> None:
+        """Raise EdgePoint2Error where a KeypointArray is of images of another size."""
+        width, height = self.image_size
+        if (message.image_width, message.image_height) != (width, height):
+            raise EdgePoint2Error(
+                f'keypoints of an image of {message.image_width}x{message.image_height} pixels do not belong to the '
+                f'{self._topic} of {width}x{height}, with its ROI and binning'
+            )
+
+
+def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, int]]:
+    """Return the camera of the images that a CameraInfo describes, and their size: width, height in pixels.
+
+    K and P are of the whole sensor. CameraInfo.msg says that the ROI is a window of that and binning comes after it;
+    how they change K and P is taken from fromCameraInfo in image_geometry's pinhole_camera_model.cpp, which does not
+    ask for do_rectify: rectified images are the same window of P's image.
+
+    Raises:
+        EdgePoint2Error: no such camera or images can be.
+    """
+    roi, binning = info.roi, np.maximum((info.binning_x, info.binning_y), 1)
+    offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])
+    matrix = np.array(info.p if rectified else info.k).reshape(3, -1)[:, :3]
+    matrix[:2, 2] -= offset
+    matrix[:2] /= binning[:, None]
+    camera = Camera(matrix) if rectified else Camera(matrix, np.array(info.d), info.distortion_model)
+    full_size = np.array([info.width, info.height])
+    if not offset.any() and not size.any():
+        size = full_size
+    if (offset + size > full_size).any() or (size < binning).any():
+        raise EdgePoint2Error(
+            f'ROI and binning: expected a part of {info.width}x{info.height} pixels, got {roi.width}x{roi.height} at '
+            f'({roi.x_offset}, {roi.y_offset}) with binning {info.binning_x}x{info.binning_y}'
+        )
+    return camera, tuple((size // binning).tolist())
+
+
+def read_stereo(left: CameraInfo, right: CameraInfo, rectified: bool) -> np.ndarray:
+    """Return the motion (4, 4) that maps points from the left camera's frame to the right one's.
+
+    R turns each camera into the rectified pair, whose right camera is P[3] / P[0] away, as CameraInfo.msg defines them.
+
+    Raises:
+        EdgePoint2Error: this is no calibration of a stereo pair.
+    """
+    p = np.array(right.p).reshape(3, 4)
+    focal = p.diagonal()[:2]
+    if not np.isfinite(p).all() or not (focal > 0).all() or not p[:2, 3].any():
+        raise EdgePoint2Error(
+            'the right camera_info: expected P with -fx * baseline in its fourth column, as stereo calibrations have, '
+            f'got {p.tolist()}'
+        )
+    motion = np.eye(4)
+    motion[:2, 3] = p[:2, 3] / focal
+    if rectified:
+        return motion
+    rotations = []
+    for side, info in (('left', left), ('right', right)):
+        rotation = np.array(info.r).reshape(3, 3)
+        if not np.abs(rotation @ rotation.T - np.eye(3)).max() < 1e-3:
+            raise EdgePoint2Error(f'the {side} camera_info: expected a rotation as R, got {rotation.tolist()}')
+        rotations.append(rotation)
+    motion[:3, :3] = rotations[1].T @ rotations[0]
+    motion[:3, 3] = rotations[1].T @ motion[:3, 3]
+    return motion

@@ -1,0 +1,85 @@
+"""The order of stamps, and images of two cameras of the same time. Stamps are nanoseconds."""
+
+from collections import deque
+
+from edgepoint2_ros.errors import EdgePoint2Error
+
+REORDERED = 500_000_000  # that a stamp may lie before the last one; beyond that, time itself has jumped back
+APART = 3_000_000  # that the two images of a stereo pair may be
+WAIT = 5  # left images that may wait for their right ones
+
+
+class Stamps:
+    """Tells apart messages that come out of order and time that jumps back."""
+
+    def __init__(self):
+        self._last = 0
+
+    def take(self, stamp: int) -> float:
+        """Return by how many seconds time jumps back, 0.0 where it goes on.
+
+        Raises:
+            EdgePoint2Error: the stamp is only a little older than the last one.
+        """
+        older = self._last - stamp
+        if 0 < older <= REORDERED:
+            raise EdgePoint2Error(f'they are {older * 1e-9:.3f} s older than the last ones')
+        self._last = stamp
+        return older * 1e-9 if older > 0 else 0.0
+
+
+class Pairs:
+    """Puts images of a left and a right camera together that are at most APART from each other.
+
+    A left image waits for its right one, but not once the right camera is past it or WAIT left ones wait: then it goes
+    on alone. A right image without a left one is forgotten.
+
+    Attributes:
+        alone: left images that went on alone.
+        forgotten: right images, and left ones that waited when time jumped back.
+    """
+
+    def __init__(self):
+        self.alone = self.forgotten = 0
+        self._left: deque = deque()  # (stamp, item), in order
+        self._right: deque = deque()
+
+    def add_left(self, stamp: int, item) -> list[tuple]:
+        """Take a left image and return what is ready: (left, right) items, None for a missing right one."""
+        return self._add(self._left, stamp, item)
+
+    def add_right(self, stamp: int, item) -> list[tuple]:
+        """Take a right image and return what is ready, as add_left does."""
+        return self._add(self._right, stamp, item)
+
+    def _add(self, queue: deque, stamp: int, item) -> list[tuple]:
+        if queue and stamp < queue[-1][0]:
+            if queue[-1][0] - stamp <= REORDERED:
+                raise EdgePoint2Error(f'they are {(queue[-1][0] - stamp) * 1e-9:.3f} s older than the last ones')
+            self._forget_after(stamp + REORDERED)  # time has jumped back
+        queue.append((stamp, item))
+        ready = []
+        while self._left and (self._right or len(self._left) > WAIT):
+            left, found = self._left[0]
+            while self._right and self._right[0][0] < left - APART:
+                self._right.popleft()
+                self.forgotten += 1
+            if self._right and self._right[0][0] <= left + APART:
+                ready.append((found, self._right.popleft()[1]))
+            elif self._right or len(self._left) > WAIT:
+                ready.append((found, None))
+                self.alone += 1
+            else:
+                break
+            self._left.popleft()
+        while len(self._right) > 2 * WAIT:
+            self._right.popleft()
+            self.forgotten += 1
+        return ready
+
+    def _forget_after(self, stamp: int) -> None:
+        for queue in (self._left, self._right):
+            waiting = [entry for entry in queue if entry[0] <= stamp]
+            self.forgotten += len(queue) - len(waiting)
+            queue.clear()
+            queue.extend(waiting)

@@ -1,0 +1,315 @@
+"""The node tracker: keypoints and calibration of a camera or a stereo pair in, tracks out.
+
+edgepoint2_ros.tracking does the work. docs/nodes/tracker.md describes topics and parameters.
+"""
+
+import os
+import sys
+from array import array
+
+# Before numpy is loaded: the matrices here are small, and further threads only spin while they wait.
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+
+import cv2
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import Point32
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import ChannelFloat32, PointCloud
+from std_msgs.msg import Header
+
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.messages import decode, to_nanoseconds
+from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.msg import Tracks as TracksMessage
+from edgepoint2_ros.node.camera_info import Calibration, read_stereo
+from edgepoint2_ros.node.health import OK, SILENCE, WARN
+from edgepoint2_ros.node.losses import Losses, subscribe
+from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.stamps import Pairs, Stamps
+from edgepoint2_ros.node.survival import Failures, run
+from edgepoint2_ros.tracking import MAX_LOST, MAX_TRACKS, Tracker, Tracks
+
+LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
+REPORT_PERIOD = 1.0  # seconds between two diagnostics
+CHANNELS = ('id', 'camera_id', 'u', 'v', 'velocity_x', 'velocity_y', 'gx', 'gy', 'gz')  # as VINS-Fusion reads them
+VINS_IDS = 2**24  # numbers that a float32 tells apart
+REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoints can be dropped
+
+
+def _are_cameras(names: list) -> bool:
+    return len(names) in (1, 2) and len(set(names)) == len(names) and (len(names) == 1 or all(names))
+
+
+PARAMETERS = (
+    Parameter(
+        'cameras',
+        ('',),
+        'Name of the camera, or of the left and the right one of a stereo pair; `left` has the topics `left/keypoints` '
+        'and `left/camera_info`. One empty name is one camera with the topics `keypoints` and `camera_info`.',
+        allowed="one name, or two like [left, right]; or ['']",
+        test=_are_cameras,
+    ),
+    Parameter('rectified', False, 'The images are rectified: their camera is P of camera_info, without distortion.'),
+    Parameter('max_tracks', MAX_TRACKS, 'Most tracks of an image.', minimum=1, maximum=10000),
+    Parameter(
+        'max_lost',
+        MAX_LOST,
+        'Images that a track is searched in after the last one that showed it.',
+        minimum=0,
+        maximum=1000,
+    ),
+    Parameter('min_cosine', 0.7, 'Least cosine of two descriptors of one track.', minimum=-1.0, maximum=1.0),
+    Parameter('vins', False, 'Publish `feature_tracker/feature` for the estimator of VINS-Fusion, too.'),
+)
+
+
+class TrackerNode(AcceptsUnchanged, Node):
+    """Follows the keypoints that arrive."""
+
+    def __init__(self):
+        super().__init__('tracker')
+        self.failures = Failures(self)
+        values = declare(self, PARAMETERS, read_only=True)
+        self._cameras, self._rectified = list(values['cameras']), values['rectified']
+        self._settings = {name: values[name] for name in ('max_tracks', 'max_lost', 'min_cosine')}
+        self._tracker: Tracker | None = None
+        self._next_id = 0
+        self._stamps, self._pairs = Stamps(), Pairs()
+        self._begin: int | None = None  # stamp that times are counted from: seconds since 1970 leave few digits
+        self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
+        self._received = self._published = self._tracks = self._lost = 0
+        self._dropped = dict.fromkeys(REASONS, 0)
+        self._last_error, self._silent, self._told = '', 0.0, (0, 0)
+        self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
+        self._vins = self.create_publisher(PointCloud, 'feature_tracker/feature', 10) if values['vins'] else None
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self.create_timer(REPORT_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        prefixes = [f'{name}/' if name else '' for name in self._cameras]
+        self.calibrations = [
+            Calibration(self, f'{prefix}camera_info', self._rectified, self._calibrate) for prefix in prefixes
+        ]
+        receivers = [self._take] if len(prefixes) == 1 else [self._take_left, self._take_right]
+        self._losses = [Losses() for _ in prefixes]
+        # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
+        for prefix, receive, losses in zip(prefixes, receivers, self._losses):
+            subscribe(
+                self, KeypointArray, f'{prefix}keypoints', receive, QoSProfile(depth=10), losses, self._count_lost
+            )
+
+    def _count_lost(self, _) -> None:
+        self._lost = sum(losses.count for losses in self._losses)
+
+    def _calibrate(self) -> None:
+        """Start anew with the cameras that are described now, once they all are."""
+        self._start_anew()
+        if self._tracker is not None:
+            width, height = self.calibrations[0].image_size
+            self.get_logger().info(f'camera of {width}x{height} pixels')
+
+    def _start_anew(self) -> None:
+        """Start with new tracks, whose numbers go on."""
+        self._begin = None
+        if self._tracker is not None:
+            self._next_id = self._tracker.next_id
+        self._tracker = None
+        cameras = [calibration.camera for calibration in self.calibrations]
+        if None in cameras:
+            return
+        stereo = {}
+        if len(cameras) == 2:
+            try:
+                motion = read_stereo(*(calibration.info for calibration in self.calibrations), self._rectified)
+            except EdgePoint2Error as error:
+                self.get_logger().error(f'camera_info cannot be used: {error}')
+                return
+            stereo = {'right': cameras[1], 'right_from_left': motion}
+        self._tracker = Tracker(cameras[0], **stereo, **self._settings, first_id=self._next_id)
+
+    def _take(self, message: KeypointArray) -> None:
+        self._received += 1
+        self._silent = 0.0
+        self._follow(message, None)
+
+    def _take_left(self, message: KeypointArray) -> None:
+        self._received += 1
+        self._silent = 0.0
+        self._pair(self._pairs.add_left, message)
+
+    def _take_right(self, message: KeypointArray) -> None:
+        self._pair(self._pairs.add_right, message)
+
+    def _pair(self, add, message: KeypointArray) -> None:
+        try:
+            ready = add(to_nanoseconds(message.header.stamp), message)
+        except EdgePoint2Error as error:
+            self._drop('out of order', error)
+            return
+        for left, right in ready:
+            if right is None:
+                self.get_logger().warning(
+                    f'no keypoints of {self._cameras[1]} within 3 ms of those of {self._cameras[0]}: tracked alone '
+                    f'({self._pairs.alone} so far); both cameras must be triggered together',
+                    throttle_duration_sec=LOG_PERIOD,
+                )
+            self._follow(left, right)
+
+    def _drop(self, reason: str, error: Exception | str) -> None:
+        self._dropped[reason] += 1
+        self._last_error = str(error)
+        self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
+
+    def _follow(self, left: KeypointArray, right: KeypointArray | None) -> None:
+        if self._tracker is None:
+            self._drop('no calibration', 'waiting for a usable camera_info')
+            return
+        messages = [message for message in (left, right) if message is not None]
+        try:
+            for calibration, message in zip(self.calibrations, messages):
+                calibration.check_size(message)
+        except EdgePoint2Error as error:
+            self._drop('other size', error)
+            return
+        try:
+            features = [decode(message) for message in messages]
+        except EdgePoint2Error as error:
+            self._drop('bad', error)
+            return
+        stamp = to_nanoseconds(left.header.stamp)
+        try:
+            older = self._stamps.take(stamp)
+        except EdgePoint2Error as error:
+            self._drop('out of order', error)
+            return
+        if older:
+            self.get_logger().warning(f'time jumps back by {older:.3f} s: the tracks start anew')
+            self._start_anew()
+        if self._begin is None:
+            self._begin = stamp
+        self._follow_weights(features[0])
+        try:
+            tracks = self._tracker.track(features[0], (stamp - self._begin) * 1e-9, *features[1:])
+        except EdgePoint2Error as error:
+            self._drop('bad', error)
+            return
+        except (cv2.error, np.linalg.LinAlgError) as error:  # on the way, which leaves the tracks half followed
+            self._drop('bad', error)
+            self._start_anew()
+            return
+        self._published += 1
+        self._tracks = len(tracks)
+        self._publisher.publish(to_message(tracks, left.header, self._cameras, features[0]))
+        if self._vins is not None:
+            self._vins.publish(to_vins(tracks, left.header))
+
+    def _follow_weights(self, features: Features) -> None:
+        last, self._weights = self._weights, (features.model, features.digest)
+        if last not in (None, self._weights):
+            self.get_logger().warning(
+                f'keypoints of {features.model} [{features.digest}] follow those of {last[0]} [{last[1]}]: the tracks '
+                f'start anew',
+                throttle_duration_sec=LOG_PERIOD,
+            )
+
+    def _report(self) -> None:
+        """Publish diagnostics."""
+        dropped = sum(self._dropped.values())
+        failures = self.failures.count
+        level, reason = OK, f'{self._tracks} tracks'
+        self._silent += REPORT_PERIOD
+        if failures > self._told[1]:
+            level, reason = WARN, self.failures.last
+        elif dropped > self._told[0]:
+            level, reason = WARN, f'{dropped - self._told[0]} images dropped: {self._last_error}'
+        elif self._silent > SILENCE:
+            level, reason = WARN, 'no keypoints'
+        self._told = dropped, failures
+        values = {
+            'images': self._received,
+            'published': self._published,
+            'tracks': self._tracks,
+            'lost by the middleware': self._lost,
+            **{f'dropped: {name}': count for name, count in self._dropped.items()},
+        }
+        if len(self._cameras) == 2:
+            values['without a right image'] = self._pairs.alone
+            values['right images without a left one'] = self._pairs.forgotten
+        status = DiagnosticStatus(
+            level=bytes([level]),
+            name=f'{self.get_fully_qualified_name()}: tracks',
+            message=reason,
+            values=[KeyValue(key=name, value=str(value)) for name, value in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+
+def to_message(tracks: Tracks, header: Header, cameras: list[str], features: Features) -> TracksMessage:
+    """Return the Tracks message of an image's tracks.
+
+    Args:
+        tracks: the tracks.
+        header: of the image.
+        cameras: one name, or those of the left and the right camera.
+        features: those of the image.
+    """
+    columns = {
+        'x': tracks.xy[:, 0],
+        'y': tracks.xy[:, 1],
+        'bearing_x': tracks.rays[:, 0],
+        'bearing_y': tracks.rays[:, 1],
+        'velocity_x': tracks.velocities[:, 0],
+        'velocity_y': tracks.velocities[:, 1],
+        'score': tracks.scores,
+    }
+    integers = {'id': ('Q', tracks.ids), 'age': ('I', tracks.ages), 'keypoint': ('I', tracks.keypoints)}
+    if len(cameras) == 2:
+        columns['right_x'], columns['right_y'] = tracks.right_xy.T
+        columns['right_bearing_x'], columns['right_bearing_y'] = tracks.right_rays.T
+        columns['right_velocity_x'], columns['right_velocity_y'] = tracks.right_velocities.T
+        integers['right_keypoint'] = 'i', tracks.right_keypoints
+    arrays = {name: array('f', values.astype(np.float32).tobytes()) for name, values in columns.items()}
+    arrays |= {name: array(code, values.astype(code).tobytes()) for name, (code, values) in integers.items()}
+    return TracksMessage(header=header, cameras=cameras, model=features.model, digest=features.digest, **arrays)
+
+
+def to_vins(tracks: Tracks, header: Header) -> PointCloud:
+    """Return tracks as the estimator of VINS-Fusion takes them: the left camera's, then the right one's.
+
+    Numbers of tracks are modulo 2^24, as they travel in a float32; what has no finite bearing is left out.
+    """
+    sides = []
+    for camera, (rays, xy, velocities) in enumerate(
+        (
+            (tracks.rays, tracks.xy, tracks.velocities),
+            (tracks.right_rays, tracks.right_xy, tracks.right_velocities),
+        )
+    ):
+        seen = np.isfinite(rays).all(axis=1) & np.isfinite(velocities).all(axis=1)
+        # What the right camera sees belongs to a point of the left one.
+        seen &= np.isfinite(tracks.rays).all(axis=1)
+        ids = (tracks.ids[seen] % VINS_IDS).astype(np.float32)
+        columns = [ids, np.full(len(ids), camera), *xy[seen].T, *velocities[seen].T, *np.zeros((3, len(ids)))]
+        sides.append((rays[seen], np.float32(columns)))
+    rays, channels = (np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*sides), (0, 1)))
+    return PointCloud(
+        header=header,
+        points=[Point32(x=x, y=y, z=1.0) for x, y in rays.tolist()],
+        channels=[
+            ChannelFloat32(name=name, values=array('f', np.ascontiguousarray(values).tobytes()))
+            for name, values in zip(CHANNELS, channels)
+        ],
+    )
+
+
+def main(args=None) -> int:
+    """Run the node until Ctrl-C and return the exit code."""
+    return run('tracker', TrackerNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,10 @@
+"""Start the node tracker; `ros2 launch edgepoint2_ros tracker.launch.py --show-args` lists the arguments."""
+
+from launch import LaunchDescription
+
+from edgepoint2_ros.node.launching import describe
+from edgepoint2_ros.node.tracker_node import PARAMETERS
+
+
+def generate_launch_description() -> LaunchDescription:
+    return describe('tracker', PARAMETERS)
