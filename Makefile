@@ -73,7 +73,7 @@ clean:
 
 # Files are linked, not copied: one that is new or gone needs a rebuild, an edited one does not.
 .venv/files.txt: .venv/demo.stamp FORCE
-	@find edgepoint2_ros launch config -type f -not -name '*.pyc' | sort > $@.new
+	@find edgepoint2_ros launch config rtabmap -type f -not -name '*.pyc' | sort > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 FORCE:

@@ -53,6 +53,7 @@ class Extractor:
     """One variant of EdgePoint2 with its weights, held by a runtime.
 
     Attributes:
+        model: the Model in use.
         variant: the Variant.
         digest: identity of the weights, 16 hex digits.
         backend: name of the runtime in use; `auto` may change it when the one chosen first fails.
@@ -75,10 +76,10 @@ class Extractor:
         if not isinstance(model, ExtractorSettings):
             model = ExtractorSettings(model)
         chosen = replace(model, **settings)
-        self._model = find_model(chosen.model, chosen.weights)
-        self.variant = self._model.variant
-        self.digest = self._model.digest
-        self._engine = open_engine(self._model, chosen.backend, chosen.precision, chosen.threads, report)
+        self.model = find_model(chosen.model, chosen.weights)
+        self.variant = self.model.variant
+        self.digest = self.model.digest
+        self._engine = open_engine(self.model, chosen.backend, chosen.precision, chosen.threads, report)
         self.max_keypoints = chosen.max_keypoints
         self.score_threshold = chosen.score_threshold
 
@@ -92,7 +93,7 @@ class Extractor:
 
     @property
     def description(self) -> str:
-        return f'{self.variant} {self._model.path} [{self.digest}] on {self._engine.description}'
+        return f'{self.variant} {self.model.path} [{self.digest}] on {self._engine.description}'
 
     @property
     def max_keypoints(self) -> int:

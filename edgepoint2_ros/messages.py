@@ -23,7 +23,7 @@ def encode(features: Features, header, encoding: str = 'float32'):
     Raises:
         MessageError: the encoding is not one of the three.
     """
-    from edgepoint2_ros.msg import KeypointArray  # the only thing in this module that needs ROS
+    from edgepoint2_ros.msg import KeypointArray
 
     fields = to_fields(features, encoding)
     for name, value in fields.items():
@@ -31,6 +31,20 @@ def encode(features: Features, header, encoding: str = 'float32'):
             # Message setters take an array.array without looking at each number.
             fields[name] = array.array('B' if value.dtype == np.uint8 else 'f', value.tobytes())
     return KeypointArray(header=header, **fields)
+
+
+def encode_place(descriptor: np.ndarray, features: Features, header):
+    """Return the Place message of an image.
+
+    Args:
+        descriptor: (S,) float32, as Vocabulary.describe returns it.
+        features: those that it was made of.
+        header: std_msgs/Header of the image; the message gets it as it is.
+    """
+    from edgepoint2_ros.msg import Place
+
+    rows = array.array('f', np.ascontiguousarray(descriptor, np.float32).tobytes())
+    return Place(header=header, model=features.model, digest=features.digest, descriptor=rows)
 
 
 def to_fields(features: Features, encoding: str = 'float32') -> dict:

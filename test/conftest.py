@@ -33,6 +33,9 @@ for import_runtime in (import_onnxruntime, import_openvino):
 _exporter = b''.join(path.read_bytes() for path in sorted((ROOT / 'edgepoint2_ros' / 'network').glob('*.py')))
 os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(_exporter).hexdigest()[:12])
 
+# What `auto` measures is kept between runs, too.
+os.environ['XDG_CACHE_HOME'] = str(ROOT / 'build' / 'test-cache')
+
 
 @pytest.fixture(scope='session')
 def official_model():
@@ -99,10 +102,22 @@ def tf2_msgs(tmp_path_factory) -> dict[str, str]:
 
     A ROS 2 from pip lacks it: then it is built from test/tf2.
     """
-    if importlib.util.find_spec('tf2_msgs'):
+    return _build_messages('tf2_msgs', ROOT / 'test' / 'tf2', tmp_path_factory)
+
+
+@pytest.fixture(scope='session')
+def rtabmap_msgs(tmp_path_factory) -> dict[str, str]:
+    """RTAB-Map's messages of an image, from test/rtabmap where they are not installed; as for tf2_msgs."""
+    return _build_messages('rtabmap_msgs', ROOT / 'test' / 'rtabmap', tmp_path_factory)
+
+
+def _build_messages(name: str, source: Path, tmp_path_factory) -> dict[str, str]:
+    """Build a package of messages unless it is installed, load it, and return the environment for other processes."""
+    pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    if importlib.util.find_spec(name):
         return dict(os.environ)
-    build, prefix = tmp_path_factory.mktemp('build'), tmp_path_factory.mktemp('tf2_msgs')
-    configure = ['cmake', '-S', ROOT / 'test' / 'tf2', '-B', build, f'-DPython3_EXECUTABLE={sys.executable}']
+    build, prefix = tmp_path_factory.mktemp('build'), tmp_path_factory.mktemp(name)
+    configure = ['cmake', '-S', source, '-B', build, f'-DPython3_EXECUTABLE={sys.executable}']
     configure += [f'-DCMAKE_PREFIX_PATH={sys.prefix}', f'-DCMAKE_INSTALL_PREFIX={prefix}']
     configure += [f'-DCMAKE_INSTALL_RPATH={prefix}/lib;{sys.prefix}/lib']
     environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
@@ -111,7 +126,7 @@ def tf2_msgs(tmp_path_factory) -> dict[str, str]:
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
         )
         assert done.returncode == 0, done.stdout[-4000:]
-    [package] = prefix.rglob('tf2_msgs/__init__.py')
+    [package] = prefix.rglob(f'{name}/__init__.py')
     sys.path.append(str(package.parents[1]))
     for library in (prefix / 'lib').glob('*.so'):
         ctypes.CDLL(str(library))  # the middleware asks for them by name

@@ -81,7 +81,7 @@ def test_a_camera_that_nobody_asks_for_is_neither_silent_nor_forgotten():
     feed(health, 5)
     health.pause()
     assert verdict(health, 1.0) == (OK, '5.0 images/s, latency 10.0 ms')  # those that waited are answered
-    assert verdict(health, 60.0) == (OK, 'idle: nobody subscribes to keypoints or overlay')
+    assert verdict(health, 60.0) == (OK, 'idle: nobody subscribes to keypoints, place or overlay')
     health.resume(60.0)
     assert verdict(health, 61.0) == (OK, 'no image in this second')
     assert verdict(health, 63.0) == (WARN, 'no image yet on /left/image: nobody publishes it')

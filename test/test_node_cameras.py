@@ -327,7 +327,7 @@ def test_a_lazy_node_takes_images_only_while_somebody_wants_what_it_makes_of_the
 
     check(True, 'images/s, latency')
     camera.node.destroy_subscription(camera.reader)
-    check(False, 'idle: nobody subscribes to keypoints or overlay')
+    check(False, 'idle: nobody subscribes to keypoints, place or overlay')
     process.wait_for('image: idle: nobody subscribes')
     before = camera.next_stats()
     assert before.received == before.processed + before.dropped_newer

@@ -117,6 +117,7 @@ def test_the_topics_of_a_camera_bear_its_name():
         'image': 'image',
         'mask': 'mask',
         'keypoints': 'keypoints',
+        'place': 'place',
         'overlay': 'overlay',
         'stats': 'stats',
     }

@@ -1,21 +1,23 @@
 """Features in the tools of structure from motion: real databases, read by their own libraries."""
 
-import sys
-from pathlib import Path
+from dataclasses import replace
 
-import cv2
 import numpy as np
 import pytest
-from exif import STORED, store
+from exif import STORED
 
-from edgepoint2_ros.bridges.colmap import as_stored, exhaustive_pairs, sequential_pairs, write_colmap, write_hloc
+from edgepoint2_ros.bridges.colmap import (
+    as_stored,
+    exhaustive_pairs,
+    match_pairs,
+    sequential_pairs,
+    write_colmap,
+    write_features,
+    write_hloc,
+)
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
-
-ROOT = Path(__file__).parents[1]
-PHOTOS = ROOT.parent / 'shared' / 'images' / 'photos'
 
 
 @pytest.fixture
@@ -122,60 +124,25 @@ def test_a_bag_is_exported_to_both(official_model, photograph, tmp_path, capsys)
     assert 'expected a name that ends in .db (COLMAP) or .h5 (hloc)' in capsys.readouterr().err
 
 
-@pytest.fixture
-def reconstruct(official_model, monkeypatch):
-    """The example, as a module."""
+def test_an_interrupted_matching_goes_on_where_it_was(views, tmp_path):
     pytest.importorskip('pycolmap', reason='pycolmap is not installed')
-    official_model('T-32')
-    monkeypatch.syspath_prepend(ROOT / 'examples')
-    import reconstruct
-
-    yield reconstruct
-    sys.modules.pop('reconstruct')
-
-
-@pytest.fixture
-def photos() -> list[Path]:
-    found = sorted(PHOTOS.glob('*_*.jpg'))[:8]
-    if not found:
-        pytest.skip(f'no photographs in {PHOTOS}')
-    return found
-
-
-@pytest.mark.slow
-def test_photographs_become_cameras_and_points(reconstruct, photos, tmp_path, capsys):
-    pytest.importorskip('matplotlib', reason='matplotlib is not installed')
-    folder = tmp_path / 'photos'
-    folder.mkdir()
-    for photo in photos:
-        (folder / photo.name).symlink_to(photo)
-    (folder / 'notes.txt').write_text('no photograph')
-    model = reconstruct.reconstruct(folder, tmp_path / 'out', Extractor('T-32', max_keypoints=1500), long_side=800)
-    assert f'left out: expected an image, but {folder}/notes.txt cannot be read as one' in capsys.readouterr().out
-    assert model.num_reg_images() >= 6
-    assert model.num_points3D() > 300
-    assert model.compute_mean_reprojection_error() < 1.5
-    reconstruct.draw(model, tmp_path / 'picture.png')
-    assert (tmp_path / 'picture.png').stat().st_size > 10_000
+    path = tmp_path / 'database.db'
+    write_features(path, views, {})
+    pairs = exhaustive_pairs(list(views))
+    begun = match_pairs(path, views, pairs)
+    first = next(begun)
+    begun.close()
+    # What is in the database already is not matched again: here nothing would match any more.
+    blank = {
+        name: replace(features, descriptors=np.zeros_like(features.descriptors)) for name, features in views.items()
+    }
+    assert list(match_pairs(path, blank, pairs)) == [first, 0, 0]
+    assert list(match_pairs(path, views, pairs)) == [first, 0, 0]
+    assert first > 290
 
 
-@pytest.mark.slow
-def test_photographs_stored_on_their_side_stay_so(reconstruct, photos, tmp_path):
-    """As COLMAP reads them: its cameras, keypoints and undistorted images are those of the files."""
-    import pycolmap
-
-    folder = tmp_path / 'photos'
-    folder.mkdir()
-    for photo, orientation in zip(photos, (6, 8, 6, 3, 6, 1, 8, 6)):
-        store(folder / photo.name, cv2.imread(str(photo)), orientation)
-    model = reconstruct.reconstruct(folder, tmp_path / 'out', Extractor('T-32', max_keypoints=1500), long_side=800)
-    assert model.num_reg_images() >= 6
-    for image in model.images.values():
-        width, height = pycolmap.Bitmap.read(str(folder / image.name), True).to_array().shape[1::-1]
-        camera = model.cameras[image.camera_id]
-        assert (camera.width, camera.height) == (width, height)
-        xy = np.array([point.xy for point in image.points2D])
-        assert (xy >= 0).all()
-        assert (xy <= [width, height]).all()
-    pycolmap.undistort_images(tmp_path / 'undistorted', tmp_path / 'out' / '0', folder)
-    assert len(list((tmp_path / 'undistorted' / 'images').iterdir())) == model.num_reg_images()
+def test_matches_that_agree_by_chance_alone_are_no_pair(views, tmp_path):
+    pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+    rng = np.random.default_rng(1)
+    astray = replace(views['b.png'], xy=rng.uniform(0, 480, (300, 2)).astype(np.float32))
+    assert write_colmap(tmp_path / 'database.db', {'a.png': views['a.png'], 'b.png': astray}, [('a.png', 'b.png')]) == 0

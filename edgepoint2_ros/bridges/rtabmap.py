@@ -5,8 +5,11 @@ came in. It compresses them by zlib and appends rows, columns and OpenCV's type 
 """
 
 import array
+import struct
 import zlib
 from importlib import import_module
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -15,76 +18,173 @@ from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode
 
 CV_32FC1 = 5  # OpenCV's number of the type
+# The encodings that it reads, and their bytes a pixel (rtabmap_conversions/MsgConversion.cpp).
+IMAGES = {'8UC1': 1, 'mono8': 1, 'mono16': 2, 'bgr8': 3, 'rgb8': 3, 'bgra8': 4, 'rgba8': 4, 'bayer_grbg8': 1}
+DEPTHS = {'16UC1': 2, 'mono16': 2, '32FC1': 4}
+COEFFICIENTS = 0, 4, 5, 6, 8, 12, 14  # of a lens, how many there may be (CameraModel.cpp)
 SIZE = 8.0  # pixels across what a keypoint describes; EdgePoint2 knows one scale only
 
 
-def to_rtabmap(keypoints, rgb, camera_info, depth=None, depth_camera_info=None, messages=None):
-    """Return the rtabmap_msgs/RGBDImage of one image and its keypoints.
+def import_messages() -> ModuleType:
+    """Return the module rtabmap_msgs.msg.
+
+    Raises:
+        EdgePoint2Error: it is not installed.
+    """
+    try:
+        return import_module('rtabmap_msgs.msg')
+    except ImportError as error:
+        raise EdgePoint2Error(
+            f'rtabmap_msgs is not installed ({error}): sudo apt install ros-$ROS_DISTRO-rtabmap-msgs'
+        ) from None
+
+
+def to_rtabmap(
+    keypoints: Any, rgb: Any, camera_info: Any, depth: Any, depth_camera_info: Any = None, messages: Any = None
+) -> Any:
+    """Return the rtabmap_msgs/RGBDImage of one image, its keypoints and its depth or right image.
+
+    What RTAB-Map would end at is refused.
 
     Args:
         keypoints: the KeypointArray of the image.
         rgb: the sensor_msgs/Image, or the sensor_msgs/CompressedImage, which travels on as it is.
         camera_info: its sensor_msgs/CameraInfo.
-        depth: sensor_msgs/Image registered to it, or the right image of a stereo pair; none for one camera alone. Depth
-            may also come as a CompressedImage that holds a PNG of 16 bits.
-        depth_camera_info: of ``depth``, by default ``camera_info``.
+        depth: sensor_msgs/Image registered to it, of the same size or a whole part of it, or the right image of a
+            rectified stereo pair. Depth may also come as a CompressedImage that holds a PNG of 16 bits.
+        depth_camera_info: of ``depth``, by default ``camera_info``; a right image needs its own.
         messages: what holds RGBDImage, KeyPoint and Point2f; by default the module rtabmap_msgs.msg.
 
     Raises:
         EdgePoint2Error: rtabmap_msgs is not installed.
-        MessageError: keypoints and image do not belong together, the keypoints contradict themselves, or the depth is
-            compressed in a way that RTAB-Map does not read.
+        MessageError: keypoints, images and calibrations do not belong together, or one contradicts itself or is of a
+            kind that RTAB-Map does not read.
         ImageError: a compressed image cannot be read.
     """
-    if messages is None:
-        try:
-            messages = import_module('rtabmap_msgs.msg')
-        except ImportError:
-            raise EdgePoint2Error(
-                'rtabmap_msgs is not installed: sudo apt install ros-$ROS_DISTRO-rtabmap-msgs'
-            ) from None
+    messages = messages or import_messages()
+    size = _size(rgb, IMAGES, 'image')
     for name, theirs, ours in (
         ('stamp', rgb.header.stamp, keypoints.header.stamp),
-        ('size', _size(rgb), (keypoints.image_width, keypoints.image_height)),
+        ('size', size, (keypoints.image_width, keypoints.image_height)),
     ):
         if theirs != ours:
             raise MessageError(f'image and keypoints differ in their {name}: {theirs} and {ours}')
+    check_camera_info(camera_info, size, 'camera_info')
+    if _is_compressed(depth) or depth.encoding in DEPTHS:
+        width, height = _size(depth, DEPTHS, 'depth')
+        # RTAB-Map compares the whole quotients of widths and of heights.
+        if not min(width, height) or size[0] % width or size[1] % height or size[0] // width != size[1] // height:
+            raise MessageError(f'depth: expected {size[0]}x{size[1]} pixels or a whole part, got {width}x{height}')
+    else:
+        if _size(depth, IMAGES, 'right image') != size:
+            raise MessageError(f'right image: expected {size[0]}x{size[1]}, got {depth.width}x{depth.height}')
+        if depth_camera_info is None:
+            raise MessageError(
+                f'depth: expected one of {", ".join(DEPTHS)}, got {depth.encoding!r}; a right image needs its own '
+                f'camera_info'
+            )
+        check_camera_info(depth_camera_info, size, 'camera_info of the right image')
+        if not depth_camera_info.p[3] < 0:
+            raise MessageError(
+                f'camera_info of the right image: expected P[3] below 0, which is -fx times the baseline, got '
+                f'{depth_camera_info.p[3]}'
+            )
     features = decode(keypoints)
     result = messages.RGBDImage()
     result.header = rgb.header
     result.rgb_camera_info = camera_info
+    result.depth_camera_info = depth_camera_info or camera_info
     setattr(result, 'rgb_compressed' if _is_compressed(rgb) else 'rgb', rgb)
-    if depth is not None:
-        if _is_compressed(depth):
-            _check_depth(depth)
-        result.depth_camera_info = depth_camera_info or camera_info
-        setattr(result, 'depth_compressed' if _is_compressed(depth) else 'depth', depth)
+    setattr(result, 'depth_compressed' if _is_compressed(depth) else 'depth', depth)
     result.key_points = [
-        messages.KeyPoint(pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=score, octave=0, class_id=-1)
-        for (x, y), score in zip(features.xy.tolist(), features.scores.tolist())
+        messages.KeyPoint(
+            pt=messages.Point2f(x=x, y=y), size=SIZE, angle=-1.0, response=response, octave=0, class_id=-1
+        )
+        for (x, y), response in zip(features.xy.tolist(), to_responses(features.scores).tolist())
     ]
     result.descriptors = array.array('B', pack_descriptors(features.descriptors))
     return result
 
 
-def _is_compressed(image) -> bool:
+def check_camera_info(info: Any, size: tuple[int, int], name: str) -> None:
+    """Refuse a calibration that RTAB-Map would end at, or take for none.
+
+    Args:
+        info: a sensor_msgs/CameraInfo.
+        size: width and height of the images.
+        name: of what is checked, for the error.
+
+    Raises:
+        MessageError: what is wrong.
+    """
+    if (info.width, info.height) != size:
+        raise MessageError(f'{name}: expected one of {size[0]}x{size[1]} pixels, got {info.width}x{info.height}')
+    if len(info.d) not in COEFFICIENTS:
+        raise MessageError(f'{name}: expected {COEFFICIENTS} coefficients D, got {len(info.d)}')
+    if not np.isfinite(np.concatenate([info.k, info.d, info.r, info.p])).all():
+        raise MessageError(f'{name}: K, D, R or P is not finite')
+    if not min(info.p[0], info.p[5]) > 0:
+        raise MessageError(
+            f'{name}: expected focal lengths P[0] and P[5] above 0, got {info.p[0]} and {info.p[5]}: is it calibrated?'
+        )
+
+
+def _is_compressed(image: Any) -> bool:
     return hasattr(image, 'format')
 
 
-def _size(image) -> tuple[int, int]:
-    """Return width and height; a compressed image does not say them."""
-    return to_array(image).shape[1::-1] if _is_compressed(image) else (image.width, image.height)
+def _size(image: Any, encodings: dict[str, int], name: str) -> tuple[int, int]:
+    """Return width and height of an image that RTAB-Map can read.
+
+    Args:
+        image: sensor_msgs/Image or CompressedImage.
+        encodings: those that it reads, and how many bytes a pixel has.
+        name: of the image, for the error.
+
+    Raises:
+        MessageError: it reads none of that kind, or the fields contradict each other.
+        ImageError: a compressed image cannot be read.
+    """
+    if _is_compressed(image):
+        if encodings is DEPTHS:
+            return _size_of_png(image)
+        height, width = to_array(image).shape[:2]
+        return width, height
+    if image.encoding not in encodings:
+        raise MessageError(f'{name}: expected one of {", ".join(encodings)}, got {image.encoding!r}')
+    row = image.width * encodings[image.encoding]
+    if image.step < row or len(image.data) < image.step * image.height or not row * image.height:
+        raise MessageError(
+            f'{name}: {image.width}x{image.height} pixels of {image.encoding} in rows of {image.step} bytes do not fit '
+            f'{len(image.data)} bytes'
+        )
+    return image.width, image.height
 
 
-def _check_depth(depth) -> None:
-    """Refuse what RTAB-Map would stop at: it takes a whole PNG of 16 bits (rtabmap_conversions/MsgConversion.cpp)."""
+def _size_of_png(depth: Any) -> tuple[int, int]:
+    """Return width and height, and refuse what RTAB-Map would end at: it takes a PNG of 16 bits alone.
+
+    (uncompressImage in rtabmap_conversions/MsgConversion.cpp.)
+    """
     head = bytes(depth.data[:26])
-    # A PNG's first chunk says bits and kind of colour; gray is 0. compressedDepth puts a header of its own before it.
+    # A PNG's first chunk says size, bits and kind of colour; gray is 0. compressedDepth puts a header of its own
+    # before it.
     if not head.startswith(b'\x89PNG\r\n\x1a\n') or tuple(head[24:26]) != (16, 0):
         raise MessageError(
             f'depth of format {depth.format!r}: expected a gray PNG of 16 bits, or a sensor_msgs/Image as '
             f'`ros2 run image_transport republish` makes it'
         )
+    width, height = struct.unpack('>II', head[16:24])
+    return width, height
+
+
+def to_responses(scores: np.ndarray) -> np.ndarray:
+    """Return scores (N,) as responses (N,) float32 in the same order, none of them negative.
+
+    Scores are logits and may be negative; RTAB-Map keeps the keypoints whose response is the largest in absolute value
+    (Feature2D::limitKeypoints).
+    """
+    return np.logaddexp(0, scores, dtype=np.float32)
 
 
 def pack_descriptors(descriptors: np.ndarray) -> bytes:

@@ -1,14 +1,24 @@
-"""List, import or download models."""
+"""List, import or download models, and give them a vocabulary of places."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from edgepoint2_ros.errors import EdgePoint2Error
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.extractor import Extractor, extract_shrunk
+from edgepoint2_ros.image_files import find_below
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.models import MAX_KEYPOINTS, list_models
 from edgepoint2_ros.models.official import download_weights, import_weights
 from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
+from edgepoint2_ros.places import CENTRES, store_vocabulary, train_centres
+from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import data_directory
+
+LONG_SIDE = 640  # of the images that a vocabulary is learned from, pixels
+ROWS = 300  # of the best keypoints of each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     download.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
     _add_export_arguments(download)
     download.set_defaults(run_action=_download)
+    vocabulary = actions.add_parser('vocabulary', help='learn the vocabulary of places of models from images')
+    vocabulary.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
+    vocabulary.add_argument('--weights', default='auto', help='as for other commands (default: %(default)s)')
+    vocabulary.add_argument('--images', nargs='+', type=Path, required=True, metavar='DIR', help='folders of images')
+    vocabulary.add_argument(
+        '--most', type=int, default=500, help='images that are drawn of them (default: %(default)s)'
+    )
+    vocabulary.add_argument('--centres', type=int, default=CENTRES, help='of the vocabulary (default: %(default)s)')
+    vocabulary.add_argument('--seed', type=int, default=0, help='of the draw and the clustering (default: %(default)s)')
+    vocabulary.add_argument('--data', default='', metavar='TEXT', help='source and licence of the images, for the card')
+    vocabulary.set_defaults(run_action=_vocabulary)
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,4 +99,30 @@ def _download(options: argparse.Namespace) -> int:
         weights = download_weights(variant)
         model = import_weights(weights, False, options.max_keypoints, not options.no_subpixel)
         print(f'{model.variant}: {model.path}')
+    return 0
+
+
+def _vocabulary(options: argparse.Namespace) -> int:
+    for name in ('most', 'centres'):
+        if getattr(options, name) < 1:
+            raise EdgePoint2Error(f'--{name}: expected 1 or more, got {getattr(options, name)}')
+    found = list(dict.fromkeys(path for folder in options.images for path in find_below(folder)))
+    if not found:
+        raise ImageError(f'no images found in {", ".join(map(str, options.images))}')
+    drawn = np.sort(np.random.default_rng(options.seed).permutation(len(found))[: options.most])
+    for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:
+        # By the runtime that every installation has, so that the same command gives the same vocabulary.
+        extractor = Extractor(
+            variant.name, weights=options.weights, backend='onnxruntime', precision='fp32', max_keypoints=ROWS
+        )
+        rows = []
+        for number in show_progress(drawn, variant.name, len(drawn)):
+            try:
+                rows.append(extract_shrunk(extractor, read_image(found[number]), LONG_SIDE).descriptors)
+            except ImageError as error:
+                print(f'edgepoint2: left out {found[number]}: {error}', file=sys.stderr)
+        centres = train_centres(np.concatenate(rows or [np.empty((0, 1), np.float32)]), options.centres, options.seed)
+        trained = {'images': len(rows), 'keypoints': sum(map(len, rows)), 'seed': options.seed}
+        store_vocabulary(extractor.model, centres, trained | ({'data': options.data} if options.data else {}))
+        print(f'{variant}: {len(centres)} centres from {trained["keypoints"]} keypoints of {len(rows)} images')
     return 0

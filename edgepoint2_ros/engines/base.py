@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -36,6 +37,13 @@ class Backend:
     package: str
     precisions: tuple[str, ...]
     reason: str
+
+    def version(self) -> str:
+        """Return title and version, without importing the runtime; the title alone where pip does not know it."""
+        try:
+            return f'{self.title} {metadata.version(self.package)}'
+        except metadata.PackageNotFoundError:
+            return self.title
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:

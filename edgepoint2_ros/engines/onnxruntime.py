@@ -49,3 +49,8 @@ class OnnxRuntimeEngine(CpuEngine):
 def open_engine(model: Model, precision: str, threads: int, report: Report) -> OnnxRuntimeEngine:
     """Open ``model``; see edgepoint2_ros.engines for arguments and errors."""
     return OnnxRuntimeEngine(model.path, threads, model.subpixel)
+
+
+def fast_precisions(model: Model) -> list[str]:
+    """Return the precisions of which one is the fastest for a model on this CPU."""
+    return ['fp32']

@@ -7,12 +7,14 @@ from edgepoint2_ros.models.store import (
     Model,
     card_path,
     find_model,
+    format_card,
     is_shipped,
     list_models,
     models_directory,
     open_model,
     part_path,
     read_part,
+    write_card,
 )
 from edgepoint2_ros.storage import data_directory
 
@@ -39,10 +41,12 @@ __all__ = [
     'card_path',
     'data_directory',
     'find_model',
+    'format_card',
     'is_shipped',
     'list_models',
     'models_directory',
     'open_model',
     'part_path',
     'read_part',
+    'write_card',
 ]

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models.variants import VARIANTS, Variant, find_variant
-from edgepoint2_ros.storage import data_directory, sha256
+from edgepoint2_ros.storage import data_directory, sha256, write_whole
 
 CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
@@ -140,6 +140,20 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
         raise ModelError(f'{path} is a model of {model.variant}, expected {variant}')
     read_part(model)
     return model
+
+
+def format_card(card: dict[str, Any]) -> bytes:
+    """Return a card as its file has it."""
+    return (json.dumps(card, indent=2) + '\n').encode()
+
+
+def write_card(model: Model, card: dict[str, Any]) -> None:
+    """Write another card for a model, in one step.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
+    write_whole(card_path(model.path), format_card(card))
 
 
 def list_models() -> list[Model | ModelError]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgepoint2_ros.engines.check import CARD_SHAPE, draw_scene, pack
 from edgepoint2_ros.engines.onnxruntime import OnnxRuntimeEngine
-from edgepoint2_ros.models import CARD_FORMAT, MAX_KEYPOINTS, card_path, open_model
+from edgepoint2_ros.models import CARD_FORMAT, MAX_KEYPOINTS, card_path, format_card, open_model
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.maps import build_maps, calibrate
 from edgepoint2_ros.network.sparse import build_sparse
@@ -74,7 +74,7 @@ def export_model(
         'files': files,
         'expected': pack(engine.run(draw_scene(*CARD_SHAPE), np.ones((1, 1), np.uint8), max_keypoints)),
     }
-    contents['.json'] = (json.dumps({**entries, **(card or {}), **entries}, indent=2) + '\n').encode()
+    contents['.json'] = format_card({**entries, **(card or {}), **entries})
     # The card goes last and each file replaces what was there in one step: a reader never sees half a model.
     for suffix, content in contents.items():
         write_whole(path.with_suffix(suffix), content)

@@ -14,7 +14,7 @@ except ImportError:  # Humble
 
 from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
-from edgepoint2_ros.msg import CameraStats, KeypointArray
+from edgepoint2_ros.msg import CameraStats, KeypointArray, Place
 from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
 from edgepoint2_ros.node.losses import Losses, subscribe, with_events
 
@@ -28,13 +28,14 @@ class Camera:
         name: as the parameter ``cameras`` says.
         topic: full name of the topic of its images.
         keypoints, overlay: publishers.
+        places: publisher, or None where the node publishes no places.
         frame_id: of its last image.
         health: what became of its images since activation.
         verdict: what its last diagnostics were about: their level, why no image and no mask came, whether it was idle.
         masks: those that came on its mask topic since activation.
     """
 
-    def __init__(self, node, name: str, topics: dict[str, str], transport: str):
+    def __init__(self, node, name: str, topics: dict[str, str], transport: str, places: bool = False):
         """Offer the topics of a camera.
 
         Args:
@@ -42,6 +43,7 @@ class Camera:
             name: of the camera, or ''.
             topics: their names before remapping, see `parameters.name_topics`.
             transport: ``raw`` or ``compressed``.
+            places: whether to offer the topic of places.
         """
         self._node = node
         self.name = name
@@ -61,6 +63,7 @@ class Camera:
             topics['keypoints'],
             10,
         )
+        self.places = node.create_publisher(Place, topics['place'], 10) if places else None
         self.overlay = node.create_publisher(Image, topics['overlay'], 1)
         self._stats = node.create_publisher(CameraStats, topics['stats'], 10)
         self._transport = transport
@@ -135,12 +138,21 @@ class Camera:
     def destroy(self) -> None:
         """Give its topics back."""
         self.unsubscribe()
-        for publisher in (self.keypoints, self.overlay, self._stats):
-            self._node.destroy_publisher(publisher)
+        for publisher in (self.keypoints, self.places, self.overlay, self._stats):
+            if publisher is not None:
+                self._node.destroy_publisher(publisher)
 
     def is_wanted(self, settings) -> bool:
         """Tell whether somebody subscribes to what is made of its images."""
-        return self.keypoints.get_subscription_count() > 0 or (settings.overlay and self.is_watched())
+        return (
+            self.keypoints.get_subscription_count() > 0
+            or self.are_places_wanted()
+            or (settings.overlay and self.is_watched())
+        )
+
+    def are_places_wanted(self) -> bool:
+        """Tell whether places are offered and somebody subscribes to them."""
+        return self.places is not None and self.places.get_subscription_count() > 0
 
     def is_watched(self) -> bool:
         """Tell whether somebody looks at the overlay."""

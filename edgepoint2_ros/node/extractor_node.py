@@ -15,13 +15,14 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.masks import combine, read_mask_file
-from edgepoint2_ros.messages import encode, to_nanoseconds
+from edgepoint2_ros.messages import encode, encode_place, to_nanoseconds
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.overlay import draw_overlay
 from edgepoint2_ros.node.survival import Failures
+from edgepoint2_ros.places import open_vocabulary
 
 YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
@@ -56,6 +57,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.failures = Failures(self)
         self._failures_told = 0  # of them, in the diagnostics so far
         self._extractor = None
+        self._vocabulary = None  # where places are published
         self._cameras: list[Camera] = []
         self._mailbox = None
         self._worker = None
@@ -95,14 +97,18 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         try:
             topics = {name: parameters.name_topics(settings, name) for name in settings.cameras}
             self._static_masks = _read_masks(settings)
-            self._extractor = Extractor(ExtractorSettings.of(settings), report=self._hear_engine)
+            extractor = Extractor(ExtractorSettings.of(settings), report=self._hear_engine)
+            self._vocabulary = open_vocabulary(extractor.model) if settings.place else None
+            self._extractor = extractor
         except EdgePoint2Error as error:
             self.get_logger().error(str(error))
             self._failure = str(error)
             return TransitionCallbackReturn.FAILURE
         finally:
             self._waits_for = ''
-        self._cameras = [Camera(self, name, topics[name], settings.transport) for name in settings.cameras]
+        self._cameras = [
+            Camera(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
+        ]
         self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
@@ -212,7 +218,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         for camera in self._cameras:
             camera.destroy()
         self._cameras = []
-        self._extractor = None
+        self._extractor = self._vocabulary = None
         self._sizes.clear()
         self._state = 'unconfigured'
 
@@ -242,11 +248,13 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         camera.frame_id = message.header.frame_id
         times = (begun - arrival, read - begun, extracted - read, published - extracted, published - arrival, age)
         camera.health.serve(len(features), times)
-        if settings.overlay and camera.is_watched():
-            try:
+        try:
+            if camera.are_places_wanted() and self.context.ok():
+                camera.places.publish(encode_place(self._vocabulary.describe(features), features, message.header))
+            if settings.overlay and camera.is_watched():
                 self._draw(camera, image, features, message.header)
-            except Exception as error:  # this image was answered
-                self.failures.add(error)
+        except Exception as error:  # this image was answered
+            self.failures.add(error)
 
     def _extract(self, image: np.ndarray, mask: np.ndarray | None):
         """Return the features of an image; the first inference at a size takes longer, and all cameras wait for it."""

@@ -222,7 +222,7 @@ def judge(report: Report, health: Health, topic: str, silence: str, masks: str =
     if report.processed and report.keypoints == 0:
         return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
     if report.idle:
-        return OK, 'idle: nobody subscribes to keypoints or overlay'
+        return OK, 'idle: nobody subscribes to keypoints, place or overlay'
     if report.warm_up:
         return OK, f'{report.warm_up}{f", {behind} images dropped meanwhile" if behind else ""}'
     if not report.processed:

@@ -117,10 +117,16 @@ PARAMETERS = (
     Parameter(
         'precision',
         DEFAULTS.precision,
-        'Arithmetic of the network: `auto` is fp16 on TensorRT; on OpenVINO int8, bf16 or fp32, by the CPU; else fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16 and fp32.',
         PRECISIONS,
     ),
-    Parameter('threads', DEFAULTS.threads, 'Threads of the runtime; 0 takes every core.', minimum=0, maximum=256),
+    Parameter(
+        'threads',
+        DEFAULTS.threads,
+        'Threads of the runtime; 0 takes every core, or half of four and more where that is faster.',
+        minimum=0,
+        maximum=256,
+    ),
     Parameter(
         'max_keypoints',
         DEFAULTS.max_keypoints,
@@ -192,6 +198,12 @@ PARAMETERS = (
         live=True,
     ),
     Parameter('border', 0, 'Pixels along the edges without keypoints.', minimum=0, maximum=10000, live=True),
+    Parameter(
+        'place',
+        False,
+        'Publish one vector for each whole image on the topic `place`, by which the same place is found again, while '
+        'somebody subscribes.',
+    ),
     Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
     Parameter(
         'image_reliability',
@@ -211,7 +223,7 @@ PARAMETERS = (
     Parameter(
         'lazy',
         False,
-        'Take images only while somebody subscribes to `keypoints` or `overlay`; looked at once a second.',
+        'Take images only while somebody subscribes to `keypoints`, `place` or `overlay`; looked at once a second.',
         live=True,
     ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
@@ -299,7 +311,7 @@ def name_topics(settings, camera: str) -> dict[str, str]:
         EdgePoint2Error: a parameter gives several cameras the same topic, or names cameras that have no name.
     """
     prefix = f'{camera}/' if camera else ''
-    topics = {topic: f'{prefix}{topic}' for topic in (*TOPICS, 'overlay', 'stats')}
+    topics = {topic: f'{prefix}{topic}' for topic in (*TOPICS, 'place', 'overlay', 'stats')}
     for topic in TOPICS:
         pattern = getattr(settings, topic)
         if not pattern:

@@ -1,0 +1,412 @@
+"""A map from images: features, pairs, verified matches, and COLMAP's incremental mapping, resumable step by step.
+
+The folder of a map is laid out as gaussian-splatting's tools make and read theirs:
+
+    input/                the images as they came, upright
+    features/             the features of each image (.npz)
+    distorted/            database.db and sparse/0 of COLMAP, with the lenses' distortion
+    images/, sparse/0/    images and model without distortion: what those tools open
+    poses.tum, poses/     the cameras; poses/ is a bag, where the images came from one
+    index.html            a page that shows it all
+    map.json              what was asked for, and how far it is
+
+A step that is done leaves its result under its final name in one move; after an interruption the same call goes on
+with what is missing. Only the mapping itself starts again from its beginning.
+"""
+
+import fcntl
+import io
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycolmap
+
+from edgepoint2_ros.bridges.colmap import match_pairs, sequential_pairs, write_features
+from edgepoint2_ros.bridges.mapping.page import write_page
+from edgepoint2_ros.bridges.mapping.poses import Pose, write_bag, write_tum
+from edgepoint2_ros.bridges.mapping.sources import Entry, import_images, kind_of, read_focal
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings, extract_shrunk
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.images import read_image
+from edgepoint2_ros.places import Vocabulary, most_similar, open_vocabulary
+from edgepoint2_ros.progress import show_progress
+from edgepoint2_ros.storage import write_whole
+
+FORMAT = 1  # of map.json
+LONG_SIDE = 1024  # of an image whose features are looked for, pixels
+RATE = 2.0  # images taken of each second of a video or a bag
+WINDOW = 10  # images after each one of a video or a bag that it is matched with
+SIMILAR = 20  # images that look most like one, which it is matched with
+MIN_IMAGES = 3  # of a map; two have no third that confirms them
+# Of the mapping, while less than half of the images hold together: degrees between the rays to a point of the first two
+# images, which COLMAP wants to be 16 and a camera that goes ahead never has; and points that each further image sees.
+ATTEMPTS = ((16.0, 30), (4.0, 20))
+MIN_POINTS = 10  # of a map for each of its images
+MOVE = 'The camera must move aside, not only turn'
+
+
+@dataclass(frozen=True)
+class Job:
+    """One map to make.
+
+    Attributes:
+        source: folder of photographs, video, or bag.
+        output: folder of the map.
+        topic: of the images in a bag; may be empty where it has only one.
+        extractor: the settings of the extractor.
+        long_side: images are shrunk to it before extraction, pixels; 0 leaves them as they are.
+        rate: images taken of each second of a video or a bag; 0 takes all.
+        window: images after each one that it is matched with; by default WINDOW for a video or a bag, else 0.
+        similar: images that look most like one, which it is matched with.
+        one_camera: took all photographs; those of a video or a bag are from one, anyway.
+        focal: focal length of that camera in pixels; by default as EXIF or the bag's camera_info says, else it is found
+            out, from a guess.
+    """
+
+    source: Path
+    output: Path
+    topic: str = ''
+    extractor: ExtractorSettings = DEFAULTS
+    long_side: int = LONG_SIDE
+    rate: float = RATE
+    window: int | None = None
+    similar: int = SIMILAR
+    one_camera: bool = False
+    focal: float | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of a map.
+
+    Attributes:
+        images: that could be used.
+        registered: of these, the ones whose camera was found.
+        pairs, matched: pairs of images that were matched, and those of them whose matches agree.
+        points: in space.
+        track_length: images that see a point, mean.
+        error: of a point's reprojection, pixels of the images, mean.
+        left_out: names of the images that are not in the map.
+    """
+
+    images: int
+    registered: int
+    pairs: int
+    matched: int
+    points: int
+    track_length: float
+    error: float
+    left_out: tuple[str, ...]
+
+
+def build_map(job: Job, note: Callable[[str], None] = lambda text: None) -> Summary:
+    """Make a map, or go on with one that was interrupted; one that is complete stays as it is.
+
+    Args:
+        job: what to make.
+        note: takes a sentence about each image that cannot be used.
+
+    Raises:
+        EdgePoint2Error: the source cannot be read, no map can come of it, or the output is something else's.
+    """
+    for name, least in (('long_side', 0), ('rate', 0), ('window', 0), ('similar', 1)):
+        value = getattr(job, name)
+        if value is not None and not value >= least:
+            raise EdgePoint2Error(f'{name}: expected {least} or more, got {value}')
+    if job.focal is not None and not 0 < job.focal < np.inf:
+        raise EdgePoint2Error(f'focal: expected a length in pixels, more than 0, got {job.focal}')
+    kind = kind_of(job.source)
+    with _open_folder(job, kind) as state:
+        if 'summary' not in state.content:
+            _build(job, kind, state, note)
+        summary = state.content['summary']
+        return Summary(**{**summary, 'left_out': tuple(summary['left_out'])})
+
+
+def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) -> None:
+    output = job.output
+    entries = _import(job, state, note)
+    _need_two(job, len(entries))
+    extractor = Extractor(job.extractor)
+    features = _extract(job, extractor, [entry.name for entry in entries], note)
+    names = list(features)
+    _need_two(job, len(names))
+    window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
+    pairs = choose_pairs(features, open_vocabulary(extractor.model), window, job.similar)
+
+    database = output / 'distorted' / 'database.db'
+    if not database.exists():
+        database.parent.mkdir(exist_ok=True)
+        draft = database.with_name('draft.db')
+        draft.unlink(missing_ok=True)
+        focals = _know_focals(job, kind, names)
+        write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
+        draft.replace(database)
+    inliers = list(show_progress(match_pairs(database, features, pairs), 'pairs', len(pairs)))
+    matched = sum(count > 0 for count in inliers)
+    if not matched:
+        raise EdgePoint2Error(
+            f'{job.source}: no two of the {len(names)} images overlap, as far as {len(pairs)} pairs were matched: take '
+            f'them nearer to each other, so that each shows half of what the one before does'
+        )
+    if not (output / 'distorted' / 'sparse' / '0').exists():
+        map_images(database, output / 'input', output / 'distorted' / 'sparse' / '0', len(names))
+    model = pycolmap.Reconstruction(output / 'distorted' / 'sparse' / '0')
+    registered = {image.name for image in model.images.values() if image.has_pose}
+    if len(registered) < MIN_IMAGES or model.num_points3D() < MIN_POINTS * len(registered):
+        alone = kind == 'photographs' and not job.one_camera
+        advice = '; if one camera took them all, say so: --one-camera' if alone else ''
+        raise EdgePoint2Error(
+            f'{job.source}: too little holds together: {len(registered)} of {len(names)} images and '
+            f'{model.num_points3D()} points, at least {MIN_IMAGES} images and {MIN_POINTS} points for each are needed; '
+            f'{matched} of {len(pairs)} pairs overlap. {MOVE}{advice}'
+        )
+    _undistort(output)
+    _write_poses(output, entries, model, kind)
+    state.content['summary'] = {
+        'images': len(names),
+        'registered': len(registered),
+        'pairs': len(pairs),
+        'matched': matched,
+        'points': model.num_points3D(),
+        'track_length': model.compute_mean_track_length(),
+        'error': model.compute_mean_reprojection_error(),
+        'left_out': [name for name in names if name not in registered],
+    }
+    write_page(output / 'index.html', job.source.name, extractor.description, state.content['summary'], output)
+    state.save()
+
+
+def choose_pairs(
+    features: Mapping[str, Features], vocabulary: Vocabulary, window: int, similar: int
+) -> list[tuple[str, str]]:
+    """Return the pairs of images that are worth matching: neighbours in time, and what looks alike.
+
+    Args:
+        features: by name, in order of time where ``window`` is not 0.
+        vocabulary: of the model that they come from.
+        window: each image is paired with so many after it.
+        similar: and with so many of those outside the window that look most like it.
+    """
+    names = list(features)
+    places = np.stack([vocabulary.describe(features[name]) for name in names])
+    numbers = np.arange(len(names))
+    chosen = {(names.index(a), names.index(b)) for a, b in sequential_pairs(names, window)}
+    for number, place in enumerate(places):
+        outside = numbers[np.abs(numbers - number) > window]
+        for other in outside[most_similar(places[outside], place, similar)]:
+            chosen.add((min(number, int(other)), max(number, int(other))))
+    return [(names[a], names[b]) for a, b in sorted(chosen)]
+
+
+def map_images(database: Path, images: Path, model: Path, total: int) -> None:
+    """Reconstruct cameras and points from a database and write the largest model that comes of it.
+
+    Args:
+        database: of COLMAP, with verified matches.
+        images: folder of the images, for the colours of the points.
+        model: new folder; it stays away where nothing holds together.
+        total: number of images, for the progress line.
+    """
+    trials = model.with_name('trials')
+    shutil.rmtree(trials, ignore_errors=True)
+    best, most = None, (0, 0)
+    for number, (angle, least) in enumerate(ATTEMPTS):
+        attempt = trials / str(number)
+        attempt.mkdir(parents=True)
+        options = pycolmap.IncrementalPipelineOptions(min_model_size=MIN_IMAGES, random_seed=0)
+        options.mapper.init_min_tri_angle = angle
+        options.mapper.abs_pose_min_num_inliers = least
+        for key, found in _reconstruct(database, images, attempt, options, total).items():
+            if (found.num_reg_images(), found.num_points3D()) > most:
+                best, most = attempt / str(key), (found.num_reg_images(), found.num_points3D())
+        if most[0] >= total / 2:
+            break
+    if best is not None:
+        best.rename(model)
+    shutil.rmtree(trials)
+    if best is None:
+        raise EdgePoint2Error(
+            f'{images}: the images do not hold together: pairs overlap, but no third image confirms any. {MOVE}'
+        )
+
+
+def _reconstruct(
+    database: Path, images: Path, folder: Path, options: pycolmap.IncrementalPipelineOptions, total: int
+) -> dict[int, pycolmap.Reconstruction]:
+    """Return the models that COLMAP makes, by the names of their folders; a line tells how many cameras it has."""
+    cameras = show_progress(itertools.repeat(None), 'cameras', total)
+    next(cameras)
+
+    def count() -> None:
+        next(cameras, None)
+
+    models = pycolmap.incremental_mapping(
+        database, images, folder, options, initial_image_pair_callback=count, next_image_callback=count
+    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return models
+
+
+def _import(job: Job, state: '_State', note: Callable[[str], None]) -> list[Entry]:
+    if 'images' not in state.content:
+        folder = job.output / 'input'
+        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call left
+        folder.mkdir()
+        found = import_images(job.source, folder, job.topic, job.rate, note)
+        state.content['images'] = [list(entry) for entry in show_progress(found, 'images')]
+        state.save()
+    return [Entry(*entry) for entry in state.content['images']]
+
+
+def _need_two(job: Job, count: int) -> None:
+    if count < 2:
+        raise EdgePoint2Error(f'{job.source}: a map needs at least 2 images that overlap, got {count}')
+
+
+def _extract(job: Job, extractor: Extractor, names: Sequence[str], note: Callable[[str], None]) -> dict[str, Features]:
+    """Return the features of the images by name; those that are kept in files are read from there."""
+    features = {}
+    for name in show_progress(names, 'features', len(names)):
+        file = job.output / 'features' / f'{name}.npz'
+        found = _read_features(file)
+        if found is None or found.digest != extractor.digest:
+            try:
+                found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.long_side)
+            except ImageError as error:  # too small, or too large
+                note(f'{name} left out: {error}')
+                continue
+            data = io.BytesIO()
+            np.savez(data, **vars(found))
+            write_whole(file, data.getvalue())
+        features[name] = found
+    return features
+
+
+def _read_features(file: Path) -> Features | None:
+    if not file.exists():
+        return None
+    with np.load(file) as kept:
+        width, height = kept['image_size']
+        return Features(
+            kept['xy'],
+            kept['scores'],
+            kept['descriptors'],
+            (int(width), int(height)),
+            str(kept['model']),
+            str(kept['digest']),
+        )
+
+
+def _know_focals(job: Job, kind: str, names: Sequence[str]) -> dict[str, float]:
+    """Return the focal lengths in pixels that are known, by image name."""
+    focal = job.focal or (read_focal(job.source, job.topic) if kind == 'bag' else None)
+    if focal:
+        return dict.fromkeys(names, focal)
+    if kind != 'photographs':
+        return {}
+    cameras = {name: pycolmap.infer_camera_from_image(job.output / 'input' / name) for name in names}
+    return {name: camera.mean_focal_length() for name, camera in cameras.items() if camera.has_prior_focal_length}
+
+
+def _undistort(output: Path) -> None:
+    """Write images/ and sparse/0/ without distortion."""
+    draft = output / 'undistorted'
+    for folder in (draft, output / 'images', output / 'sparse'):
+        shutil.rmtree(folder, ignore_errors=True)
+    pycolmap.undistort_images(draft, output / 'distorted' / 'sparse' / '0', output / 'input')
+    (output / 'sparse').mkdir()
+    (draft / 'sparse').rename(output / 'sparse' / '0')
+    (draft / 'images').rename(output / 'images')
+    shutil.rmtree(draft)
+
+
+def _write_poses(output: Path, entries: Sequence[Entry], model: pycolmap.Reconstruction, kind: str) -> None:
+    images = {image.name: image for image in model.images.values() if image.has_pose}
+    poses = []
+    for entry in entries:
+        if entry.name in images:
+            camera = images[entry.name].cam_from_world().inverse()
+            poses.append(Pose(entry.stamp, camera.translation, camera.rotation.quat))
+    write_tum(output / 'poses.tum', poses, stamped=kind != 'photographs')
+    if kind == 'bag':
+        shutil.rmtree(output / 'poses', ignore_errors=True)
+        write_bag(output / 'poses', poses)
+
+
+class _State:
+    """What map.json says."""
+
+    def __init__(self, file: Path, content: dict[str, Any]):
+        self._file = file
+        self.content = content
+
+    def save(self) -> None:
+        write_whole(self._file, (json.dumps(self.content, indent=1) + '\n').encode())
+
+
+@contextmanager
+def _open_folder(job: Job, kind: str) -> Iterator[_State]:
+    """Give the state of a map's folder, which is made, or is one that the same job has begun."""
+    settings = {
+        'source': str(job.source.absolute()),
+        'kind': kind,
+        'topic': job.topic,
+        'model': job.extractor.model,
+        'weights': job.extractor.weights,
+        'max_keypoints': job.extractor.max_keypoints,
+        'score_threshold': job.extractor.score_threshold,
+        'long_side': job.long_side,
+        'rate': job.rate,
+        'window': job.window,
+        'similar': job.similar,
+        'one_camera': job.one_camera,
+        'focal': job.focal,
+    }
+    file = job.output / 'map.json'
+    if not file.exists():
+        refuse_existing([job.output])
+        job.output.mkdir(parents=True)
+        _State(file, {'format': FORMAT, 'settings': settings}).save()
+    lock = os.open(job.output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EdgePoint2Error(f'{job.output} is being written by another process') from None
+        try:
+            content = json.loads(file.read_text())
+            known = content['settings'] if content['format'] == FORMAT else None
+        except (ValueError, KeyError, TypeError):
+            known = None
+        if known is None:
+            raise EdgePoint2Error(f'{file} is not that of a map: name another place, or remove it')
+        for name, value in settings.items():
+            if known.get(name) != value:
+                raise EdgePoint2Error(
+                    f'{job.output} holds a map with another {name}: {known.get(name)!r} instead of {value!r}; name '
+                    f'another place, or remove it'
+                )
+        try:
+            yield _State(file, content)
+        except EdgePoint2Error:
+            if 'images' not in content:  # of a source that cannot be read nothing stays behind
+                shutil.rmtree(job.output / 'input', ignore_errors=True)
+                file.unlink()
+                with suppress(OSError):  # where it holds something else
+                    job.output.rmdir()
+            raise
+    finally:
+        os.close(lock)

@@ -1,0 +1,169 @@
+"""Where a map's images come from: photographs, a video or a bag, brought into one folder as upright JPEG and PNG."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.bridges.bags import IMAGES, only_topic
+from edgepoint2_ros.bridges.recordings import open_recording
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.files import own_names
+from edgepoint2_ros.image_files import find_below, load
+from edgepoint2_ros.images import read_image, to_array
+from edgepoint2_ros.messages import to_nanoseconds
+
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
+BAGS = ('.bag', '.db3', '.mcap', '.zstd')
+_AS_THEY_ARE = ('.jpeg', '.jpg', '.png')  # which every tool reads
+_QUALITY = 95  # of a JPEG that is written again
+
+Note = Callable[[str], None]
+
+
+class Entry(NamedTuple):
+    """An image of the map: its file's name, and its stamp in nanoseconds, or its number where nobody knows it."""
+
+    name: str
+    stamp: int
+
+
+def kind_of(source: Path) -> str:
+    """Return ``photographs``, ``video`` or ``bag``.
+
+    Raises:
+        EdgePoint2Error: it is missing, or none of these.
+    """
+    if source.is_dir():
+        holds_bag = any(path.name == 'metadata.yaml' or path.suffix in BAGS for path in source.iterdir())
+        return 'bag' if holds_bag else 'photographs'
+    if not source.exists():
+        raise EdgePoint2Error(f'{source}: there is no such folder, video or bag')
+    if source.suffix.lower() in VIDEOS:
+        return 'video'
+    if source.suffix.lower() in BAGS:
+        return 'bag'
+    raise EdgePoint2Error(
+        f'{source}: expected a folder of photographs, a video ({" ".join(VIDEOS)}) or a bag ({" ".join(BAGS)})'
+    )
+
+
+def import_images(source: Path, folder: Path, topic: str, rate: float, note: Note) -> Iterator[Entry]:
+    """Write the images of a source into a folder, upright, and yield their names and stamps in order.
+
+    Args:
+        source: folder of photographs, video or bag.
+        folder: for the files; it exists.
+        topic: of the images in a bag; may be empty where it has only one.
+        rate: images that are taken of each second of a video or a bag; 0 takes all.
+        note: takes a sentence about each image that cannot be used.
+
+    Raises:
+        EdgePoint2Error: the source cannot be read.
+    """
+    kind = kind_of(source)
+    if kind == 'photographs':
+        yield from _import_photographs(source, folder, note)
+    elif kind == 'video':
+        yield from _import_video(source, folder, rate)
+    else:
+        yield from _import_bag(source, folder, topic, rate, note)
+
+
+def _import_photographs(source: Path, folder: Path, note: Note) -> Iterator[Entry]:
+    paths = find_below(source)
+    names = own_names(paths)
+    for number, path in enumerate(paths):
+        stem = names[path].replace('/', '_')
+        try:
+            picture = load(path)
+            pixels = picture.pixels
+            is_plain = pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] == 3)
+            if is_plain and picture.orientation == 1 and path.suffix.lower() in _AS_THEY_ARE:
+                name = stem + path.suffix.lower()
+                (folder / name).write_bytes(path.read_bytes())
+            else:
+                name = stem + ('.png' if picture.is_lossless else '.jpg')
+                _write(folder / name, read_image(path))
+        except ImageError as error:
+            note(f'left out: {error}')
+            continue
+        yield Entry(name, number)
+
+
+def _import_video(source: Path, folder: Path, rate: float) -> Iterator[Entry]:
+    capture = cv2.VideoCapture(str(source))
+    frames = capture.get(cv2.CAP_PROP_FPS)
+    if not capture.isOpened():
+        raise ImageError(f'{source} is not a video that OpenCV can read')
+    frames = frames if 0 < frames < 1e4 else 30.0
+    number = taken = 0
+    while capture.grab():
+        if not rate or number >= taken * frames / rate:
+            read, image = capture.retrieve()
+            if read:
+                taken += 1
+                name = f'{number:06d}.jpg'
+                _write(folder / name, image)
+                yield Entry(name, round(number / frames * 1e9))
+        number += 1
+    capture.release()
+
+
+def _import_bag(source: Path, folder: Path, topic: str, rate: float, note: Note) -> Iterator[Entry]:
+    with open_recording(source, note) as recording:
+        topic = only_topic(recording, IMAGES, topic, 'images')
+        deserialise = recording.decoder(recording.topics[topic])
+        due, taken = None, set()
+        for number, (_, moment, raw) in enumerate(recording.messages({topic}), 1):
+            try:
+                message = deserialise(raw)
+                stamp = to_nanoseconds(message.header.stamp) or moment
+                if rate and due is not None and due - 1e9 / rate <= stamp < due:
+                    continue
+                image = to_array(message)
+            except EdgePoint2Error as error:
+                note(f'{source}: image {number} of {topic} left out: {error}')
+                continue
+            if stamp in taken:
+                note(f'{source}: image {number} of {topic} left out: another one has its stamp')
+                continue
+            taken.add(stamp)
+            # From here on, and not from when it was due: where frames were lost, the next is not taken at once.
+            due = stamp + round(1e9 / rate) if rate else None
+            seconds, nanoseconds = divmod(stamp, 1_000_000_000)
+            name = f'{seconds}_{nanoseconds:09d}.jpg'  # without a dot, at which some tools cut names
+            _write(folder / name, image)
+            yield Entry(name, stamp)
+
+
+def read_focal(source: Path, topic: str) -> float | None:
+    """Return the focal length in pixels that a bag's camera_info beside the images tells, or None.
+
+    Args:
+        source: the bag.
+        topic: of the images; may be empty where it has only one.
+    """
+    with open_recording(source) as recording:
+        topic = only_topic(recording, IMAGES, topic, 'images').removesuffix('/compressed')
+        beside = f'{topic.rpartition("/")[0]}/camera_info'
+        if beside not in recording.topics or recording.topics[beside].fault:
+            return None
+        decode = recording.decoder(recording.topics[beside])
+        for _, _, raw in recording.messages({beside}):
+            message = decode(raw)
+            matrix = getattr(message, 'k', getattr(message, 'K', None))  # ROS 2, ROS 1
+            if matrix is not None and 0 < matrix[0] < 10 * max(message.width, 1):
+                return float(matrix[0])
+            return None
+    return None
+
+
+def _write(path: Path, image: np.ndarray) -> None:
+    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY] if path.suffix == '.jpg' else []
+    encoded, data = cv2.imencode(path.suffix, image, options)
+    if not encoded:
+        raise ImageError(f'{path} cannot be encoded')
+    path.write_bytes(data.tobytes())

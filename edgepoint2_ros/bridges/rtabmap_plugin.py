@@ -1,0 +1,224 @@
+"""EdgePoint2 inside RTAB-Map: what it calls where detector, matcher and global descriptor are written in Python.
+
+RTAB-Map embeds Python and calls `init` once, then `detect` for each image, `match` for each pair or `extract` for each
+node of its map (its PyDetector.cpp, PyMatcher.cpp and PyDescriptor.cpp). It reads the arrays that come back without
+converting them, and ends the whole process where one has another type. So nothing here raises, every answer has the
+type that RTAB-Map expects, and what goes wrong is printed on stderr, once. As RTAB-Map passes no settings, they are
+environment variables, see `read_settings`.
+"""
+
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.bridges.rtabmap import to_responses
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, ExtractorSettings
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import match as match_features
+from edgepoint2_ros.odometry import MIN_COSINE
+from edgepoint2_ros.places import Vocabulary, open_vocabulary
+
+PREFIX = 'EDGEPOINT2_'
+# RTAB-Map keeps the best 1000 of an image for its odometry and 500 for its map, unless told otherwise.
+DEFAULTS = ExtractorSettings(max_keypoints=1000)
+MAX_COMPLAINTS = 20  # that are printed; whatever goes wrong in new words at every image must not fill a disk
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the environment sets: the extractor, and the least cosine of two descriptors that match."""
+
+    extractor: ExtractorSettings = DEFAULTS
+    min_cosine: float = MIN_COSINE
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Return the settings that environment variables give.
+
+    Each setting of the extractor has a variable, EDGEPOINT2_MODEL, EDGEPOINT2_PRECISION, EDGEPOINT2_THREADS and so on,
+    and EDGEPOINT2_MIN_COSINE is the matcher's. An empty one counts as not set.
+
+    Raises:
+        EdgePoint2Error: a value is not of the type of its setting.
+    """
+    given = {}
+    for name, default in {**vars(DEFAULTS), 'min_cosine': MIN_COSINE}.items():
+        text = environment.get(PREFIX + name.upper(), '')
+        if text:
+            try:
+                given[name] = type(default)(text)
+            except ValueError:
+                kind = 'an integer' if type(default) is int else 'a number'
+                raise EdgePoint2Error(f'{PREFIX}{name.upper()}: expected {kind}, got {text!r}') from None
+    min_cosine = given.pop('min_cosine', MIN_COSINE)
+    if not -1 <= min_cosine <= 1:  # also refuses NaN
+        raise EdgePoint2Error(f'{PREFIX}MIN_COSINE: expected -1 to 1, got {min_cosine}')
+    return Settings(replace(DEFAULTS, **given), min_cosine)
+
+
+def variables() -> list[str]:
+    """Return the names of the environment variables that set something."""
+    return [PREFIX + name.upper() for name in (*(field.name for field in fields(ExtractorSettings)), 'min_cosine')]
+
+
+class Plugin:
+    """The extractor and what RTAB-Map asks of it. Its odometry and its map call from threads of their own."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ):
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._settings: Settings | None = None
+        self._extractor: Extractor | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._last: tuple[np.ndarray, Features] | None = None  # the image before, gray, and its features
+        self._is_hopeless = False  # settings or a model that cannot be used; they stay so
+        self._complaints: set[str] = set()
+
+    def init(self, *settings: object) -> None:
+        """Do nothing: RTAB-Map calls this for each detector, matcher and descriptor and says nothing that matters.
+
+        Args:
+            settings: whether to use CUDA; of a global descriptor its size; of a matcher the size of descriptors, a
+                threshold of its confidence, iterations, CUDA and the name of a model, all of them for SuperGlue.
+        """
+
+    def detect(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the keypoints of an image and their descriptors.
+
+        Args:
+            image: (H, W) uint8, in memory that belongs to RTAB-Map and is gone after the call.
+
+        Returns:
+            (N, 3) float32, x and y in pixels and a response that is not negative, and (N, D) float32, both contiguous;
+            N is 0 where anything went wrong.
+        """
+        try:
+            features = self._find(image)
+            if features is not None:
+                height, width = image.shape[:2]
+                keypoints = np.empty((len(features), 3), np.float32)
+                # RTAB-Map ends at a keypoint outside of the image.
+                np.clip(features.xy, 0, (width - 1, height - 1), out=keypoints[:, :2])
+                keypoints[:, 2] = to_responses(features.scores)
+                return keypoints, np.ascontiguousarray(features.descriptors, np.float32)
+        except BaseException as error:  # whatever it is, RTAB-Map must not see it
+            self._complain('no features', error)
+        return np.zeros((0, 3), np.float32), np.zeros((0, 32), np.float32)
+
+    def match(
+        self,
+        xy_from: np.ndarray,
+        xy_to: np.ndarray,
+        scores_from: np.ndarray,
+        scores_to: np.ndarray,
+        descriptors_from: np.ndarray,
+        descriptors_to: np.ndarray,
+        width: int,
+        height: int,
+    ) -> np.ndarray:
+        """Return the pairs of features that are each other's nearest neighbour, and near enough.
+
+        Args:
+            xy_from, xy_to: (N, 2) and (M, 2) float32, pixels.
+            scores_from, scores_to: (N,) and (M,) float32.
+            descriptors_from, descriptors_to: (N, D) and (M, D) float32.
+            width, height: of the images, pixels.
+
+        Returns:
+            (P, 2) int32, contiguous: indices from and to; P is 0 where anything went wrong.
+        """
+        try:
+            with self._lock:
+                extractor = self._open()
+            if extractor and self._settings:
+                size = extractor.variant.descriptor_size
+                for descriptors in (descriptors_from, descriptors_to):
+                    if descriptors.ndim != 2 or descriptors.shape[1] != size:
+                        raise EdgePoint2Error(
+                            f'{extractor.variant} has descriptors of {size} numbers, got an array of '
+                            f'{descriptors.shape}: is Vis/FeatureType 15, and the map of the same model?'
+                        )
+                first, second = (
+                    Features(xy, scores, descriptors, (width, height), extractor.variant.name, extractor.digest)
+                    for xy, scores, descriptors in (
+                        (xy_from, scores_from, descriptors_from),
+                        (xy_to, scores_to, descriptors_to),
+                    )
+                )
+                return np.ascontiguousarray(match_features(first, second, self._settings.min_cosine), np.int32)
+        except BaseException as error:
+            self._complain('no matches', error)
+        return np.zeros((0, 2), np.int32)
+
+    def extract(self, image: np.ndarray) -> np.ndarray:
+        """Return the global descriptor of an image.
+
+        Args:
+            image: (H, W, 1) or (H, W, 3) BGR; RTAB-Map says that its bytes are int8.
+
+        Returns:
+            (1, S) float32 of unit length, contiguous; zeros where anything went wrong. S is always the same: RTAB-Map
+            ends where two nodes of its map have descriptors of different sizes.
+        """
+        try:
+            if isinstance(image, np.ndarray) and image.dtype == np.int8:
+                image = image.view(np.uint8)
+            if isinstance(image, np.ndarray) and image.ndim == 3 and image.size and image.shape[2] == 3:
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # that the detector has seen, too
+            elif isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 1:
+                image = image[:, :, 0]
+            features = self._find(image)
+            if features is not None and self._vocabulary is not None:
+                return np.ascontiguousarray(self._vocabulary.describe(features)[None], np.float32)
+        except BaseException as error:
+            self._complain('no global descriptor', error)
+        return np.zeros((1, self._vocabulary.size if self._vocabulary else 1), np.float32)
+
+    def _find(self, image: np.ndarray) -> Features | None:
+        """Return the features of an image, found once for detector and global descriptor; None without an extractor."""
+        if isinstance(image, np.ndarray) and image.size <= MAX_PIXELS:  # the extractor refuses anything else
+            image = image.copy()  # the last one is kept, by OpenVINO, too
+        with self._lock:
+            extractor = self._open()
+            if extractor is None:
+                return None
+            if self._last is None or not np.array_equal(self._last[0], image):
+                self._last = None
+                self._last = image, extractor.extract(image)
+            return self._last[1]
+
+    def _open(self) -> Extractor | None:
+        """Return the extractor, opened at the first call; None where that has failed."""
+        if self._extractor is None and not self._is_hopeless:
+            self._is_hopeless = True  # until it is open
+            self._settings = read_settings(self._environment)
+            self._extractor = Extractor(self._settings.extractor, report=self._print)
+            try:
+                self._vocabulary = open_vocabulary(self._extractor.model)
+            except EdgePoint2Error as error:
+                self._complain('no global descriptor', error)
+            self._is_hopeless = False
+        return self._extractor
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        kind = '' if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: '
+        text = f'{what}: {kind}{" ".join(str(error).split())}'
+        if text not in self._complaints and len(self._complaints) < MAX_COMPLAINTS:
+            self._complaints.add(text)
+            self._print(text)
+
+    @staticmethod
+    def _print(text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):  # stderr is closed, or there is none
+            print(f'edgepoint2: {text}', file=sys.stderr, flush=True)
+
+
+plugin = Plugin()
+init, detect, match, extract = plugin.init, plugin.detect, plugin.match, plugin.extract

@@ -1,0 +1,84 @@
+"""Make a map: photographs, a video or a bag to cameras and points, as COLMAP and gaussian-splatting read them."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pycolmap
+
+from edgepoint2_ros.bridges.mapping import Job, build_map
+from edgepoint2_ros.bridges.mapping.build import LONG_SIDE, RATE, SIMILAR, WINDOW
+from edgepoint2_ros.cli.arguments import add_extractor_arguments
+from edgepoint2_ros.extractor import ExtractorSettings
+
+SHOWN = 5  # names of images that are left out
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``edgepoint2 map``."""
+    add = parser.add_argument
+    add('source', type=Path, metavar='IMAGES_OR_BAG', help='folder of photographs, video, or bag')
+    add('output', type=Path, metavar='OUT', help='new folder, or one that an interrupted call has left')
+    add('--topic', default='', help='of the images in a bag (default: the only one)')
+    add_extractor_arguments(parser)
+    add(
+        '--resize',
+        type=int,
+        default=LONG_SIDE,
+        metavar='PIXELS',
+        help='look for features at this long side, 0: as they are (%(default)s)',
+    )
+    add(
+        '--rate',
+        type=float,
+        default=RATE,
+        metavar='HZ',
+        help='images taken of each second of a video or a bag, 0: all (%(default)s)',
+    )
+    add(
+        '--window',
+        type=int,
+        metavar='N',
+        help=f'match each image with N after it (default: {WINDOW} for a video or a bag, else 0)',
+    )
+    add('--similar', type=int, default=SIMILAR, metavar='N', help='and with the N that look most like it (%(default)s)')
+    add('--one-camera', action='store_true', help='one camera took all photographs, with one focal length')
+    add(
+        '--focal',
+        type=float,
+        metavar='PIXELS',
+        help="focal length (default: of EXIF or the bag's camera_info, or a guess)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the map, say what came out, and return the exit code.
+
+    Raises:
+        EdgePoint2Error: the source cannot be read, no map can come of it, or the output is something else's.
+    """
+    pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
+    job = Job(
+        options.source,
+        options.output,
+        options.topic,
+        ExtractorSettings.of(options),
+        options.resize,
+        options.rate,
+        options.window,
+        options.similar,
+        options.one_camera,
+        options.focal,
+    )
+    summary = build_map(job, lambda text: print(f'edgepoint2: {text}', file=sys.stderr))
+    print(
+        f'{summary.registered} of {summary.images} images, {summary.points} points, each seen '
+        f'{summary.track_length:.1f} times, error {summary.error:.2f} px'
+    )
+    if summary.left_out:
+        more = f' and {len(summary.left_out) - SHOWN} more' if len(summary.left_out) > SHOWN else ''
+        print(f'not in the map: {", ".join(summary.left_out[:SHOWN])}{more}')
+    if summary.registered < summary.images / 2:
+        print('less than half of the images hold together: more of them are needed between those that do')
+    print(options.output / 'index.html')
+    return 0

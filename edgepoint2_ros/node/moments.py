@@ -1,0 +1,81 @@
+"""Keypoints, the image that they were found in, and the depth or right image that is nearest in time."""
+
+from collections import deque
+from typing import Any, NamedTuple
+
+REORDERED = 500_000_000  # nanoseconds that keypoints may be older than the last ones; beyond, time has jumped back
+MISSING = ('no image', 'no depth')  # why keypoints can go without an answer
+
+
+class Moment(NamedTuple):
+    """What belongs together."""
+
+    keypoints: Any
+    image: Any
+    depth: Any
+
+
+class Moments:
+    """Puts messages together, whatever order they come in. Stamps are nanoseconds.
+
+    An image has the stamp of its keypoints. Depth is the nearest within ``interval``; it is known to be that once a
+    later one has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait.
+
+    Attributes:
+        missed: keypoints that went without an answer, by what they waited for.
+    """
+
+    def __init__(self, interval: int, capacity: int):
+        self.missed = dict.fromkeys(MISSING, 0)
+        self._interval, self._capacity = interval, capacity
+        self._waiting: deque[tuple[int, Any]] = deque()
+        self._images: dict[int, Any] = {}
+        self._depths: deque[tuple[int, Any]] = deque(maxlen=capacity)
+
+    def add_image(self, stamp: int, image: Any) -> list[Moment]:
+        """Take an image and return what is complete now, oldest first."""
+        self._images.pop(stamp, None)
+        self._images[stamp] = image
+        if len(self._images) > self._capacity:
+            del self._images[next(iter(self._images))]
+        return self._collect()
+
+    def add_depth(self, stamp: int, depth: Any) -> list[Moment]:
+        """Take depth or a right image and return what is complete now, oldest first."""
+        self._depths.append((stamp, depth))
+        return self._collect()
+
+    def add_keypoints(self, stamp: int, keypoints: Any) -> list[Moment]:
+        """Take keypoints and return what is complete now, oldest first."""
+        for last, _ in [entry for entry in self._waiting if entry[0] > stamp + REORDERED]:
+            self._miss(last)  # time has jumped back
+        self._waiting = deque(entry for entry in self._waiting if entry[0] <= stamp + REORDERED)
+        self._waiting.append((stamp, keypoints))
+        if len(self._waiting) > self._capacity:
+            self._miss(self._waiting.popleft()[0])
+        return self._collect()
+
+    def _collect(self) -> list[Moment]:
+        ready = []
+        for place in range(len(self._waiting) - 1, -1, -1):  # the newest first: older ones that still wait are late
+            stamp, keypoints = self._waiting[place]
+            depth = self._nearest(stamp)
+            if stamp not in self._images or depth is None:
+                if ready:
+                    self._miss(stamp)
+                    del self._waiting[place]
+                continue
+            ready.append(Moment(keypoints, self._images.pop(stamp), depth))
+            del self._waiting[place]
+        return ready[::-1]
+
+    def _nearest(self, stamp: int) -> Any:
+        """Return the depth that is nearest to a stamp, or None where there is none, or a nearer one may come."""
+        if not self._depths:
+            return None
+        time, depth = min(self._depths, key=lambda entry: abs(entry[0] - stamp))
+        is_final = time >= stamp or any(other > stamp for other, _ in self._depths)
+        return depth if is_final and abs(time - stamp) <= self._interval else None
+
+    def _miss(self, stamp: int) -> None:
+        self.missed['no depth' if stamp in self._images else 'no image'] += 1

@@ -1,0 +1,251 @@
+"""The node to_rtabmap: keypoints, their image, depth and calibration in, rtabmap_msgs/RGBDImage out.
+
+docs/nodes/to_rtabmap.md describes topics and parameters.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+# A compressed image that claims to be larger than any that is served must not take its memory.
+os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from edgepoint2_ros.bridges.rtabmap import import_messages, to_rtabmap
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN
+from edgepoint2_ros.node.losses import Losses, subscribe
+from edgepoint2_ros.node.moments import MISSING, Moment, Moments
+from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.survival import Failures, run
+
+LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
+REPORT_PERIOD = 1.0  # seconds between two diagnostics, and two looks at what is offered
+TRANSPORTS = {'raw': Image, 'compressed': CompressedImage}
+REASONS = (*MISSING, 'no camera_info', 'bad')  # why keypoints can go without an answer
+
+
+def _topic(name: str, default: str, what: str) -> Parameter:
+    return Parameter(name, default, f'Topic of {what}.', allowed='the name of a topic', test=bool)
+
+
+PARAMETERS = (
+    _topic('keypoints', 'keypoints', 'the keypoints'),
+    _topic('image', 'image', 'the images that they were found in'),
+    _topic('camera_info', 'camera_info', 'the calibration of these'),
+    _topic('depth', 'depth', 'depth that is registered to the images'),
+    Parameter('stereo', False, 'Take the right images of a rectified stereo pair instead of depth.'),
+    _topic('right_image', 'right/image', 'the right images'),
+    _topic('right_camera_info', 'right/camera_info', 'the calibration of these'),
+    Parameter('transport', 'raw', 'Of the images; compressed reads `image/compressed`.', choices=tuple(TRANSPORTS)),
+    Parameter(
+        'depth_transport',
+        'raw',
+        'Of depth; compressed reads `depth/compressed`, PNG of 16 bits.',
+        choices=tuple(TRANSPORTS),
+    ),
+    Parameter(
+        'max_interval',
+        0.02,
+        'Most seconds between the stamps of an image and its depth or right image.',
+        minimum=0.0,
+        maximum=10.0,
+    ),
+    Parameter('queue_size', 30, 'Images, depths and keypoints that wait for each other.', minimum=1, maximum=1000),
+)
+
+
+class Input:
+    """Images of one topic, asked for as their publishers offer them; lost ones are counted."""
+
+    def __init__(self, node: Node, kind: type, topic: str, depth: int, receive: Callable[[Any], None]):
+        self._node, self._kind, self._topic, self._depth, self._receive = node, kind, topic, depth, receive
+        self.losses = Losses()
+        self._reliability: ReliabilityPolicy | None = None
+        self._subscription: Any = None
+        self.adapt()
+
+    def adapt(self) -> None:
+        """Ask for reliable images where every publisher offers them, else for any; see `camera.Camera.adapt`."""
+        offers = {offer.qos_profile.reliability for offer in self._node.get_publishers_info_by_topic(self._topic)}
+        asked = ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
+        if not offers and self._reliability is not None or asked == self._reliability:
+            return
+        if self._subscription is not None:
+            self._node.destroy_subscription(self._subscription)
+        qos = QoSProfile(depth=self._depth, reliability=asked)
+        self._subscription = subscribe(
+            self._node, self._kind, self._topic, self._receive, qos, self.losses, lambda count: None
+        )
+        self._reliability = asked
+
+    def describe(self) -> str:
+        """Return its full name and how many publish it, for a log."""
+        return f'{self._subscription.topic_name} ({self._node.count_publishers(self._topic)} publish it)'
+
+
+class ToRtabmapNode(AcceptsUnchanged, Node):
+    """Packs what RTAB-Map's mapping node takes."""
+
+    def __init__(self) -> None:
+        super().__init__('to_rtabmap')
+        self.failures = Failures(self)
+        values = declare(self, PARAMETERS, read_only=True)
+        self._messages = import_messages()
+        queue = values['queue_size']
+        self._moments = Moments(round(values['max_interval'] * 1e9), queue)
+        self._info_topics = [values['camera_info']] + ([values['right_camera_info']] if values['stereo'] else [])
+        self._infos: dict[str, CameraInfo] = {}  # the latest, by topic
+        self._received = self._published = 0
+        self._dropped = dict.fromkeys(REASONS, 0)
+        self._last_error = ''
+        self._last_arrival = time.monotonic()
+        self._told = self._dropped | {'failed': 0, 'lost': 0, 'published': 0}  # in the diagnostics so far
+        self._latched: dict[str, Any] = {}  # second subscriptions to calibrations
+        self._publisher = self.create_publisher(self._messages.RGBDImage, 'rgbd_image', 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        for topic in self._info_topics:
+            self.create_subscription(CameraInfo, topic, partial(self._take_info, topic), qos_profile_sensor_data)
+        second = 'right_image' if values['stereo'] else 'depth'
+        self._image = self._hear(values['image'], values['transport'], self._moments.add_image, queue)
+        transport = 'raw' if values['stereo'] else values['depth_transport']
+        self._second = self._hear(values[second], transport, self._moments.add_depth, queue)
+        self._keypoints_topic = values['keypoints']
+        self._losses = Losses()
+        # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
+        qos = QoSProfile(depth=queue)
+        subscribe(
+            self, KeypointArray, self._keypoints_topic, self._take_keypoints, qos, self._losses, lambda count: None
+        )
+        self.create_timer(REPORT_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+
+    def _hear(self, topic: str, transport: str, add: Callable[[int, Any], list[Moment]], depth: int) -> Input:
+        if transport == 'compressed':  # as image_transport does: a remapping names the image
+            topic = f'{self.resolve_topic_name(topic)}/compressed'
+        return Input(self, TRANSPORTS[transport], topic, depth, partial(self._take_part, add))
+
+    def _take_info(self, topic: str, info: CameraInfo) -> None:
+        self._infos[topic] = info
+
+    def _take_part(self, add: Callable[[int, Any], list[Moment]], message: Any) -> None:
+        self._publish(add(to_nanoseconds(message.header.stamp), message))
+
+    def _take_keypoints(self, message: KeypointArray) -> None:
+        self._received += 1
+        self._last_arrival = time.monotonic()
+        self._publish(self._moments.add_keypoints(to_nanoseconds(message.header.stamp), message))
+
+    def _publish(self, moments: list[Moment]) -> None:
+        for keypoints, image, depth in moments:
+            infos = [self._infos.get(topic) for topic in self._info_topics]
+            if None in infos:
+                missing = [self.resolve_topic_name(topic) for topic in self._info_topics if topic not in self._infos]
+                self._drop('no camera_info', f'waiting for {" and ".join(missing)}')
+                continue
+            for info in infos:
+                info.header.stamp = image.header.stamp
+            try:
+                result = to_rtabmap(keypoints, image, infos[0], depth, *infos[1:], messages=self._messages)
+            except EdgePoint2Error as error:
+                self._drop('bad', str(error))
+                continue
+            self._publisher.publish(result)
+            self._published += 1
+
+    def _drop(self, reason: str, error: str) -> None:
+        self._dropped[reason] += 1
+        self._last_error = error
+        self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
+
+    def _report(self) -> None:
+        """Ask for what is offered, and publish diagnostics."""
+        for part in (self._image, self._second):
+            part.adapt()
+        self._hear_latched()
+        dropped = self._dropped | self._moments.missed
+        lost = sum(losses.count for losses in (self._losses, self._image.losses, self._second.losses))
+        now = dropped | {'failed': self.failures.count, 'lost': lost, 'published': self._published}
+        new = {name: count - self._told[name] for name, count in now.items()}
+        self._told = now
+        level, reason = self._judge(new)
+        if level != OK:
+            self.get_logger().warning(reason, throttle_duration_sec=LOG_PERIOD)
+        values = {
+            'keypoints': self._received,
+            'published': self._published,
+            **{f'dropped: {name}': count for name, count in dropped.items()},
+            'lost by the middleware': lost,
+            'failed callbacks': self.failures.count,
+            'last error': self._last_error,
+        }
+        status = DiagnosticStatus(
+            level=bytes([level]),
+            name=f'{self.get_fully_qualified_name()}: rgbd_image',
+            message=reason,
+            values=[KeyValue(key=name, value=str(value)) for name, value in values.items()],
+        )
+        message = DiagnosticArray(status=[status])
+        message.header.stamp = self.get_clock().now().to_msg()
+        self._diagnostics.publish(message)
+
+    def _judge(self, new: dict[str, int]) -> tuple[int, str]:
+        """Return the level of the last period and the reason for it, the gravest first.
+
+        Args:
+            new: what happened in it, as often as that.
+        """
+        silent = time.monotonic() - self._last_arrival
+        if new['failed']:
+            return ERROR, f'{new["failed"]} callbacks failed: {self.failures.last}'
+        if new['bad'] or new['no camera_info']:
+            count = new['bad'] + new['no camera_info']
+            return (WARN if new['published'] else ERROR), f'{count} keypoints dropped: {self._last_error}'
+        if new['no image']:
+            return WARN, f'{new["no image"]} keypoints without their image on {self._image.describe()}'
+        if new['no depth']:
+            return WARN, (
+                f'{new["no depth"]} images without one within max_interval on {self._second.describe()}: are they '
+                f'synchronised?'
+            )
+        if silent > SILENCE:
+            topic = self.resolve_topic_name(self._keypoints_topic)
+            publishers = self.count_publishers(self._keypoints_topic)
+            return WARN, f'no keypoints for {silent:.0f} s on {topic} ({publishers} publish it)'
+        if new['lost']:
+            return WARN, f'{new["lost"]} messages lost on the way here'
+        return OK, f'{new["published"] / REPORT_PERIOD:.0f} images/s'
+
+    def _hear_latched(self) -> None:
+        """Hear calibrations that were latched before this node started, while somebody offers that."""
+        for topic in self._info_topics:
+            offers = [offer.qos_profile for offer in self.get_publishers_info_by_topic(topic)]
+            latches = any(
+                offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
+                for offer in offers
+            )
+            if latches and topic not in self._latched:
+                qos = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+                take = partial(self._take_info, topic)
+                self._latched[topic] = self.create_subscription(CameraInfo, topic, take, qos)
+            elif not latches and topic in self._latched:
+                self.destroy_subscription(self._latched.pop(topic))
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node until Ctrl-C and return the exit code."""
+    return run('to_rtabmap', ToRtabmapNode, args)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

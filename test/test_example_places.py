@@ -1,0 +1,49 @@
+"""The example that measures how well places are found again: its parts, on what can be told by hand."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """The example, as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'examples')
+    import places
+
+    yield places
+    sys.modules.pop('places')
+
+
+def test_descriptors_that_differ_little_are_one_word(example):
+    rng = np.random.default_rng(0)
+    kinds = rng.choice([-1, 1], (20, 256)).astype(np.float32)
+    rows = np.repeat(kinds, 30, axis=0)
+    noisy = np.where(rng.random(rows.shape) < 0.03, -rows, rows)
+    words = example.Tree(noisy, 2, rng).words(kinds)
+    assert len(set(words)) >= 15
+    tree = example.Tree(noisy, 2, np.random.default_rng(1))
+    agreement = [np.mean(tree.words(noisy[30 * k : 30 * k + 30]) == tree.words(kinds[k : k + 1])) for k in range(20)]
+    assert np.mean(agreement) > 0.8
+    assert tree.words(noisy).max() < tree.leaves
+
+
+def test_an_image_is_like_itself_and_unlike_noise(example, photograph):
+    gray = photograph[:, :, 1]
+    noise = np.random.default_rng(0).integers(0, 255, gray.shape, np.uint8)
+    likeness = example.shrunk_images([gray, gray // 2, noise])(0)
+    assert likeness[0] == pytest.approx(1)
+    assert likeness[1] > 0.99  # darker is the same
+    assert likeness[2] < 0.5
+
+
+def test_recall_counts_the_best_and_the_five_best_but_for_neighbours(example):
+    rows = np.array([[0, 9, 8, 1, 1, 1, 1, 1], [9, 0, 8, 7, 6, 5, 4, 3]])
+    queries = {0: ({2}, {0, 1}), 1: ({7}, {1})}
+    # The first is found at once, its neighbour left out; the second would be sixth.
+    assert example.recall(lambda query: rows[query], queries) == (0.5, 0.5)
+    assert example.recall(lambda query: rows[query], {1: ({5}, {1})}) == (0.0, 1.0)

@@ -1,0 +1,321 @@
+"""Maps: photographs, videos and bags of a hall whose cameras are known, and what cannot become a map."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from exif import store
+
+pycolmap = pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+pytest.importorskip('rosbags', reason='rosbags is not installed')
+
+from rosbags.rosbag2 import Writer
+from rosbags.typesys import Stores, get_typestore
+
+from edgepoint2_ros.bridges.mapping.build import choose_pairs
+from edgepoint2_ros.bridges.mapping.sources import import_images, kind_of, read_focal
+from edgepoint2_ros.bridges.recordings import open_recording
+from edgepoint2_ros.cli import main
+from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.places import open_vocabulary
+from edgepoint2_ros.scenes.walk import Walk
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = ROOT.parent / 'shared' / 'images' / 'photos'
+STEP = 6  # frames of the walk between two images
+QUICK = ['--backend', 'onnxruntime', '--threads', '1', '--max-keypoints', '700', '--resize', '640']
+
+
+@pytest.fixture(scope='module')
+def walk() -> Walk:
+    data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
+    photographs = [data.astronaut(), data.coffee(), data.rocket(), data.chelsea(), data.camera(), data.brick()]
+    return Walk([image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in photographs])
+
+
+@pytest.fixture(scope='module')
+def frames(walk) -> list[np.ndarray]:
+    return [walk.image(STEP * k) for k in range(12)]
+
+
+@pytest.fixture
+def photographs(frames, tmp_path) -> Path:
+    folder = tmp_path / 'photographs'
+    folder.mkdir()
+    for number, image in enumerate(frames):
+        cv2.imwrite(str(folder / f'{number:02d}.png'), image)
+    return folder
+
+
+def make(*arguments) -> int:
+    return main(['map', *QUICK, *map(str, arguments)])
+
+
+def error_of(poses: np.ndarray, walk: Walk, frames: list[int]) -> float:
+    """Return how far the places of a TUM file are from the true ones, metres, in the mean, once they are aligned."""
+    found, true = poses[:, 1:4], np.array([walk.pose(frame)[:3, 3] for frame in frames])
+    found, true = found - found.mean(axis=0), true - true.mean(axis=0)
+    u, s, v = np.linalg.svd(true.T @ found)
+    flip = np.diag([1, 1, np.sign(np.linalg.det(u @ v))])
+    scale = (s * flip.diagonal()).sum() / (found**2).sum()
+    return float(np.linalg.norm(true - scale * found @ (u @ flip @ v).T, axis=1).mean())
+
+
+@pytest.mark.slow
+def test_photographs_become_a_map_with_the_true_cameras(photographs, walk, tmp_path, capsys):
+    (photographs / 'broken.jpg').write_bytes(b'no image')
+    cv2.imwrite(str(photographs / 'tiny.png'), np.zeros((40, 90), np.uint8))
+    cv2.imwrite(str(photographs / 'wall.png'), np.full((480, 640), 200, np.uint8))
+    out = tmp_path / 'hall'
+    assert make(photographs, out, '--one-camera') == 0
+    output = capsys.readouterr()
+    assert 'left out: expected an image' in output.err
+    assert 'tiny.png left out: image: expected at least 64 x 64 pixels' in output.err
+    assert '12 of 13 images' in output.out
+    assert 'not in the map: wall.png' in output.out  # which has no keypoints
+    assert error_of(np.loadtxt(out / 'poses.tum'), walk, range(0, 12 * STEP, STEP)) < 0.05  # of 2 metres
+
+    # What gaussian-splatting opens: images without distortion, by the names in the model.
+    model = pycolmap.Reconstruction(out / 'sparse' / '0')
+    assert {camera.model.name for camera in model.cameras.values()} == {'PINHOLE'}
+    for image in model.images.values():
+        pixels = cv2.imread(str(out / 'images' / image.name))
+        assert pixels.shape[1::-1] == (image.camera.width, image.camera.height)
+    assert model.num_points3D() > 150
+    assert model.compute_mean_reprojection_error() < 1
+
+    page = (out / 'index.html').read_text()
+    assert '12 of 13' in page
+    assert not re.findall(r'\{\{\w+\}\}', page)
+    assert not re.findall(r'(?:src|href)="(?!data:)', page)  # loads nothing
+    view = json.loads(re.search(r'<script id="data"[^>]*>(.*?)</script>', page)[1])
+    assert len(view['cameras']) == len(view['images']) == 12
+    assert all(image['sees'] for image in view['images'])
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob('*')}
+    assert make(photographs, out, '--one-camera') == 0  # it is complete: nothing is done again
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
+    assert capsys.readouterr().out == output.out
+    assert make(photographs, out) == 1
+    assert 'holds a map with another one_camera: True instead of False' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_map_goes_on_where_it_was_killed(photographs, tmp_path, capsys):
+    out = tmp_path / 'hall'
+    command = [sys.executable, '-m', 'edgepoint2_ros.cli', 'map', photographs, out, '--one-camera', *QUICK]
+    process = subprocess.Popen([str(word) for word in command], cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not (out / 'distorted' / 'database.db').exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / 'sparse').exists()
+    features = {path: path.stat().st_mtime_ns for path in (out / 'features').iterdir()}
+    assert len(features) == 12
+    assert make(photographs, out, '--one-camera') == 0
+    assert {path: path.stat().st_mtime_ns for path in (out / 'features').iterdir()} == features
+    assert '12 of 12 images' in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_bag_becomes_a_map_with_poses_by_its_stamps(walk, frames, tmp_path, capsys):
+    from test_bags import record
+
+    bag = record(tmp_path / 'bag', frames)
+    out = tmp_path / 'hall'
+    assert make(bag, out, '--rate', '0') == 0
+    with open_recording(bag) as recording:
+        [(name, topic)] = recording.topics.items()
+        decode = recording.decoder(topic)
+        stamps = [to_nanoseconds(decode(raw).header.stamp) for _, _, raw in recording.messages({name})]
+    poses = np.loadtxt(out / 'poses.tum')
+    assert len(poses) >= 11
+    lines = (out / 'poses.tum').read_text().splitlines()[1:]
+    known = {f'{stamp // 10**9}.{stamp % 10**9:09d}': k for k, stamp in enumerate(stamps)}
+    numbers = [known[line.split()[0]] for line in lines]
+    assert error_of(poses, walk, [STEP * number for number in numbers]) < 0.05
+    with open_recording(out / 'poses') as recording:
+        assert recording.topics['/poses'].type == 'geometry_msgs/msg/PoseStamped'
+        decode = recording.decoder(recording.topics['/poses'])
+        messages = [decode(raw) for _, _, raw in recording.messages({'/poses'})]
+    assert [to_nanoseconds(message.header.stamp) for message in messages] == [stamps[number] for number in numbers]
+    assert {message.header.frame_id for message in messages} == {'map'}
+    place = messages[3].pose.position
+    np.testing.assert_allclose([place.x, place.y, place.z], poses[3, 1:4], atol=1e-6)
+    assert np.linalg.norm(poses[:, 4:], axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_a_video_is_sampled_by_its_own_clock(frames, tmp_path):
+    path = tmp_path / 'hall.avi'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, (640, 480))
+    for image in frames:
+        writer.write(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    found = list(import_images(path, tmp_path, '', 2, print))
+    assert [entry.stamp for entry in found] == [0, 500_000_000, 1_000_000_000]
+    assert [entry.name for entry in found] == ['000000.jpg', '000005.jpg', '000010.jpg']
+    assert len(list(import_images(path, tmp_path, '', 0, print))) == 12
+
+
+def test_photographs_are_kept_as_they_are_or_turned_upright(frames, tmp_path):
+    source, folder = tmp_path / 'source', tmp_path / 'input'
+    (source / 'left').mkdir(parents=True)
+    folder.mkdir()
+    colour = cv2.cvtColor(frames[0], cv2.COLOR_GRAY2BGR)
+    cv2.imwrite(str(source / 'plain.png'), colour)
+    store(source / 'turned.jpg', colour, 6)
+    cv2.imwrite(str(source / 'left' / 'plain.png'), frames[1].astype(np.uint16) * 257)
+    found = list(import_images(source, folder, '', 2, print))
+    assert sorted(entry.name for entry in found) == ['left_plain.png', 'plain.png', 'turned.jpg']
+    assert sorted(entry.stamp for entry in found) == [0, 1, 2]
+    assert (folder / 'plain.png').read_bytes() == (source / 'plain.png').read_bytes()
+    turned = cv2.imread(str(folder / 'turned.jpg'), cv2.IMREAD_IGNORE_ORIENTATION | cv2.IMREAD_COLOR)
+    assert turned.shape == colour.shape
+    assert np.abs(turned.astype(int) - colour).mean() < 6
+    assert cv2.imread(str(folder / 'left_plain.png'), cv2.IMREAD_UNCHANGED).dtype == np.uint8
+
+
+def test_pairs_are_neighbours_and_what_looks_alike(frames, official_model):
+    official_model('T-32')
+    extractor = Extractor('T-32', backend='onnxruntime', threads=1, max_keypoints=300)
+    shown = [*frames[:4], frames[0]]  # the last is where the first was
+    features = {f'{k}': extractor.extract(image) for k, image in enumerate(shown)}
+    vocabulary = open_vocabulary(extractor.model)
+    assert choose_pairs(features, vocabulary, 0, 9) == [(a, b) for k, a in enumerate('01234') for b in '01234'[k + 1 :]]
+    sequence = choose_pairs(features, vocabulary, 1, 1)
+    assert {('0', '1'), ('1', '2'), ('2', '3'), ('3', '4'), ('0', '4')} <= set(sequence)
+
+
+@pytest.mark.parametrize(('focal', 'expected'), [(500.0, 500.0), (0.0, None), (float('nan'), None), (None, None)])
+def test_the_focal_length_is_that_of_the_bag(focal, expected, tmp_path):
+    types = get_typestore(Stores.ROS2_HUMBLE)
+    make = types.types
+    header = make['std_msgs/msg/Header'](stamp=make['builtin_interfaces/msg/Time'](sec=1, nanosec=0), frame_id='camera')
+    region = make['sensor_msgs/msg/RegionOfInterest'](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    image = make['sensor_msgs/msg/Image'](
+        header=header, height=64, width=64, encoding='mono8', is_bigendian=0, step=64, data=np.zeros(64 * 64, np.uint8)
+    )
+    messages = {'/left/image_raw': image}
+    if focal is not None:
+        k = np.array([focal, 0, 32, 0, focal, 32, 0, 0, 1])
+        messages['/left/camera_info'] = make['sensor_msgs/msg/CameraInfo'](
+            header=header, height=64, width=64, distortion_model='plumb_bob', d=np.zeros(5), k=k, r=np.eye(3).ravel(),
+            p=np.zeros(12), binning_x=0, binning_y=0, roi=region,
+        )  # fmt: skip
+    with Writer(tmp_path / 'bag', version=8) as writer:
+        for topic, message in messages.items():
+            connection = writer.add_connection(topic, message.__msgtype__, typestore=types)
+            writer.write(connection, 1, types.serialize_cdr(message, message.__msgtype__))
+    assert read_focal(tmp_path / 'bag', '') == expected
+
+
+def test_one_image_is_no_map(photographs, tmp_path, capsys):
+    for path in sorted(photographs.iterdir())[1:]:
+        path.unlink()
+    assert make(photographs, tmp_path / 'out') == 1
+    assert 'a map needs at least 2 images that overlap, got 1' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_images_that_do_not_overlap_are_no_map(tmp_path, capsys):
+    data = pytest.importorskip('skimage.data', reason='scikit-image, which ships photographs, is not installed')
+    folder = tmp_path / 'different'
+    folder.mkdir()
+    for name in ('coffee', 'rocket', 'chelsea', 'camera', 'coins'):
+        cv2.imwrite(str(folder / f'{name}.png'), getattr(data, name)())
+    assert make(folder, tmp_path / 'out') == 1
+    assert 'no two of the 5 images overlap' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_camera_that_stands_still_is_no_map(frames, tmp_path, capsys):
+    folder = tmp_path / 'still'
+    folder.mkdir()
+    for k in range(4):
+        cv2.imwrite(str(folder / f'{k}.png'), frames[0])
+    assert make(folder, tmp_path / 'out', '--one-camera') == 1
+    assert 'The camera must move aside, not only turn' in capsys.readouterr().err
+
+
+def test_what_is_no_source_is_refused(tmp_path, capsys):
+    (tmp_path / 'notes.txt').write_text('no images')
+    for source, complaint in (
+        (tmp_path / 'nowhere', 'there is no such folder, video or bag'),
+        (tmp_path / 'notes.txt', 'expected a folder of photographs, a video'),
+    ):
+        assert make(source, tmp_path / 'out') == 1
+        assert complaint in capsys.readouterr().err
+    (tmp_path / 'film.mp4').write_text('no film')
+    assert make(tmp_path / 'film.mp4', tmp_path / 'out') == 1
+    assert 'is not a video that OpenCV can read' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    ('option', 'value'),
+    [('--resize', -1), ('--rate', -2), ('--rate', 'nan'), ('--similar', 0), ('--focal', 0), ('--focal', 'nan')],
+)
+def test_options_out_of_range_are_refused(option, value, photographs, tmp_path, capsys):
+    assert make(photographs, tmp_path / 'out', option, value) == 1
+    assert re.search(f'more.*, got {value}', capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+
+
+def test_nothing_is_overwritten(photographs, tmp_path, capsys):
+    out = tmp_path / 'thesis'
+    out.mkdir()
+    (out / 'chapter.txt').write_text('precious')
+    assert make(photographs, out) == 1
+    assert 'exists already' in capsys.readouterr().err
+    (out / 'map.json').write_text('{"coordinates": []}')
+    assert make(photographs, out) == 1
+    assert 'is not that of a map' in capsys.readouterr().err
+    assert sorted(os.listdir(out)) == ['chapter.txt', 'map.json']
+
+
+def test_kinds_of_sources(tmp_path):
+    bag = tmp_path / 'bag'
+    bag.mkdir()
+    assert kind_of(bag) == 'photographs'
+    (bag / 'metadata.yaml').touch()
+    assert kind_of(bag) == 'bag'
+    with pytest.raises(EdgePoint2Error, match='there is no such'):
+        kind_of(tmp_path / 'x.mcap')
+
+
+@pytest.mark.slow
+def test_tourists_photographs_become_a_map(tmp_path, capsys):
+    found = sorted(PHOTOS.glob('*_*.jpg'))[:8]
+    if not found:
+        pytest.skip(f'no photographs in {PHOTOS}')
+    folder = tmp_path / 'photos'
+    folder.mkdir()
+    for photo, orientation in zip(found, (6, 8, 1, 3, 1, 1, 8, 1)):
+        store(folder / photo.name, cv2.imread(str(photo)), orientation)
+    assert main(['map', str(folder), str(tmp_path / 'out'), *QUICK[:4], '--resize', '800']) == 0
+    model = pycolmap.Reconstruction(tmp_path / 'out' / 'sparse' / '0')
+    assert model.num_reg_images() >= 6
+    assert model.num_points3D() > 150
+
+
+@pytest.mark.slow
+def test_the_example_maps_the_same_images_by_sift(photographs, tmp_path):
+    example = ROOT / 'examples' / 'map_beside_sift.py'
+    command = [sys.executable, example, tmp_path / 'out', photographs, '--one-camera', *QUICK[:2], *QUICK[4:]]
+    environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run([str(word) for word in command], env=environment, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()]
+    assert [row[1] for row in rows] == ['features', '---', 'T-32', 'SIFT']
+    assert rows[2][2] == rows[3][2] == '12 of 12'
