@@ -1,4 +1,6 @@
-"""Pictures of features: keypoints on their image, matches between two images."""
+"""Pictures of features: keypoints on their image, matches between two images, tracks through a sequence."""
+
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -56,6 +58,31 @@ def draw_matches(
     for end in ends:
         for x, y in end:
             cv2.circle(canvas, (int(x), int(y)), 2 << _SHIFT, _DOT, -1, cv2.LINE_AA, _SHIFT)
+    return canvas
+
+
+def draw_tracks(image: np.ndarray, history: Sequence[tuple[np.ndarray, np.ndarray]], trail: int = 20) -> np.ndarray:
+    """Return a BGR copy of an image with its tracks: where each was in images before, red where seen in all.
+
+    Args:
+        image: (H, W) or (H, W, 3), the last of the sequence.
+        history: the tracks of each image, as ids (T,) and pixels (T, 2), those of ``image`` last.
+        trail: images to look back.
+    """
+    canvas = _bgr(image)
+    history = history[-trail - 1 :]
+    paths = {number: [] for number in history[-1][0].tolist()} if history else {}
+    for ids, xy in history:
+        for number, place in zip(ids.tolist(), _fixed(xy)):
+            if number in paths:
+                paths[number].append(place)
+    seen = np.array([len(path) for path in paths.values()])
+    level = (255 * seen / max(len(history), 1)).astype(np.uint8)
+    colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3) if len(seen) else []
+    for path, colour in zip(paths.values(), colours):
+        cv2.polylines(canvas, [np.array(path, np.int32)], False, colour.tolist(), 1, cv2.LINE_AA, _SHIFT)
+        x, y = path[-1].tolist()
+        cv2.circle(canvas, (x, y), 2 << _SHIFT, colour.tolist(), -1, cv2.LINE_AA, _SHIFT)
     return canvas
 
 

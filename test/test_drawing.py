@@ -1,6 +1,6 @@
 import numpy as np
 
-from edgepoint2_ros.drawing import BAD, GOOD, draw_keypoints, draw_matches, write_caption
+from edgepoint2_ros.drawing import BAD, GOOD, draw_keypoints, draw_matches, draw_tracks, write_caption
 from edgepoint2_ros.features import Features
 
 
@@ -44,3 +44,29 @@ def test_a_caption_stands_above_the_picture():
     picture = write_caption(np.zeros((50, 300, 3), np.uint8), 'words')
     assert picture.shape == (82, 300, 3)
     assert picture[:32].max() == 255
+
+
+def test_tracks_are_drawn_along_the_places_where_they_were():
+    history = [
+        (np.array([1, 2], np.uint64), np.float32([[20, 30], [150, 70]])),
+        (np.array([1], np.uint64), np.float32([[60, 30]])),
+        (np.array([3, 1], np.uint64), np.float32([[20, 80], [100, 30]])),
+    ]
+    picture = draw_tracks(np.zeros((100, 200), np.uint8), history)
+    for x in range(20, 101):
+        assert picture[30, x].any()
+    assert picture[80, 20].any()
+    assert not picture[70, 150].any()  # this one is gone
+    blue, _, red = picture[30, 60].astype(int)
+    assert red > blue  # seen in all images
+    blue, _, red = picture[80, 20].astype(int)
+    assert blue >= red
+    shorter = draw_tracks(np.zeros((100, 200), np.uint8), history, trail=1)
+    assert not shorter[30, 40].any()
+    assert shorter[30, 80].any()
+
+
+def test_an_image_without_tracks_is_drawn_as_it_is():
+    image = np.full((100, 200, 3), 9, np.uint8)
+    for history in ([], [(np.zeros(0, np.uint64), np.zeros((0, 2)))]):
+        np.testing.assert_array_equal(draw_tracks(image, history), image)

@@ -1,0 +1,163 @@
+"""Tracks of EdgePoint2 beside those of optical flow (KLT) on Shi-Tomasi corners, on sequences with known poses.
+
+    pip install evo
+    python examples/tracking.py DIR [DIR ...]                     # layouts as for examples/odometry.py
+    python examples/tracking.py DIR --model S-64 --every 3        # every third image
+    python examples/tracking.py DIR --picture tracks.jpg          # the tracks over the last image
+
+KLT is that of VINS-Fusion's front end: windows of 21x21 on four levels, followed back to within half a pixel, new
+corners where no track is within 30 pixels (150 tracks; nearer for more). A track is followed after n images where the
+image shows it still; it is right where it lies within 2 pixels of the epipolar line that the true poses give. Times are
+of one core and of the tracking alone: without the extraction for EdgePoint2, with the search for corners for KLT.
+"""
+
+import argparse
+import os
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before numpy is loaded, as in the node
+
+import cv2
+import numpy as np
+from evo.core import sync
+from odometry import read_sequence
+
+from edgepoint2_ros.drawing import draw_tracks
+from edgepoint2_ros.evaluation.metrics import epipolar_errors
+from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.odometry import Camera
+from edgepoint2_ros.tracking import Tracker
+
+COUNTS = (150, 400)
+GAPS = (1, 10, 30)  # images
+RIGHT = 2.0  # pixels from the epipolar line
+KLT = {'winSize': (21, 21), 'maxLevel': 3}
+BACK = 0.5  # pixels between a corner and where it is when followed there and back
+MIN_DISTANCE = 30  # pixels between corners, for 150 of them
+
+
+class Flow:
+    """Corners followed by optical flow."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._distance = round(MIN_DISTANCE * np.sqrt(COUNTS[0] / count))
+        self._last: np.ndarray | None = None
+        self._xy, self._ids, self._ages = np.zeros((0, 2), np.float32), np.zeros(0, int), np.zeros(0, int)
+        self._next = 0
+
+    def track(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers (T,) and pixels (T, 2) of the tracks of a gray image."""
+        if len(self._xy):
+            moved, found, _ = cv2.calcOpticalFlowPyrLK(self._last, image, self._xy, None, **KLT)
+            back, again, _ = cv2.calcOpticalFlowPyrLK(image, self._last, moved, None, **KLT)
+            good = (found & again).ravel().astype(bool) & (np.linalg.norm(back - self._xy, axis=1) <= BACK)
+            good &= ((np.rint(moved) >= 1) & (np.rint(moved) < np.array(image.shape[1::-1]) - 1)).all(axis=1)
+            self._keep(moved, good)
+        mask = np.full(image.shape, 255, np.uint8)
+        good = np.zeros(len(self._xy), bool)
+        for k in np.argsort(-self._ages, kind='stable'):  # those that last have their place first
+            x, y = np.rint(self._xy[k]).astype(int).tolist()
+            if mask[y, x]:
+                good[k] = True
+                cv2.circle(mask, (x, y), self._distance, 0, -1)
+        self._keep(self._xy, good)
+        if len(self._xy) < self._count:
+            new = cv2.goodFeaturesToTrack(image, self._count - len(self._xy), 0.01, self._distance, mask=mask)
+            new = np.zeros((0, 2), np.float32) if new is None else new.reshape(-1, 2)
+            self._xy = np.concatenate([self._xy, new])
+            self._ids = np.concatenate([self._ids, self._next + np.arange(len(new))])
+            self._ages = np.concatenate([self._ages, np.ones(len(new), int)])
+            self._next += len(new)
+        self._last = image
+        return self._ids, self._xy
+
+    def _keep(self, xy: np.ndarray, good: np.ndarray) -> None:
+        self._xy, self._ids, self._ages = xy[good], self._ids[good], self._ages[good] + 1
+
+
+def follow(track, items) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
+    """Return the tracks of each image, as numbers (T,) and pixels (T, 2), and the milliseconds of CPU for one image."""
+    seen, times = [], []
+    for item in items:
+        begin = time.process_time()
+        seen.append(track(*item))
+        times.append(time.process_time() - begin)
+    return seen, 1e3 * float(np.median(times))
+
+
+def measure(seen: list, camera: Camera, poses: list[np.ndarray | None]) -> list[float]:
+    """Return the mean length of a track, and for each of GAPS the shares in % of those followed, and right of these."""
+    lengths = np.unique(np.concatenate([ids for ids, _ in seen]), return_counts=True)[1]
+    figures = [float(lengths.mean())]
+    for gap in GAPS:
+        begun = followed = judged = right = 0
+        for (ids, xy), (later_ids, later_xy), pose, later in zip(seen, seen[gap:], poses, poses[gap:]):
+            _, a, b = np.intersect1d(ids, later_ids, return_indices=True)
+            begun += len(ids)
+            followed += len(a)
+            if pose is None or later is None:
+                continue
+            motion = np.linalg.inv(later) @ pose
+            flat, later_flat = camera.undistort(xy[a]), camera.undistort(later_xy[b])
+            errors = epipolar_errors(flat, later_flat, camera.matrix, camera.matrix, motion)
+            judged += len(errors)
+            right += np.count_nonzero(errors <= RIGHT)
+        figures += [100 * followed / max(begun, 1), 100 * right / max(judged, 1)]
+    return figures
+
+
+def find_poses(stamps: list[float], truth) -> list[np.ndarray | None]:
+    """Return the pose (4, 4) of the camera at each stamp, None where it is not known."""
+    numbers = sync.matching_time_indices(np.array(stamps), truth.timestamps, 0.02)
+    known = {i: truth.poses_se3[j] for i, j in zip(*numbers)}
+    return [known.get(k) for k in range(len(stamps))]
+
+
+def main() -> int:
+    """Follow both kinds of tracks through each sequence and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('sequences', nargs='+', type=Path, metavar='DIR')
+    add('--model', default='T-32', help='default: %(default)s')
+    add('--max-keypoints', type=int, default=1000, help='default: %(default)s')
+    add('--min-cosine', type=float, help="of tracks (default: the tracker's)")
+    add('--every', type=int, default=1, metavar='N', help='take every Nth image')
+    add('--images', type=int, metavar='N', help='take only the first N images')
+    add('--picture', type=Path, metavar='FILE', help='draw the tracks over the last image')
+    options = parser.parse_args()
+    refuse_existing([options.picture] if options.picture else [])
+    cv2.setNumThreads(1)
+    extractor = Extractor(options.model, max_keypoints=options.max_keypoints, threads=1)
+    settings = {} if options.min_cosine is None else {'min_cosine': options.min_cosine}
+    titles = ' '.join(f'{f"after {gap}":>9} {"right":>6}' for gap in GAPS)
+    print(f'{"sequence":22} {"tracks of":10} {"most":>4} {"length":>7} {titles} {"ms":>6}')
+    for folder in options.sequences:
+        images, truth, (fx, fy, cx, cy) = read_sequence(folder)
+        camera = Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
+        images = list(islice(images, 0, options.images, options.every))
+        poses = find_poses([stamp for stamp, _ in images], truth)
+        features: list[tuple[Features, float]] = [(extractor.extract(image), stamp) for stamp, image in images]
+        for count in COUNTS:
+            tracker = Tracker(camera, max_tracks=count, **settings)
+            tracks, own = follow(tracker.track, features)
+            flow, klt = follow(Flow(count).track, [(image,) for _, image in images])
+            for name, seen, taken in (
+                (options.model, [(found.ids.astype(int), found.xy) for found in tracks], own),
+                ('KLT', flow, klt),
+            ):
+                length, *shares = measure(seen, camera, poses)
+                columns = ' '.join(f'{a:8.1f}% {b:5.1f}%' for a, b in zip(shares[::2], shares[1::2]))
+                print(f'{folder.name[:22]:22} {name:10} {count:4} {length:7.1f} {columns} {taken:6.2f}', flush=True)
+        if options.picture:
+            cv2.imwrite(str(options.picture), draw_tracks(images[-1][1], [(t.ids, t.xy) for t in tracks]))
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
