@@ -94,9 +94,8 @@ def test_a_model_without_a_vocabulary_detects_and_matches(gray, capsys, tmp_path
     assert plugin.extract(gray[:, :, None]).shape == (1, 1)
     assert capsys.readouterr().err.count('no vocabulary of places') == 1
     assert main(['rtabmap', '--weights', str(tmp_path)]) == 0
-    printed = capsys.readouterr().out
-    assert 'PyDetector/Path' in printed and 'PyDescriptor' not in printed
-    assert 'no vocabulary of places' in printed
+    assert main(['rtabmap', '--weights', str(tmp_path), '--places']) == 1
+    assert 'no vocabulary of places' in capsys.readouterr().err
 
 
 def test_the_command_prints_parameters_that_name_the_file(capsys):
@@ -105,7 +104,10 @@ def test_the_command_prints_parameters_that_name_the_file(capsys):
     assert f'--Vis/FeatureType 15 --Kp/DetectorStrategy 15 --PyDetector/Path {FILE}' in printed
     assert f'args:="--Vis/FeatureType 15 --Kp/DetectorStrategy 15 --PyDetector/Path {FILE}' in printed
     assert f'PyMatcher\\Path = {FILE}' in printed
+    assert 'PyDescriptor' not in printed
     assert 'export EDGEPOINT2_MODEL=T-48\nexport EDGEPOINT2_THREADS=1\n' in printed
+    assert main(['rtabmap', '--model', 'E-64', '--places']) == 0
+    assert f'--PyDescriptor/Path {FILE} --PyDescriptor/Dim 1024' in capsys.readouterr().out
     assert main(['rtabmap', '--backend', 'onnxruntime', '--precision', 'int8']) == 1
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import edgepoint2_ros
 from edgepoint2_ros.bridges.rtabmap_plugin import DEFAULTS, PREFIX
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
-from edgepoint2_ros.errors import EdgePoint2Error, ModelError
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.places import open_vocabulary
 
@@ -26,25 +26,25 @@ PACKAGES = ('edgepoint2_ros', 'numpy', 'cv2', 'onnxruntime', 'openvino', 'tensor
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 rtabmap``."""
     add_extractor_arguments(parser, DEFAULTS.max_keypoints)
+    parser.add_argument(
+        '--places', action='store_true', help='find loops by places, a global descriptor, instead of a bag of words'
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the environment and the parameters and return the exit code.
 
     Raises:
-        EdgePoint2Error: the extractor cannot be opened with these settings, or the plugin is not installed.
+        EdgePoint2Error: the extractor cannot be opened with these settings, the plugin is not
+            installed, or the model has no vocabulary of places.
     """
     settings = ExtractorSettings.of(options)
     extractor = Extractor(settings)  # it is better to fail here than in RTAB-Map
-    note, size = '', 0
-    try:
-        size = open_vocabulary(extractor.model).size
-    except ModelError as error:
-        note = f'\n# No global descriptor: {error}'
+    size = open_vocabulary(extractor.model).size if options.places else 0
     parameters = to_parameters(find_plugin(), size)
     arguments = ' '.join(f'--{name} {shlex.quote(value)}' for name, value in parameters.items())
     quoted = arguments.replace('\\', r'\\').replace('"', r'\"').replace('$', r'\$').replace('`', r'\`')
-    print(f'# {extractor.description}{note}')
+    print(f'# {extractor.description}')
     print(f'# RTAB-Map must be built with -DWITH_PYTHON=ON and Python {sys.version_info[0]}.{sys.version_info[1]}.')
     print('\n# Environment\n' + '\n'.join(f'export {line}' for line in to_environment(settings)))
     print(f'\n# Arguments of rtabmap and its tools\n{arguments}')
@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def to_parameters(plugin: Path, size: int) -> dict[str, str]:
-    """Return RTAB-Map's parameters by name: our detector for odometry and map, our matcher and our global descriptor.
+    """Return RTAB-Map's parameters by name: our detector for odometry and map, our matcher, global descriptor.
 
     Args:
         plugin: the file that it loads.
