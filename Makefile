@@ -1,15 +1,31 @@
 # Everything goes into .venv; what is there already is not done again.
 #   make demo    camera, extractor and consumer as three processes over DDS
-#   make test    lint and every test
+#   make test    lint and every test; make test ROS=jazzy the tests of the nodes on Jazzy, in .venv-jazzy
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make docs    the documentation as a site in build/site; fails on a dead link
 #   make lint    formatting, lint and the layers of the imports
-#   make clean   remove .venv and every build folder
+#   make clean   remove the environments and every build folder
 
 PYTHON ?= python3
 SOAK ?= 600
-BIN := .venv/bin
+# Kilted takes every target and test; on Jazzy the tests of the nodes run, too.
+ROS ?= kilted
+ifeq ($(ROS),kilted)
+VENV := .venv
+DEMO_PACKAGES := requirements/demo.txt
+TEST_PACKAGES := requirements/test.txt
+else ifeq ($(ROS),jazzy)
+VENV := .venv-jazzy
+DEMO_PACKAGES := requirements/ros-jazzy.txt
+TEST_PACKAGES := requirements/ros-jazzy.txt
+else
+$(error ROS=$(ROS): expected kilted or jazzy)
+endif
+BIN := $(VENV)/bin
+# All that starts a node or reads its messages, but for bags, the soak, the fuzzing and the measurements.
+NODE_TESTS = $(filter-out test/test_soak.py test/test_fuzz.py test/test_node_cost.py test/test_bags.py,\
+	$(shell grep -lE 'rclpy|node_rig|edgepoint2_ros\.msg' test/test_*.py))
 # Shows what is collected and downloaded, not the hundred packages that are there already.
 PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -r $(1) | sed -u '/already satisfied/d'
 
@@ -22,66 +38,71 @@ unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_P
 .PHONY: demo test bench soak docs lint clean
 .DELETE_ON_ERROR:
 
-demo: .venv/package.stamp
+demo: $(VENV)/package.stamp
 	$(BIN)/python -m edgepoint2_ros.cli demo $(DEMO)
 
-test: .venv/test.stamp .venv/package.stamp lint
+ifeq ($(ROS),kilted)
+test: $(VENV)/test.stamp $(VENV)/package.stamp lint
 	$(BIN)/python -m pytest
+else
+test: $(VENV)/test.stamp $(VENV)/package.stamp
+	$(BIN)/python -m pytest $(NODE_TESTS)
+endif
 
-bench: .venv/test.stamp .venv/package.stamp
+bench: $(VENV)/test.stamp $(VENV)/package.stamp
 	@rm -f build/bench.svg build/bench.png  # bench writes over nothing
 	$(BIN)/python -m edgepoint2_ros.cli bench --plot build/bench.svg --plot build/bench.png $(BENCH)
 
-soak: .venv/test.stamp .venv/package.stamp
+soak: $(VENV)/test.stamp $(VENV)/package.stamp
 	SOAK_SECONDS=$(SOAK) $(BIN)/python -m pytest -rP test/test_soak.py
 
-docs: .venv/docs.stamp
+docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo 'build/site/index.html'
 
-lint: .venv/test.stamp
+lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf .venv build install log
+	rm -rf .venv .venv-jazzy build install log
 
-.venv/python.stamp:
+$(VENV)/python.stamp:
 	@for tool in cmake c++ $(PYTHON); do command -v $$tool > /dev/null || { \
 		echo "$$tool is missing; on Debian or Ubuntu: sudo apt install cmake g++ python3-dev python3-venv"; exit 1; }; done
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and f"Python 3.10 to 3.13 is needed, \
 	$(PYTHON) is {sys.version.split()[0]}; choose another by make PYTHON=python3.12")'
-	@echo '== [1/3] Python environment in .venv'
-	$(PYTHON) -m venv .venv
+	@echo '== [1/3] Python environment in $(VENV)'
+	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-.venv/demo.stamp: .venv/python.stamp requirements/demo.txt requirements/runtime.txt requirements/ros.txt
+$(VENV)/demo.stamp: $(VENV)/python.stamp $(DEMO_PACKAGES) requirements/runtime.txt requirements/ros.txt
 	@echo '== [2/3] packages, ROS 2 among them: a minute or two'
-	@$(call PIP_INSTALL,requirements/demo.txt)
+	@$(call PIP_INSTALL,$(DEMO_PACKAGES))
 	@touch $@
 
-.venv/test.stamp: .venv/demo.stamp requirements/test.txt requirements/models.txt requirements/tools.txt
+$(VENV)/test.stamp: $(VENV)/demo.stamp $(TEST_PACKAGES) requirements/models.txt requirements/tools.txt
 	@echo '== packages for the tests'
-	@$(call PIP_INSTALL,requirements/test.txt)
+	@$(call PIP_INSTALL,$(TEST_PACKAGES))
 	@touch $@
 
-.venv/docs.stamp: .venv/python.stamp requirements/docs.txt
+$(VENV)/docs.stamp: $(VENV)/python.stamp requirements/docs.txt
 	@echo '== packages for the documentation'
 	@$(call PIP_INSTALL,requirements/docs.txt)
 	@touch $@
 
 # Files are linked, not copied: one that is new or gone needs a rebuild, an edited one does not.
-.venv/files.txt: .venv/demo.stamp FORCE
+$(VENV)/files.txt: $(VENV)/demo.stamp FORCE
 	@find edgepoint2_ros launch config rtabmap -type f -not -name '*.pyc' | sort > $@.new
 	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
 
 FORCE:
 
-.venv/package.stamp: .venv/demo.stamp .venv/files.txt CMakeLists.txt package.xml $(wildcard cmake/*.cmake msg/*.msg include/*/*.hpp) resource/executable.py.in
-	@echo '== [3/3] messages: about 15 seconds; output in .venv/build.log'
-	@mkdir -p .venv/build && cd .venv/build && { \
-	cmake '$(CURDIR)' -DCMAKE_PREFIX_PATH='$(CURDIR)/.venv' -DCMAKE_INSTALL_PREFIX='$(CURDIR)/.venv' \
+$(VENV)/package.stamp: $(VENV)/demo.stamp $(VENV)/files.txt CMakeLists.txt package.xml $(wildcard cmake/*.cmake msg/*.msg include/*/*.hpp) resource/executable.py.in
+	@echo '== [3/3] messages: about 15 seconds; output in $(VENV)/build.log'
+	@mkdir -p $(VENV)/build && cd $(VENV)/build && { \
+	cmake '$(CURDIR)' -DCMAKE_PREFIX_PATH='$(CURDIR)/$(VENV)' -DCMAKE_INSTALL_PREFIX='$(CURDIR)/$(VENV)' \
 		-DPython3_EXECUTABLE='$(CURDIR)/$(BIN)/python3' -DAMENT_CMAKE_SYMLINK_INSTALL=ON -DBUILD_TESTING=OFF && \
 	cmake --build . --parallel "$$(nproc)" && cmake --install .; } > ../build.log 2>&1 || \
 	{ tail -n 40 ../build.log; exit 1; }
