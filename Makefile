@@ -1,5 +1,5 @@
 # Everything goes into .venv; what is there already is not done again.
-#   make demo    camera, extractor and consumer as three processes over DDS
+#   make demo    camera, extractor and consumer as three processes over DDS; in one without ROS on ARM
 #   make test    lint and every test; make test ROS=jazzy the tests of the nodes on Jazzy, in .venv-jazzy
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
@@ -11,9 +11,10 @@ PYTHON ?= python3
 SOAK ?= 600
 # Kilted takes every target and test; on Jazzy the tests of the nodes run, too.
 ROS ?= kilted
+MACHINE := $(shell uname -m)
 ifeq ($(ROS),kilted)
 VENV := .venv
-DEMO_PACKAGES := requirements/demo.txt
+DEMO_PACKAGES := requirements/demo.txt $(if $(filter x86_64,$(MACHINE)),requirements/ros.txt)
 TEST_PACKAGES := requirements/test.txt
 else ifeq ($(ROS),jazzy)
 VENV := .venv-jazzy
@@ -27,7 +28,7 @@ BIN := $(VENV)/bin
 NODE_TESTS = $(filter-out test/test_soak.py test/test_fuzz.py test/test_node_cost.py test/test_bags.py,\
 	$(shell grep -lE 'rclpy|node_rig|edgepoint2_ros\.msg' test/test_*.py))
 # Shows what is collected and downloaded, not the hundred packages that are there already.
-PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install -r $(1) | sed -u '/already satisfied/d'
+PIP_INSTALL = $(BIN)/python -m pip --disable-pip-version-check install $(addprefix -r ,$(1)) | sed -u '/already satisfied/d'
 
 SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
@@ -38,8 +39,14 @@ unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_P
 .PHONY: demo test bench soak docs lint clean
 .DELETE_ON_ERROR:
 
+ifeq ($(MACHINE),x86_64)
 demo: $(VENV)/package.stamp
 	$(BIN)/python -m edgepoint2_ros.cli demo $(DEMO)
+else
+demo: $(VENV)/demo.stamp
+	@echo 'ROS 2 has no wheels for $(MACHINE), so the demo runs without it, in one process.'
+	$(BIN)/python -m edgepoint2_ros.cli demo --no-ros $(DEMO)
+endif
 
 ifeq ($(ROS),kilted)
 test: $(VENV)/test.stamp $(VENV)/package.stamp lint
@@ -69,7 +76,7 @@ clean:
 	rm -rf .venv .venv-jazzy build install log
 
 $(VENV)/python.stamp:
-	@for tool in cmake c++ $(PYTHON); do command -v $$tool > /dev/null || { \
+	@for tool in $(if $(filter x86_64,$(MACHINE)),cmake c++) $(PYTHON); do command -v $$tool > /dev/null || { \
 		echo "$$tool is missing; on Debian or Ubuntu: sudo apt install cmake g++ python3-dev python3-venv"; exit 1; }; done
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14) and f"Python 3.10 to 3.13 is needed, \
 	$(PYTHON) is {sys.version.split()[0]}; choose another by make PYTHON=python3.12")'
@@ -77,7 +84,7 @@ $(VENV)/python.stamp:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/demo.stamp: $(VENV)/python.stamp $(DEMO_PACKAGES) requirements/runtime.txt requirements/ros.txt
+$(VENV)/demo.stamp: $(VENV)/python.stamp $(DEMO_PACKAGES) requirements/runtime.txt
 	@echo '== [2/3] packages, ROS 2 among them: a minute or two'
 	@$(call PIP_INSTALL,$(DEMO_PACKAGES))
 	@touch $@

@@ -48,6 +48,9 @@ def official_model():
         variant = find_variant(name)
         if not is_shipped(variant) and find_weights(variant) is None:
             pytest.skip(f'no official weights of {variant}: name their folder in ${DIRECTORY_VARIABLE}')
+        if not is_shipped(variant):
+            for name in ('torch', 'onnx'):
+                pytest.importorskip(name, reason=f'{name} is not installed: models cannot be made')
         return provide_model(variant)
 
     return provide

@@ -108,6 +108,33 @@ def test_the_known_motion_is_recovered_over_dds(official_model, tmp_path, model)
 
 
 @pytest.mark.slow
+def test_without_ros_the_same_is_shown_in_one_process(official_model, tmp_path):
+    official_model('T-32')
+    picture = tmp_path / 'matches.png'
+    code = (
+        "import sys; sys.modules['rclpy'] = None; from edgepoint2_ros.cli import main; "
+        f"sys.exit(main(['demo', '--no-ros', '--seconds', '2', '--picture', {str(picture)!r}]))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = re.search(r'^(\d+) frames: .* inliers +([\d.]+)% \(within 3 px of the known motion\)', done.stdout, re.M)
+    assert summary, done.stdout
+    assert int(summary[1]) >= 2
+    assert float(summary[2]) >= 80
+    assert cv2.imread(str(picture)).shape[1] == 1280
+
+
+def test_without_ros_errors_are_one_line(tmp_path, capsys):
+    for arguments, message in (
+        (['--model', 'T-64'], 'unknown model'),
+        (['--source', str(tmp_path)], 'holds no images'),
+        (['--backend', 'tpu'], 'unknown backend'),
+    ):
+        assert main(['demo', '--no-ros', *arguments]) == 1
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @needs_ros
 def test_the_consumer_reads_reliably(ros, tmp_path):
     import rclpy

@@ -38,6 +38,18 @@ def test_auto_without_openvino_takes_onnx_runtime_and_says_what_is_missing(offic
     assert 'OpenVINO is not installed' in engine.description
 
 
+def test_int8_is_for_x86_alone(official_model, monkeypatch):
+    if not has('int8'):
+        pytest.skip('this CPU has no VNNI, whose name would be seen in an emulated ARM machine too')
+    model = official_model('T-32')
+    assert 'int8' in engines.openvino.fast_precisions(model)
+    monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    assert 'int8' not in engines.openvino.fast_precisions(model)
+    assert 'int8' not in open_engine(model, 'openvino').description
+    with pytest.raises(EngineError, match='does not accelerate int8 .needs x86 with VNNI'):
+        open_engine(model, 'openvino', 'int8')
+
+
 @pytest.mark.parametrize('error', [RuntimeError('no home'), KeyError('uid'), OSError(13, 'no'), TypeError('broken')])
 def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, monkeypatch, error):
     def fail():

@@ -230,7 +230,7 @@ def test_rtx_serves_where_tensorrt_is_missing(rtx, monkeypatch):
 
 
 def test_cuda_python_that_is_missing_or_does_not_fit_is_named_with_its_version(no_gpu):
-    with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python==12\.\*"'):
+    with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python>=12,<12\.7"'):
         import_cudart(ORIN)
 
 

@@ -1,4 +1,7 @@
-"""The command `edgepoint2 demo`: starts the three processes, ends them, and says what went wrong if something did."""
+"""The command `edgepoint2 demo`: starts the three processes, ends them, and says what went wrong if something did.
+
+With `--no-ros` all of it is done in this process.
+"""
 
 import argparse
 import os
@@ -10,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
+from edgepoint2_ros.demo import alone
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS, ExtractorSettings
 from edgepoint2_ros.files import refuse_existing
@@ -25,18 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_extractor_arguments(parser, max_keypoints=1000)
     parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
+    parser.add_argument('--no-ros', action='store_true', help='everything in one process, without ROS')
     parser.add_argument('--seconds', type=float, default=10.0, help='(default: %(default)s)')
     parser.add_argument('--picture', type=Path, help=f'picture to write (default: {PICTURE}, in place of the last one)')
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the demo and return its exit code."""
-    if find_spec('rclpy') is None or find_spec('edgepoint2_ros.msg') is None:
-        raise EdgePoint2Error('the demo needs ROS 2 and the built messages: `make demo` sets both up')
+    if not options.no_ros and (find_spec('rclpy') is None or find_spec('edgepoint2_ros.msg') is None):
+        raise EdgePoint2Error(
+            'the demo needs ROS 2 and the built messages: `make demo` sets both up; --no-ros does without them'
+        )
     refuse_existing(filter(None, [options.picture]))
     open_source(options.source)  # says what is wrong with it before anything starts
     if options.weights == DEFAULTS.weights:
         provide_model(find_variant(options.model))
+    if options.no_ros:
+        alone.run(ExtractorSettings.of(options), options.source, options.seconds, options.picture or Path(PICTURE))
+        return 0
     start = str(time.time_ns())
     source = ['--source', options.source] if options.source else []
     parameters = {**vars(ExtractorSettings.of(options)), 'descriptor_encoding': options.encoding}

@@ -1,6 +1,7 @@
 """OpenVINO on the CPU: the fastest where it is installed, and the one with bf16 and int8."""
 
 import os
+import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from edgepoint2_ros.engines.base import Backend, CpuEngine, Report, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model, part_path, read_part
 
-_NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'VNNI'}  # of the CPU, by precision
+_NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'x86 with VNNI'}  # of the CPU, by precision
 BACKEND = Backend('openvino', 'OpenVINO', 'openvino', tuple(_NEEDS), 'the fastest on x86 CPUs')
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
 
@@ -131,10 +132,16 @@ def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
 
 
 def capabilities(core: Any) -> set[str]:
-    """Return the precisions in which this CPU is fast. Without VNNI, int8 products would overflow 16 bits, too."""
+    """Return the precisions in which this CPU is fast.
+
+    int8 only on x86 with VNNI: without VNNI, its products would overflow 16 bits; on ARM, OpenVINO's int8 gives wrong
+    keypoints or crashes.
+    """
     has = {'fp32'}
     if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         has.add('bf16')
+    if platform.machine() != 'x86_64':
+        return has
     try:
         flags = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').split()
     except OSError:

@@ -27,7 +27,11 @@ def import_tensorrt() -> Any:
                 reasons.append(f'{name} is installed, but broken: {error}')
         except Exception as error:  # a broken installation raises whatever it likes
             reasons.append(f'{name} is installed, but broken: {error}')
-    raise EngineError('; '.join(reasons) or 'TensorRT is not installed: it comes with JetPack, or pip install tensorrt')
+    raise EngineError(
+        '; '.join(reasons)
+        or 'TensorRT is not installed: on a Jetson apt install python3-libnvinfer, on a PC pip install tensorrt-cu12 '
+        '(or tensorrt-cu13, by the CUDA version that nvidia-smi shows)'
+    )
 
 
 def import_cudart(gpu: Gpu) -> Any:
@@ -36,7 +40,8 @@ def import_cudart(gpu: Gpu) -> Any:
     Raises:
         EngineError: cuda-python is not installed, or does not fit the driver.
     """
-    advice = f'pip install "cuda-python=={gpu.cuda.split(".")[0]}.*"'
+    major, minor = map(int, gpu.cuda.split('.'))
+    advice = f'pip install "cuda-python>={major},<{major}.{minor + 1}"'  # not each minor version has a release
     try:
         try:
             from cuda.bindings import runtime as cudart
