@@ -50,11 +50,13 @@ def write_whole(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of ``path`` when the block ends; its folder is made.
 
-    After an exception, a kill or a power cut there is the old file or the new one, never a part of one.
+    After an exception, a kill or a power cut there is the old file or the new one, never a part of one. A link stays a
+    link: what it leads to is replaced.
 
     Raises:
         OSError: it cannot be written; what was there before is still there.
     """
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f'{path.name}.{secrets.token_hex(4)}.part')
     try:

@@ -74,3 +74,11 @@ def test_a_file_is_not_there_before_it_is_whole(tmp_path):
         file.flush()
         assert not (tmp_path / 'file').exists()
     assert (tmp_path / 'file').read_bytes() == b'all'
+
+
+def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path):
+    (tmp_path / 'file').write_bytes(b'old')
+    (tmp_path / 'link').symlink_to(tmp_path / 'file')
+    write_whole(tmp_path / 'link', b'new')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'file').read_bytes() == b'new'

@@ -2,22 +2,26 @@
 
 import argparse
 import sys
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.evaluation.calibration import find_min_cosine, judge
+from edgepoint2_ros.evaluation.methods import EdgePoint2Method
+from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_pose_pairs
 from edgepoint2_ros.extractor import Extractor, extract_shrunk
 from edgepoint2_ros.image_files import find_below
 from edgepoint2_ros.images import read_image
-from edgepoint2_ros.models import MAX_KEYPOINTS, list_models
+from edgepoint2_ros.models import MAX_KEYPOINTS, find_model, is_shipped, list_models, write_min_cosine
 from edgepoint2_ros.models.official import download_weights, import_weights
 from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
 from edgepoint2_ros.places import CENTRES, store_vocabulary, train_centres
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import data_directory
 
-LONG_SIDE = 640  # of the images that a vocabulary is learned from, pixels
+LONG_SIDE = 640  # of the images that models are calibrated on and vocabularies learned from, pixels
 ROWS = 300  # of the best keypoints of each
 
 
@@ -31,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     importing.add_argument('--custom', action='store_true', help='allow weights that are not the official ones')
     _add_export_arguments(importing)
     importing.set_defaults(run_action=_import)
+    calibrating = actions.add_parser(
+        'calibrate', help='measure from which cosine on matches are right, and write it to the cards'
+    )
+    _add_calibrate_arguments(calibrating)
+    calibrating.set_defaults(run_action=_calibrate)
     download = actions.add_parser('download', help='fetch official weights from GitHub and make models of them')
     download.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
     _add_export_arguments(download)
@@ -46,6 +55,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vocabulary.add_argument('--seed', type=int, default=0, help='of the draw and the clustering (default: %(default)s)')
     vocabulary.add_argument('--data', default='', metavar='TEXT', help='source and licence of the images, for the card')
     vocabulary.set_defaults(run_action=_vocabulary)
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        'models',
+        nargs='+',
+        metavar='MODEL',
+        help='all that ship, or variants, with @ and their weights: T-32@my_training',
+    )
+    parser.add_argument('--synthetic', nargs='+', type=Path, default=[], metavar='DIR', help='photographs')
+    parser.add_argument(
+        '--pairs', nargs='+', type=Path, default=[], metavar='FILE', help='pairs with relative poses, as for evaluate'
+    )
+    parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
+    parser.add_argument(
+        '--scene-pairs', type=int, default=40, help='most of a file that are used (default: %(default)s)'
+    )
+    parser.add_argument('--photographs', type=int, default=30, help='most that are used (default: %(default)s)')
+    parser.add_argument('--max-keypoints', type=int, default=1024, help='of an image (default: %(default)s)')
+    parser.add_argument('--precision', default='fp32', help='of the network (default: %(default)s)')
+    parser.add_argument('--dry-run', action='store_true', help='print, but do not write the cards')
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +122,40 @@ def _import(options: argparse.Namespace) -> int:
             print(f'edgepoint2: {error}', file=sys.stderr)
             failed += 1
     return 1 if failed else 0
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    if not options.synthetic and not options.pairs:
+        raise EdgePoint2Error('nothing to calibrate on: give --synthetic DIR and --pairs FILE')
+    specs = options.models
+    if specs == ['all']:
+        specs = [f'{variant}@shipped' for variant in VARIANTS if is_shipped(variant)]
+    models = [find_model(name, weights or 'auto') for name, _, weights in (spec.partition('@') for spec in specs)]
+    methods = [EdgePoint2Method(spec, options.max_keypoints, options.precision) for spec in specs]
+    kinds = {}
+    if options.synthetic:
+        photographs = _spread(find_photographs(options.synthetic), options.photographs)
+        kinds['synthetic'] = judge(show_progress(make_synthetic(photographs, LONG_SIDE), 'synthetic pair'), methods)
+    if options.pairs:
+        root = options.images
+        scenes = [
+            list(read_pose_pairs(file, root or file.parent, LONG_SIDE, options.scene_pairs)) for file in options.pairs
+        ]
+        kinds['real'] = judge(show_progress(chain.from_iterable(scenes), 'real pair'), methods)
+    for number, (spec, model) in enumerate(zip(specs, models)):
+        found = {name: judged[number] for name, judged in kinds.items()}
+        value = find_min_cosine(found.values())
+        counts = ' and '.join(f'{kind.pairs} {name}' for name, kind in found.items()) + ' pairs'
+        alone = ', '.join(f'{name} alone {find_min_cosine([kind]):.3f}' for name, kind in found.items())
+        print(f'{spec:14} {value:.3f}  ({alone}; {counts})')
+        if not options.dry_run:
+            write_min_cosine(model, value, f'{counts}, {options.max_keypoints} keypoints an image')
+    return 0
+
+
+def _spread(items: list, most: int) -> list:
+    """Return at most so many of the items, evenly spread."""
+    return items[:: max(1, -(-len(items) // most))]
 
 
 def _download(options: argparse.Namespace) -> int:

@@ -28,12 +28,12 @@ class EdgePoint2Method:
     Args:
         spec: ``T-32`` for the default weights, or with an ``@``: ``T-32@official``, ``T-32@path/to/model.onnx``.
         max_keypoints: most keypoints of an image.
+        precision: fp32, so that the scores are the model's and not the machine's, or another.
     """
 
-    def __init__(self, spec: str, max_keypoints: int):
+    def __init__(self, spec: str, max_keypoints: int, precision: str = 'fp32'):
         name, _, weights = spec.partition('@')
-        # In fp32, so that the scores are the model's and not the machine's.
-        self.extractor = Extractor(name, weights=weights or 'auto', precision='fp32', max_keypoints=max_keypoints)
+        self.extractor = Extractor(name, weights=weights or 'auto', precision=precision, max_keypoints=max_keypoints)
         self.name = f'{self.extractor.variant} {weights}'.strip()
 
     def extract(self, image: np.ndarray) -> Features:
@@ -42,7 +42,7 @@ class EdgePoint2Method:
 
     def match(self, a: Features, b: Features) -> np.ndarray:
         """Return mutual nearest neighbours by cosine."""
-        return match(a, b)
+        return match(a, b, min_cosine=-1.0)
 
 
 class OpenCVMethod:

@@ -136,13 +136,13 @@ def name_scene(listing: Path) -> str:
     return listing.resolve().parent.name if listing.stem == 'pairs' else listing.stem
 
 
-def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PosePair]:
+def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) -> Iterator[PosePair]:
     """Yield the pairs of a text file, one a line: ``a b rotation_a rotation_b K_a(9) K_b(9) T(16)``.
 
     This is the layout in which the MegaDepth-1500 and ScanNet-1500 pairs are commonly passed around: two paths below
     ``root``, two EXIF rotations (must be 0 here), the two camera matrices of the images as stored and the (4, 4)
     matrix that maps points from camera a's frame to camera b's, all row by row. A pair whose images cannot be read is
-    named in a warning.
+    named in a warning. With ``most``, only so many are read, evenly spread over the file.
 
     Raises:
         ImageError: the file is missing or a line is malformed; the message names the line.
@@ -150,10 +150,10 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int) -> Iterator[PoseP
     listing = Path(listing)
     if not listing.is_file():
         raise ImageError(f'no pairs file {listing}')
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
+    lines = enumerate(listing.read_text().splitlines(), 1)
+    lines = [(number, line) for number, line in lines if line.strip() and not line.startswith('#')]
+    for number, line in lines[:: max(1, -(-len(lines) // most))] if most else lines:
         fields = line.split()
-        if not fields or line.startswith('#'):
-            continue
         if len(fields) != 38:
             raise ImageError(f'{listing}:{number}: expected 38 fields (a b 0 0 K_a K_b T), got {len(fields)}')
         try:

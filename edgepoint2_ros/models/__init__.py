@@ -10,11 +10,13 @@ from edgepoint2_ros.models.store import (
     format_card,
     is_shipped,
     list_models,
+    min_cosine,
     models_directory,
     open_model,
     part_path,
     read_part,
     write_card,
+    write_min_cosine,
 )
 from edgepoint2_ros.storage import data_directory
 
@@ -44,9 +46,11 @@ __all__ = [
     'format_card',
     'is_shipped',
     'list_models',
+    'min_cosine',
     'models_directory',
     'open_model',
     'part_path',
     'read_part',
     'write_card',
+    'write_min_cosine',
 ]

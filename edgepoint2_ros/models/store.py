@@ -6,6 +6,8 @@ of the weights, lists the inputs and outputs, the precision and the SHA-256 of e
 and holds the features of a drawn scene that an engine must find again. A file is checked whenever it is opened.
 """
 
+import contextlib
+import glob
 import json
 import os
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from edgepoint2_ros.storage import data_directory, sha256, write_whole
 
 CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
+_min_cosines: dict[tuple[str, str], float | None] = {}  # by variant and digest, of the models that were looked at
 WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
 
 
@@ -130,6 +133,7 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
             {suffix: str(entry['sha256']) for suffix, entry in card['files'].items()},
             card,
         )
+        _min_cosines[model.variant.name, model.digest] = _read_min_cosine(card)
     except FileNotFoundError:
         raise ModelError(f'{path} has no card: expected {card_file.name} beside it, as the export writes it') from None
     except OSError as error:
@@ -154,6 +158,50 @@ def write_card(model: Model, card: dict[str, Any]) -> None:
         OSError: it cannot be written; the old one is still there.
     """
     write_whole(card_path(model.path), format_card(card))
+
+
+def min_cosine(name: str, digest: str) -> float | None:
+    """Return the cosine from which on a match of a model's descriptors is right more often than not.
+
+    It is on the card of a model that was calibrated (``edgepoint2 models calibrate``); the cards of the package, of the
+    user's data directory and of models opened so far are looked at. None where none of them tells.
+
+    Args:
+        name, digest: of the model, as features and messages carry them.
+    """
+    if (name, digest) not in _min_cosines:
+        found = None
+        for file in (SHIPPED / f'{name}.json', *(data_directory() / 'models').glob(f'*/{glob.escape(name)}.json')):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                card = json.loads(file.read_text(encoding='utf-8'))
+                if card['digest'] == digest:
+                    found = _read_min_cosine(card)
+                    break
+        _min_cosines[name, digest] = found
+    return _min_cosines[name, digest]
+
+
+def _read_min_cosine(card: dict) -> float | None:
+    """Return what a card says; an entry that was measured with other weights does not count."""
+    entry = card.get('min_cosine')
+    if not isinstance(entry, dict) or entry.get('digest') != card['digest']:
+        return None
+    return float(entry['value'])
+
+
+def write_min_cosine(model: Model, value: float, source: str) -> None:
+    """Write a calibrated cosine to a model's card.
+
+    Args:
+        model: whose card it is.
+        value: the cosine.
+        source: what it was measured on, in words.
+    """
+    entry = {'value': round(value, 3), 'digest': model.digest, 'measured_on': source}
+    card = json.loads(card_path(model.path).read_text(encoding='utf-8'))  # others may have written to it meanwhile
+    card['min_cosine'] = entry
+    write_card(model, card)
+    _min_cosines[model.variant.name, model.digest] = entry['value']
 
 
 def list_models() -> list[Model | ModelError]:
