@@ -53,7 +53,7 @@ test: $(VENV)/test.stamp $(VENV)/package.stamp lint
 	$(BIN)/python -m pytest
 else
 test: $(VENV)/test.stamp $(VENV)/package.stamp
-	$(BIN)/python -m pytest $(NODE_TESTS)
+	ROS_DISTRO=$(ROS) $(BIN)/python -m pytest $(NODE_TESTS)
 endif
 
 bench: $(VENV)/test.stamp $(VENV)/package.stamp
