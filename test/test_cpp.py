@@ -31,8 +31,7 @@ def reader(tmp_path_factory):
     environment = dict(os.environ)
     environment.setdefault('AMENT_PREFIX_PATH', sys.prefix)
     configure = ['cmake', '-S', ROOT / 'test' / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}']
-    if 'ROS_DISTRO' not in environment:  # a ROS 2 from pip
-        configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')
+    configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')  # a ROS 2 from pip; in a sourced one it does no harm
     for command in (configure, ['cmake', '--build', folder]):
         done = subprocess.run(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300

@@ -1,8 +1,10 @@
 """What was lost on the way: never more than can be true, whatever the middleware says."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from edgepoint2_ros.node.losses import MOST_LOST, Losses, to_lost
+from edgepoint2_ros.node.losses import MOST_LOST, Losses, subscribe, to_lost
 
 
 @pytest.mark.parametrize(
@@ -61,3 +63,13 @@ def test_another_publisher_begins_to_number_anew(number):
     losses = Losses()
     assert take(losses, 7, 9, number) == 1
     assert take(losses, *[] if number is None else [number + 1, number + 3]) == 1 + (number is not None)
+
+
+def test_a_subscription_tells_what_the_middleware_lost():
+    pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    events, counts = [], []
+    node = SimpleNamespace(create_subscription=lambda *_, event_callbacks: events.append(event_callbacks))
+    subscribe(node, None, 'mask', None, 10, Losses(), counts.append)
+    for change in (3, 2):
+        events[0].message_lost(SimpleNamespace(total_count_change=change))
+    assert counts == [3, 5]
