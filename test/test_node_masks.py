@@ -145,18 +145,18 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
     from edgepoint2_ros.node.extractor_node import ExtractorNode
 
     node = ExtractorNode(namespace='lost_masks')
-    assert node.start(lambda: False)
     try:
-        health = node._cameras[0].health
+        assert node.start(lambda: False)
+        camera = node._cameras[0]
         image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
         reports = []
         node._diagnostics = SimpleNamespace(publish=reports.append)
         for lost, level in ((3, WARN), (0, OK)):
-            health.masks_lost += lost
-            processed = health.processed
+            camera.health.masks_lost += lost  # as the middleware's event does
+            processed = camera.health.processed
             node.receive(image)
             end = time.monotonic() + 20
-            while health.processed == processed:
+            while camera.health.processed == processed:
                 assert time.monotonic() < end
                 time.sleep(0.02)
             node.report()
@@ -164,6 +164,6 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
             assert status.level == level
             assert ('3 masks lost on the way here, older ones count instead' in status.message) == (level == WARN)
             assert {pair.key: pair.value for pair in status.values}['masks lost by the middleware'] == '3'
-    finally:  # its threads would keep the process from ending
+    finally:  # its worker would keep the process alive
         node.stop()
         node.destroy_node()
