@@ -282,8 +282,11 @@ class Measurements:
 
 
 def _cpu_name() -> str:
+    """Return what /proc/cpuinfo calls the cores: by name on x86, by numbers of their parts on ARM."""
+    names = set()
     with contextlib.suppress(OSError):
         for line in Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    return platform.processor() or platform.machine()
+            key, _, value = line.partition(':')
+            if key.strip() in ('model name', 'CPU implementer', 'CPU part'):
+                names.add(value.strip())
+    return ' '.join([platform.machine(), *sorted(names)])
