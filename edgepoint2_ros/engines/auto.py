@@ -6,6 +6,7 @@ camera's pace. The result is kept in the user's cache.
 
 import contextlib
 import json
+import logging
 import os
 import platform
 import time
@@ -23,6 +24,8 @@ from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, Model
 from edgepoint2_ros.storage import cache_directory, write_whole
+
+log = logging.getLogger('edgepoint2_ros')
 
 ACCURACY = ('fp32', 'bf16', 'int8')  # the most accurate first
 SAME = 1.05  # within this ratio of the fastest, the more accurate one is taken
@@ -173,7 +176,7 @@ class AutoEngine:
         listed = ', '.join(f'{choice} {time:.1f} ms' for choice, time in times.items())
         self._reason = f'measured here at {width}x{height}: {listed}'
         if engines:
-            self._report(f'auto takes {best}, {self._reason}')
+            log.info('auto takes %s, %s', best, self._reason)
 
     def _choices(self) -> list[Choice]:
         """Return what is worth timing, the most accurate first."""
