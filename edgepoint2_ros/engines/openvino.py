@@ -96,9 +96,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
         has = capabilities(core)
     choice = ''
     if precision == 'auto':
-        if not part_path(model.path, 'int8').is_file():
-            has.discard('int8')
-        precision = next(name for name in ('int8', 'bf16', 'fp32') if name in has)
+        precision = _fast(has, model)[-1]
         choice = ' (auto: the fastest on this CPU)'
     if precision not in has:
         raise EngineError(f'this CPU does not accelerate {precision} (needs {_NEEDS[precision]}): use auto or fp32')
@@ -114,12 +112,15 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
 
 def fast_precisions(model: Model) -> list[str]:
     """Return the precisions of which one is the fastest for a model on this CPU, the most accurate first."""
-    has = capabilities(import_openvino().Core())
-    if not part_path(model.path, 'int8').is_file():
-        has.discard('int8')
+    return _fast(capabilities(import_openvino().Core()), model)
+
+
+def _fast(has: set[str], model: Model) -> list[str]:
+    """Return those of a CPU's precisions that may be the fastest for a model, the most accurate first."""
+    lacks = set() if part_path(model.path, 'int8').is_file() else {'int8'}
     if 'bf16' in has:
-        has.discard('fp32')  # twice as fast, if the CPU has it
-    return [name for name in ('fp32', 'bf16', 'int8') if name in has]
+        lacks.add('fp32')  # bf16 is twice as fast
+    return [name for name in ('fp32', 'bf16', 'int8') if name in has - lacks]
 
 
 def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
