@@ -17,7 +17,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, ModelError
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.models import Model, write_card
+from edgepoint2_ros.models import Model, write_entry
 
 CENTRES = 16
 ENTRY = 'places'  # of a model's card
@@ -123,7 +123,7 @@ def store_vocabulary(model: Model, centres: np.ndarray, trained: dict[str, Any])
         'scale': round(scale / _SCALE, 8),
         'trained': trained,
     }
-    write_card(model, {**model.card, ENTRY: entry})
+    write_entry(model, ENTRY, entry)
 
 
 def open_vocabulary(model: Model) -> Vocabulary:

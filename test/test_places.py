@@ -11,7 +11,7 @@ import pytest
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error, ModelError
 from edgepoint2_ros.extractor import Extractor
-from edgepoint2_ros.models import SHIPPED, find_model, write_card
+from edgepoint2_ros.models import SHIPPED, find_model, write_entry
 from edgepoint2_ros.models.variants import VARIANTS
 from edgepoint2_ros.places import CENTRES, aggregate, most_similar, open_vocabulary, store_vocabulary, train_centres
 
@@ -112,7 +112,7 @@ def test_a_vocabulary_that_does_not_fit_is_refused_with_what_to_do(change, expec
 
 def test_a_vocabulary_of_something_else_than_a_table_is_refused(copy):
     model = find_model('T-32', str(copy))
-    write_card(model, model.card | {'places': 'yes'})
+    write_entry(model, 'places', 'yes')
     with pytest.raises(ModelError, match='malformed'):
         open_vocabulary(find_model('T-32', str(copy)))
 
@@ -123,6 +123,13 @@ def test_centres_are_the_same_from_the_same_descriptors():
     np.testing.assert_array_equal(first, again)
     with pytest.raises(EdgePoint2Error, match='expected at least 16 keypoints to learn a vocabulary from, got 3'):
         train_centres(rows[:3])
+
+
+def test_what_was_written_to_the_card_since_the_model_was_opened_stays(copy):
+    model, same = find_model('T-32', str(copy)), find_model('T-32', str(copy))
+    write_entry(same, 'note', {'by': 'another command'})
+    store_vocabulary(model, np.eye(5, 32, dtype=np.float32), {})
+    assert find_model('T-32', str(copy)).card['note'] == {'by': 'another command'}
 
 
 def test_centres_survive_the_card_but_for_a_hundredth(copy):

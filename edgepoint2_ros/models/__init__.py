@@ -15,7 +15,7 @@ from edgepoint2_ros.models.store import (
     open_model,
     part_path,
     read_part,
-    write_card,
+    write_entry,
     write_min_cosine,
 )
 from edgepoint2_ros.storage import data_directory
@@ -51,6 +51,6 @@ __all__ = [
     'open_model',
     'part_path',
     'read_part',
-    'write_card',
+    'write_entry',
     'write_min_cosine',
 ]

@@ -151,13 +151,15 @@ def format_card(card: dict[str, Any]) -> bytes:
     return (json.dumps(card, indent=2) + '\n').encode()
 
 
-def write_card(model: Model, card: dict[str, Any]) -> None:
-    """Write another card for a model, in one step.
+def write_entry(model: Model, name: str, entry: Any) -> None:
+    """Write an entry to a model's card, in the place of the one that may be there.
 
     Raises:
-        OSError: it cannot be written; the old one is still there.
+        OSError: it cannot be written; the old card is still there.
     """
-    write_whole(card_path(model.path), format_card(card))
+    path = card_path(model.path)
+    card = json.loads(path.read_text(encoding='utf-8'))  # others may have written to it since the model was opened
+    write_whole(path, format_card(card | {name: entry}))
 
 
 def min_cosine(name: str, digest: str) -> float | None:
@@ -198,9 +200,7 @@ def write_min_cosine(model: Model, value: float, source: str) -> None:
         source: what it was measured on, in words.
     """
     entry = {'value': round(value, 3), 'digest': model.digest, 'measured_on': source}
-    card = json.loads(card_path(model.path).read_text(encoding='utf-8'))  # others may have written to it meanwhile
-    card['min_cosine'] = entry
-    write_card(model, card)
+    write_entry(model, 'min_cosine', entry)
     _min_cosines[model.variant.name, model.digest] = entry['value']
 
 
