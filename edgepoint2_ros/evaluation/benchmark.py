@@ -8,6 +8,7 @@ import numpy as np
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.methods import Method
 from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair
+from edgepoint2_ros.features import Features
 
 MATCH_THRESHOLDS = tuple(range(1, 11))  # pixels, of the mean matching accuracy
 CORNER_THRESHOLDS = (1, 3, 5)  # pixels, of the homography accuracy
@@ -86,16 +87,26 @@ def run_benchmark(
     return results, pictures
 
 
+def extract_pair(pair: HomographyPair | PosePair, method: Method, known: dict) -> tuple[Features, Features]:
+    """Return a method's features of both images of a pair.
+
+    Args:
+        pair, method: of which.
+        known: those of the scene so far, which each image of it is looked up in and added to.
+    """
+    if not isinstance(pair, PosePair) or not pair.sources:
+        return method.extract(pair.image_a), method.extract(pair.image_b)
+    for name, image in zip(pair.sources, (pair.image_a, pair.image_b)):
+        if (name, method.name) not in known:
+            known[name, method.name] = method.extract(image)
+    a, b = (known[name, method.name] for name in pair.sources)
+    return a, b
+
+
 def _run_pair(
     benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict
 ) -> tuple[Result, Picture]:
-    if isinstance(pair, PosePair) and pair.sources:
-        for name, image in zip(pair.sources, (pair.image_a, pair.image_b)):
-            if (name, method.name) not in known:
-                known[name, method.name] = method.extract(image)
-        a, b = (known[name, method.name] for name in pair.sources)
-    else:
-        a, b = method.extract(pair.image_a), method.extract(pair.image_b)
+    a, b = extract_pair(pair, method, known)
     matches = method.match(a, b)
     matched_a, matched_b = a.xy[matches[:, 0]], b.xy[matches[:, 1]]
     if isinstance(pair, HomographyPair):

@@ -7,10 +7,9 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
-from edgepoint2_ros.evaluation.benchmark import RIGHT, RIGHT_EPIPOLAR
+from edgepoint2_ros.evaluation.benchmark import RIGHT, RIGHT_EPIPOLAR, extract_pair
 from edgepoint2_ros.evaluation.methods import Method
 from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair
-from edgepoint2_ros.features import Features
 
 BINS = 400  # of cosines from -1 to 1
 MIN_MATCHES = 1000  # of each kind of pairs
@@ -47,21 +46,12 @@ def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method],
             known.clear()
             scene = pair.group
         for number, method in enumerate(methods):
-            a, b = _extract(pair, method, known, number)
+            a, b = extract_pair(pair, method, known)
             matches = method.match(a, b)
             rows = a.descriptors[matches[:, 0]], b.descriptors[matches[:, 1]]
             cosines[number].append(np.einsum('nd,nd->n', *rows))
             right[number].append(_judge_pair(pair, a.xy[matches[:, 0]], b.xy[matches[:, 1]], rng))
     return [Judged(count, np.concatenate(c), np.concatenate(r)) for c, r in zip(cosines, right)]
-
-
-def _extract(pair: HomographyPair | PosePair, method: Method, known: dict, number: int) -> tuple[Features, Features]:
-    if isinstance(pair, HomographyPair) or not pair.sources:
-        return method.extract(pair.image_a), method.extract(pair.image_b)
-    for name, image in zip(pair.sources, (pair.image_a, pair.image_b)):  # each image of a scene is in several pairs
-        if (name, number) not in known:
-            known[name, number] = method.extract(image)
-    return tuple(known[name, number] for name in pair.sources)
 
 
 def _judge_pair(
