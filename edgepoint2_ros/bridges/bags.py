@@ -41,7 +41,7 @@ from edgepoint2_ros.messages import decode, to_fields, to_nanoseconds
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 STORAGES = ('mcap', 'sqlite3')
 PART = 1000  # images in a part of the output
-_VERSION = 8  # of rosbag2's metadata: the newest that Humble reads, too
+VERSION = 8  # of rosbag2's metadata: the newest that Humble reads, too
 _STATE = 'edgepoint2'  # key in the bag's custom data
 
 
@@ -376,7 +376,7 @@ class _Output:
     def _open_part(self) -> None:
         number = 0 if self._info is None else len(self._info['relative_file_paths'])
         path = self._growing / f'{self._folder.name}_{number}'
-        self._writer = Writer(path, version=_VERSION, storage_plugin=StoragePlugin[self._settings['storage'].upper()])
+        self._writer = Writer(path, version=VERSION, storage_plugin=StoragePlugin[self._settings['storage'].upper()])
         self._writer.open()
         self._connections = {
             name: self._writer.add_connection(name, kind, **definition) for name, kind, definition in self.topics

@@ -200,9 +200,10 @@ def choose_pairs(
         similar: and with so many of those outside the window that look most like it.
     """
     names = list(features)
+    number_of = {name: number for number, name in enumerate(names)}
     places = np.stack([vocabulary.describe(features[name]) for name in names])
     numbers = np.arange(len(names))
-    chosen = {(names.index(a), names.index(b)) for a, b in sequential_pairs(names, window)}
+    chosen = {(number_of[a], number_of[b]) for a, b in sequential_pairs(names, window)}
     for number, place in enumerate(places):
         outside = numbers[np.abs(numbers - number) > window]
         for other in outside[most_similar(places[outside], place, similar)]:

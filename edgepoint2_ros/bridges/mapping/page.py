@@ -14,6 +14,7 @@ import numpy as np
 import pycolmap
 
 from edgepoint2_ros.drawing import draw_matches, write_caption
+from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.storage import write_whole
 
@@ -165,11 +166,8 @@ def _histogram(lengths: Sequence[int]) -> str:
 
 def _shrink(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return an image of that size in BGR, and the factors of x and y."""
-    height, width = image.shape[:2]
-    factor = min(long_side / max(height, width), 1)
-    size = max(round(width * factor), 1), max(round(height * factor), 1)
-    smaller = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return smaller if smaller.ndim == 3 else cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR), np.divide(size, (width, height))
+    smaller, scale = fit(image, long_side)
+    return smaller if smaller.ndim == 3 else cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR), scale.diagonal()[:2]
 
 
 def _to_url(image: np.ndarray) -> str:

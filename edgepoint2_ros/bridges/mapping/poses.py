@@ -8,9 +8,10 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
+from edgepoint2_ros.bridges.bags import VERSION
+
 FRAME = 'map'
 TOPIC = '/poses'
-_VERSION = 8  # of rosbag2's metadata: the newest that Humble reads, too
 
 
 class Pose(NamedTuple):
@@ -50,7 +51,7 @@ def write_bag(folder: Path, poses: Sequence[Pose]) -> None:
     """
     types = get_typestore(Stores.ROS2_HUMBLE)
     kinds = types.types
-    with Writer(folder, version=_VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
+    with Writer(folder, version=VERSION, storage_plugin=StoragePlugin.MCAP) as writer:
         connection = writer.add_connection(TOPIC, 'geometry_msgs/msg/PoseStamped', typestore=types)
         for pose in poses:
             seconds, nanoseconds = divmod(pose.stamp, 1_000_000_000)
