@@ -17,6 +17,7 @@ from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray, Place
 from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
 from edgepoint2_ros.node.losses import Losses, subscribe, with_events
+from edgepoint2_ros.node.offers import find_reliability
 
 DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
 
@@ -118,7 +119,8 @@ class Camera:
             self.health.pause()
             return
         if self._adapts:
-            asked = self._offered() or self._reliability or ReliabilityPolicy.BEST_EFFORT
+            offered = find_reliability(self._node, self._image_topic)
+            asked = offered or self._reliability or ReliabilityPolicy.BEST_EFFORT
         else:
             asked = ReliabilityPolicy[settings.image_reliability.upper()]
         if self._image_subscription is None:
@@ -249,13 +251,6 @@ class Camera:
         # What looks for publishers by name would remap this one a second time.
         types = dict(self._node.get_topic_names_and_types()).get(topic, [])
         return set(types) if self._node.count_publishers(topic) else set()
-
-    def _offered(self) -> ReliabilityPolicy | None:
-        """Return the reliability that every publisher offers, or None where there is no publisher."""
-        offers = {info.qos_profile.reliability for info in self._node.get_publishers_info_by_topic(self._image_topic)}
-        if not offers:
-            return None
-        return ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
 
     def _listen(self, reliability: ReliabilityPolicy) -> None:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.node.offers import LatchedToo
 from edgepoint2_ros.odometry import Camera
 
 ADAPT_PERIOD = 1.0  # seconds between two looks at what publishers of camera_info offer
@@ -36,29 +36,8 @@ class Calibration:
         self.info: CameraInfo | None = None
         self._node, self._topic, self._rectified, self._on_change = node, topic, rectified, on_change
         self._known: tuple | None = None  # what the latest message says of the images
-        node.create_subscription(CameraInfo, topic, self.take, qos_profile_sensor_data)
-        self._latched = None  # a second subscription
-        node.create_timer(ADAPT_PERIOD, self._adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
-
-    def _adapt(self) -> None:
-        """Hear what was latched before this node started, while somebody offers that.
-
-        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
-        """
-        offers = [offer.qos_profile for offer in self._node.get_publishers_info_by_topic(self._full_name())]
-        latches = any(
-            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
-            for offer in offers
-        )
-        if latches and self._latched is None:
-            latched = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-            self._latched = self._node.create_subscription(CameraInfo, self._topic, self.take, latched)
-        elif not latches and self._latched is not None:
-            self._node.destroy_subscription(self._latched)
-            self._latched = None
-
-    def _full_name(self) -> str:
-        return self._node.resolve_topic_name(self._topic)
+        subscription = LatchedToo(node, CameraInfo, topic, self.take)
+        node.create_timer(ADAPT_PERIOD, subscription.adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def take(self, info: CameraInfo) -> None:
         """Take a message; one that describes no camera is named."""

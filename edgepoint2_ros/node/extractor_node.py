@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
@@ -18,6 +18,7 @@ from edgepoint2_ros.masks import combine, read_mask_file
 from edgepoint2_ros.messages import encode, encode_place, to_nanoseconds
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
+from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.overlay import draw_overlay
@@ -184,16 +185,14 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
 
     def report(self) -> None:
         """Publish diagnostics, and the stats of the cameras while active."""
-        message = DiagnosticArray()
-        message.header.stamp = self.get_clock().now().to_msg()
+        statuses = []
         for camera in self._cameras if self._state == 'active' else ():
             try:
-                message.status.append(self._report_camera(camera))
+                statuses.append(self._report_camera(camera))
             except Exception as error:  # whatever one camera does, the others are reported, and this, too
                 self.failures.add(error)
         failures = self.failures.count
-        message.status.insert(0, self._engine_status())
-        self._diagnostics.publish(message)
+        self._diagnostics.publish(to_diagnostics(self, [self._engine_status(), *statuses]))
         self._failures_told = failures
 
     def _report_camera(self, camera: Camera) -> DiagnosticStatus:
@@ -301,13 +300,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         camera.publish_overlay(draw_overlay(image, features, text), header)
 
     def _status(self, task: str, level: int, reason: str, values: dict[str, str]) -> DiagnosticStatus:
-        return DiagnosticStatus(
-            level=bytes([level]),
-            name=f'{self.get_fully_qualified_name()}: {task}',
-            message=reason,
-            hardware_id='' if self._extractor is None else self._extractor.backend,
-            values=[KeyValue(key=key, value=value) for key, value in values.items()],
-        )
+        backend = '' if self._extractor is None else self._extractor.backend
+        return to_status(self, task, level, reason, values, backend)
 
     def _engine_status(self) -> DiagnosticStatus:
         values = {}

@@ -3,7 +3,8 @@
 from collections import deque
 from typing import Any, NamedTuple
 
-REORDERED = 500_000_000  # nanoseconds that keypoints may be older than the last ones; beyond, time has jumped back
+from edgepoint2_ros.node.stamps import REORDERED
+
 MISSING = ('no image', 'no depth')  # why keypoints can go without an answer
 
 

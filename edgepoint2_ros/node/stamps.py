@@ -9,6 +9,18 @@ APART = 3_000_000  # that the two images of a stereo pair may be
 WAIT = 5  # left images that may wait for their right ones
 
 
+def is_back(stamp: int, last: int) -> bool:
+    """Tell whether time has jumped back from the last stamp to this one.
+
+    Raises:
+        EdgePoint2Error: the stamp is only a little older than the last one.
+    """
+    older = last - stamp
+    if 0 < older <= REORDERED:
+        raise EdgePoint2Error(f'they are {older * 1e-9:.3f} s older than the last ones')
+    return older > 0
+
+
 class Stamps:
     """Tells apart messages that come out of order and time that jumps back."""
 
@@ -21,11 +33,9 @@ class Stamps:
         Raises:
             EdgePoint2Error: the stamp is only a little older than the last one.
         """
-        older = self._last - stamp
-        if 0 < older <= REORDERED:
-            raise EdgePoint2Error(f'they are {older * 1e-9:.3f} s older than the last ones')
+        back = (self._last - stamp) * 1e-9 if is_back(stamp, self._last) else 0.0
         self._last = stamp
-        return older * 1e-9 if older > 0 else 0.0
+        return back
 
 
 class Pairs:
@@ -53,10 +63,8 @@ class Pairs:
         return self._add(self._right, stamp, item)
 
     def _add(self, queue: deque, stamp: int, item) -> list[tuple]:
-        if queue and stamp < queue[-1][0]:
-            if queue[-1][0] - stamp <= REORDERED:
-                raise EdgePoint2Error(f'they are {(queue[-1][0] - stamp) * 1e-9:.3f} s older than the last ones')
-            self._forget_after(stamp + REORDERED)  # time has jumped back
+        if queue and is_back(stamp, queue[-1][0]):
+            self._forget_after(stamp + REORDERED)
         queue.append((stamp, item))
         ready = []
         while self._left and (self._right or len(self._left) > WAIT):

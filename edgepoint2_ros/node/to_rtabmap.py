@@ -14,19 +14,21 @@ from typing import Any
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from edgepoint2_ros.bridges.rtabmap import import_messages, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
 from edgepoint2_ros.node.moments import MISSING, Moment, Moments
+from edgepoint2_ros.node.offers import LatchedToo, find_reliability
 from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
 from edgepoint2_ros.node.survival import Failures, run
 
@@ -78,9 +80,8 @@ class Input:
 
     def adapt(self) -> None:
         """Ask for reliable images where every publisher offers them, else for any; see `camera.Camera.adapt`."""
-        offers = {offer.qos_profile.reliability for offer in self._node.get_publishers_info_by_topic(self._topic)}
-        asked = ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
-        if not offers and self._reliability is not None or asked == self._reliability:
+        asked = find_reliability(self._node, self._topic) or self._reliability or ReliabilityPolicy.BEST_EFFORT
+        if asked == self._reliability:
             return
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
@@ -112,11 +113,11 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self._last_error = ''
         self._last_arrival = time.monotonic()
         self._told = self._dropped | {'failed': 0, 'lost': 0, 'published': 0}  # in the diagnostics so far
-        self._latched: dict[str, Any] = {}  # second subscriptions to calibrations
         self._publisher = self.create_publisher(self._messages.RGBDImage, 'rgbd_image', 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        for topic in self._info_topics:
-            self.create_subscription(CameraInfo, topic, partial(self._take_info, topic), qos_profile_sensor_data)
+        self._calibrations = [
+            LatchedToo(self, CameraInfo, topic, partial(self._take_info, topic)) for topic in self._info_topics
+        ]
         second = 'right_image' if values['stereo'] else 'depth'
         self._image = self._hear(values['image'], values['transport'], self._moments.add_image, queue)
         transport = 'raw' if values['stereo'] else values['depth_transport']
@@ -170,9 +171,8 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
 
     def _report(self) -> None:
         """Ask for what is offered, and publish diagnostics."""
-        for part in (self._image, self._second):
+        for part in (self._image, self._second, *self._calibrations):
             part.adapt()
-        self._hear_latched()
         dropped = self._dropped | self._moments.missed
         lost = sum(losses.count for losses in (self._losses, self._image.losses, self._second.losses))
         now = dropped | {'failed': self.failures.count, 'lost': lost, 'published': self._published}
@@ -189,15 +189,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             'failed callbacks': self.failures.count,
             'last error': self._last_error,
         }
-        status = DiagnosticStatus(
-            level=bytes([level]),
-            name=f'{self.get_fully_qualified_name()}: rgbd_image',
-            message=reason,
-            values=[KeyValue(key=name, value=str(value)) for name, value in values.items()],
-        )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        self._diagnostics.publish(to_diagnostics(self, [to_status(self, 'rgbd_image', level, reason, values)]))
 
     def _judge(self, new: dict[str, int]) -> tuple[int, str]:
         """Return the level of the last period and the reason for it, the gravest first.
@@ -225,21 +217,6 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         if new['lost']:
             return WARN, f'{new["lost"]} messages lost on the way here'
         return OK, f'{new["published"] / REPORT_PERIOD:.0f} images/s'
-
-    def _hear_latched(self) -> None:
-        """Hear calibrations that were latched before this node started, while somebody offers that."""
-        for topic in self._info_topics:
-            offers = [offer.qos_profile for offer in self.get_publishers_info_by_topic(topic)]
-            latches = any(
-                offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
-                for offer in offers
-            )
-            if latches and topic not in self._latched:
-                qos = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-                take = partial(self._take_info, topic)
-                self._latched[topic] = self.create_subscription(CameraInfo, topic, take, qos)
-            elif not latches and topic in self._latched:
-                self.destroy_subscription(self._latched.pop(topic))
 
 
 def main(args: list[str] | None = None) -> int:

@@ -12,7 +12,7 @@ os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 import cv2
 import numpy as np
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point32
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
@@ -26,6 +26,7 @@ from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.msg import Tracks as TracksMessage
 from edgepoint2_ros.node.camera_info import Calibration, read_stereo
+from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
 from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
@@ -237,15 +238,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         if len(self._cameras) == 2:
             values['without a right image'] = self._pairs.alone
             values['right images without a left one'] = self._pairs.forgotten
-        status = DiagnosticStatus(
-            level=bytes([level]),
-            name=f'{self.get_fully_qualified_name()}: tracks',
-            message=reason,
-            values=[KeyValue(key=name, value=str(value)) for name, value in values.items()],
-        )
-        message = DiagnosticArray(status=[status])
-        message.header.stamp = self.get_clock().now().to_msg()
-        self._diagnostics.publish(message)
+        self._diagnostics.publish(to_diagnostics(self, [to_status(self, 'tracks', level, reason, values)]))
 
 
 def to_message(tracks: Tracks, header: Header, cameras: list[str], features: Features) -> TracksMessage:

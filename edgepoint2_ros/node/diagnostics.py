@@ -1,0 +1,35 @@
+"""Messages for /diagnostics."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+
+def to_status(
+    node: Any, task: str, level: int, reason: str, values: Mapping[str, object], hardware_id: str = ''
+) -> DiagnosticStatus:
+    """Return what one task of a node reports, under the node's name.
+
+    Args:
+        node: an rclpy node.
+        task: what it is about.
+        level: as edgepoint2_ros.node.health has it.
+        reason: for the level, in words.
+        values: further figures by name.
+        hardware_id: what does the work.
+    """
+    return DiagnosticStatus(
+        level=bytes([level]),
+        name=f'{node.get_fully_qualified_name()}: {task}',
+        message=reason,
+        hardware_id=hardware_id,
+        values=[KeyValue(key=name, value=str(value)) for name, value in values.items()],
+    )
+
+
+def to_diagnostics(node: Any, statuses: Iterable[DiagnosticStatus]) -> DiagnosticArray:
+    """Return statuses as one message, stamped now."""
+    message = DiagnosticArray(status=list(statuses))
+    message.header.stamp = node.get_clock().now().to_msg()
+    return message

@@ -1,0 +1,50 @@
+"""Subscriptions that follow what the publishers of a topic offer.
+
+Topics are named as they were before remapping: rclpy remaps whatever it is given, a full name a second time.
+"""
+
+from typing import Any
+
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+
+
+def find_reliability(node: Any, topic: str) -> ReliabilityPolicy | None:
+    """Return the reliability that every publisher of a topic offers, or None where there is no publisher."""
+    offers = {offer.qos_profile.reliability for offer in node.get_publishers_info_by_topic(topic)}
+    if not offers:
+        return None
+    return ReliabilityPolicy.RELIABLE if offers == {ReliabilityPolicy.RELIABLE} else ReliabilityPolicy.BEST_EFFORT
+
+
+class LatchedToo:
+    """A subscription that hears, beside what is published from now on, what was latched before the node started."""
+
+    def __init__(self, node: Any, kind: type, topic: str, receive: Any):
+        """Subscribe; `adapt` is for the caller to call now and then.
+
+        Args:
+            node: an rclpy node.
+            kind: of the messages.
+            topic: their topic.
+            receive: called with each message, with a latched one maybe twice.
+        """
+        self._node, self._arguments = node, (kind, topic, receive)
+        node.create_subscription(*self._arguments, qos_profile_sensor_data)
+        self._latched: Any = None  # a second subscription
+
+    def adapt(self) -> None:
+        """Hear what was latched, while somebody offers that.
+
+        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
+        """
+        offers = [offer.qos_profile for offer in self._node.get_publishers_info_by_topic(self._arguments[1])]
+        latches = any(
+            offer.durability == DurabilityPolicy.TRANSIENT_LOCAL and offer.reliability == ReliabilityPolicy.RELIABLE
+            for offer in offers
+        )
+        if latches and self._latched is None:
+            qos = QoSProfile(depth=5, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+            self._latched = self._node.create_subscription(*self._arguments, qos)
+        elif not latches and self._latched is not None:
+            self._node.destroy_subscription(self._latched)
+            self._latched = None
