@@ -1,5 +1,6 @@
 """What the tests of the node share: the node as a process, and a camera with readers of what the node publishes."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
+import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -265,6 +267,22 @@ class Rig:
 
 def _messages(values: dict) -> list:
     return [Parameter(name, value=value).to_parameter_msg() for name, value in values.items()]
+
+
+def end_rigs(rigs) -> None:
+    """End the processes of rigs and destroy their nodes."""
+    for rig in rigs:
+        rig.process.kill()
+        rig.process.wait()
+        rig.node.destroy_node()
+
+
+def read_documented(page: str) -> dict:
+    """Return the defaults in the table of parameters of a page below docs/nodes, by name."""
+    text = (ROOT / 'docs' / 'nodes' / page).read_text(encoding='utf-8')
+    [table] = re.findall(r'\| Parameter \| Default \|.*\n\|.*\n((?:\|.*\n)+)', text)
+    documented = re.findall(r'^\| `(\w+)` \| `(.*?)` \|', table, re.MULTILINE)
+    return {name: yaml.safe_load(default) for name, default in documented}
 
 
 def wait_until(condition, meanwhile=lambda: time.sleep(0.02)) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from node_rig import end_rigs
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_rtabmap import Frame
@@ -116,10 +117,7 @@ def start(ros, rtabmap_msgs, tmp_path):
         return rigs[-1]
 
     yield start
-    for rig in rigs:
-        rig.process.kill()
-        rig.process.wait()
-        rig.node.destroy_node()
+    end_rigs(rigs)
 
 
 def test_moments_of_a_depth_camera_become_rgbd_images(start):

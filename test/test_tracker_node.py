@@ -1,7 +1,6 @@
 """The node tracker as a process of its own, fed and read over real DDS."""
 
 import dataclasses
-import re
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from node_rig import wait_until
+from node_rig import end_rigs, read_documented, wait_until
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, PointCloud
 from std_msgs.msg import Header
@@ -47,10 +46,7 @@ def start_rig(ros, tmp_path):
         return rigs[-1]
 
     yield start
-    for rig in rigs:
-        rig.process.kill()
-        rig.process.wait()
-        rig.node.destroy_node()
+    end_rigs(rigs)
 
 
 def command(settings: dict, namespace: str = 'any') -> list[str]:
@@ -363,10 +359,7 @@ def test_bad_parameters_are_refused_in_one_line(name, value, expected):
 
 
 def test_the_documentation_has_every_parameter_with_its_default():
-    page = (ROOT / 'docs' / 'nodes' / 'tracker.md').read_text(encoding='utf-8')
-    [table] = re.findall(r'\| Parameter \| Default \|.*\n\|.*\n((?:\|.*\n)+)', page)
-    documented = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', table, re.MULTILINE))
-    assert {name: yaml.safe_load(default) for name, default in documented.items()} == {
+    assert read_documented('tracker.md') == {
         p.name: list(p.default) if p.type is list else p.default for p in PARAMETERS
     }
 

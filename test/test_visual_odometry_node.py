@@ -1,7 +1,6 @@
 """The node visual_odometry as a process of its own, fed and read over real DDS."""
 
 import dataclasses
-import re
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-import yaml
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
@@ -19,6 +17,7 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Transform, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
+from node_rig import end_rigs, read_documented
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
@@ -65,10 +64,7 @@ def start_rig(settings, tmp_path):
         return rigs[-1]
 
     yield start
-    for rig in rigs:
-        rig.process.kill()
-        rig.process.wait()
-        rig.node.destroy_node()
+    end_rigs(rigs)
     rclpy.shutdown(context=context)
 
 
@@ -573,10 +569,7 @@ def test_bad_parameters_are_refused_in_one_line(name, value, expected):
 
 
 def test_the_documentation_has_every_parameter_with_its_default():
-    page = (ROOT / 'docs' / 'nodes' / 'visual_odometry.md').read_text(encoding='utf-8')
-    [table] = re.findall(r'\| Parameter \| Default \|.*\n\|.*\n((?:\|.*\n)+)', page)
-    documented = dict(re.findall(r'^\| `(\w+)` \| `(.*?)` \|', table, re.MULTILINE))
-    assert {name: yaml.safe_load(default) for name, default in documented.items()} == {
+    assert read_documented('visual_odometry.md') == {
         p.name: list(p.default) if p.type is list else p.default for p in PARAMETERS
     }
 
