@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
 from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender, parse_size
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
@@ -239,15 +239,7 @@ def _ask(task: str, contender: dict, **arguments) -> dict:
 
 def find_machine() -> dict:
     """Return what the times depend on: ``processor``, ``cores`` that may be used, and ``versions``."""
-    info = Path('/proc/cpuinfo').read_text()
-    board = Path('/proc/device-tree/model')  # names a Jetson, which has no model name in its cpuinfo
-    name = re.search(r'^model name\s*: (.*)', info, re.MULTILINE)
-    processor = name[1] if name else board.read_text().strip('\0') if board.is_file() else platform.machine()
-    flags = [
-        flag
-        for flag in ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16')
-        if re.search(rf'\b{flag}\b', info)
-    ]
+    cpu = find_cpu()
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
     packages = {backend.title: backend.package for backend in BACKENDS.values()} | {'PyTorch': 'torch'}
     for name, package in packages.items():
@@ -257,7 +249,7 @@ def find_machine() -> dict:
             continue
     gpu = [find_gpu().name] if _has_gpu() else []
     return {
-        'processor': ', '.join([' '.join([processor, *flags]), *gpu]),
+        'processor': ', '.join([' '.join([cpu.name, *cpu.extensions]), *gpu]),
         'cores': len(os.sched_getaffinity(0)),
         'versions': versions,
     }
