@@ -1,7 +1,8 @@
 """Time the models on every runtime beside ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
 
 The dense reference is the network's definition with the weights that the runtimes have. Where the environment variable
-EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights.
+EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights, and in fp16 on
+an NVIDIA GPU where there is one.
 
 Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
 so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
@@ -58,7 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--frames', type=int, default=30, help='frames a round and pace (default: %(default)s)')
     add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
     add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
-    add('--cameras', nargs='+', type=int, default=[], metavar='N', help='let N cameras at 30 Hz share the first model')
+    add(
+        '--cameras',
+        nargs='+',
+        type=int,
+        default=[],
+        metavar='N',
+        help='let N cameras at 30 Hz share the first model, on the first of --backends (default: as auto runs it)',
+    )
     add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
     add('--json', type=Path, metavar='FILE', help='write all that was measured')
     add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
@@ -157,6 +165,8 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
             contenders.append(Contender('dense', model, '', count, size))
             if OFFICIAL_CODE in os.environ:
                 contenders.append(Contender('official', model, '', count, size))
+                if count == threads[-1] and _has_gpu():
+                    contenders.append(Contender('official', model, 'fp16', count, size))
             for backend in backends:
                 if backend == 'tensorrt' and count != threads[-1]:
                     continue  # the CPU's threads make no difference to a GPU
@@ -197,10 +207,11 @@ def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> No
 
 
 def _share_first(models: list[str], options: argparse.Namespace, job: dict) -> list[dict]:
-    """Return for each number of cameras how well the first model, as ``auto`` runs it, serves them."""
+    """Return for each number of cameras how well the first model, on the first backend or by auto, serves them."""
+    backend = options.backends[0] if options.backends else 'auto'
     rows = []
     for model, cameras in product(models[:1], options.cameras):
-        contender = Contender('auto', model, 'auto', 0, options.sizes[0])
+        contender = Contender(backend, model, 'auto', 0, options.sizes[0])
         rows.append({'model': model, 'cameras': cameras, **_ask('serve', asdict(contender), cameras=cameras, **job)})
     return rows
 
