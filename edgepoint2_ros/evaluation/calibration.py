@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,7 +41,8 @@ def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method],
     """
     rng = np.random.default_rng(seed)
     cosines, right = ([[np.zeros(0)] for _ in methods] for _ in range(2))
-    count, scene, known = 0, None, {}
+    count, scene = 0, None
+    known: dict[Any, Features] = {}
     for pair in pairs:
         count += 1
         if pair.group != scene:
@@ -55,13 +57,16 @@ def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method],
     return [Judged(count, np.concatenate(c), np.concatenate(r)) for c, r in zip(cosines, right)]
 
 
-def _extract(pair: HomographyPair | PosePair, method: Method, known: dict, number: int) -> tuple[Features, Features]:
+def _extract(
+    pair: HomographyPair | PosePair, method: Method, known: dict[Any, Features], number: int
+) -> tuple[Features, Features]:
     if isinstance(pair, HomographyPair) or not pair.sources:
         return method.extract(pair.image_a), method.extract(pair.image_b)
     for name, image in zip(pair.sources, (pair.image_a, pair.image_b)):  # each image of a scene is in several pairs
         if (name, number) not in known:
             known[name, number] = method.extract(image)
-    return tuple(known[name, number] for name in pair.sources)
+    first, second = pair.sources
+    return known[first, number], known[second, number]
 
 
 def _judge_pair(

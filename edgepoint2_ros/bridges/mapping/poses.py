@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
@@ -10,7 +10,7 @@ from rosbags.typesys import Stores, get_typestore
 
 FRAME = 'map'
 TOPIC = '/poses'
-_VERSION = 8  # of rosbag2's metadata: the newest that Humble reads, too
+_VERSION: Final = 8  # of rosbag2's metadata: the newest that Humble reads, too
 
 
 class Pose(NamedTuple):
