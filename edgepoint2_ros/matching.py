@@ -6,21 +6,21 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.models import min_cosine as calibrated_min_cosine
 
 GEOMETRIES = {'epipolar': 8, 'homography': 4}  # and how many matches one needs at least
 BLOCK = 2**19  # cosines that are computed at a time
 PAIRS = 512  # of descriptors that are multiplied at a time: so few that memory is used again instead of asked for
 
 
-def match(first: Features, second: Features, min_cosine: float | None = None, ratio: float = 1.0) -> np.ndarray:
+def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: float = 1.0) -> np.ndarray:
     """Return the pairs of features that are each other's nearest neighbour.
 
     Args:
         first: N features.
         second: M features of the same weights.
-        min_cosine: pairs whose descriptors have a lower cosine are left out. None: that from which on a match is right
-            more often than not, by the model's card; where it has none, nothing is left out.
+        min_cosine: pairs whose descriptors have a lower cosine are left out; -1 keeps all, which is best where a
+            geometry is estimated from them. `models.min_cosine` gives the value from which on a match is right more
+            often than not, for where nothing else judges the matches.
         ratio: pairs are left out unless the distance of their descriptors is less than this times the distance to the
             second best of ``second`` (Lowe's ratio test); 1 leaves the test out.
 
@@ -31,9 +31,6 @@ def match(first: Features, second: Features, min_cosine: float | None = None, ra
         EdgePoint2Error: the features come from different models or weights, or descriptors are not finite.
     """
     check_comparable(first, second)
-    if min_cosine is None:
-        min_cosine = calibrated_min_cosine(first.model, first.digest)
-        min_cosine = -1.0 if min_cosine is None else min_cosine
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     # Float descriptors even where they came as int8: numpy multiplies integers without BLAS, twenty times slower. And
@@ -90,8 +87,7 @@ def match_guided(
         disparity: least and most x of the first less x of the second, in a rectified stereo pair with ``first`` on the
             left; pixels.
         distance: pixels between a feature of ``second`` and the epipolar line or row.
-        min_cosine, ratio: as for `match`, but for the default: a match near its expected place is right at lower
-            cosines, too. The ratio is to the second best candidate.
+        min_cosine, ratio: as for `match`; the ratio is to the second best candidate.
 
     Returns:
         (P, 2) int64, as `match` returns them.

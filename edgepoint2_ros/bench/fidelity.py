@@ -89,7 +89,7 @@ def measure(extractors: Sequence[Extractor], images: Sequence[np.ndarray], best:
         counts = []
         for extractor, features in zip(extractors, (first, second)):
             seen = extractor.extract(view)
-            pairs = match(features, seen, min_cosine=-1.0)
+            pairs = match(features, seen)
             errors = metrics.matching_errors(features.xy[pairs[:, 0]], seen.xy[pairs[:, 1]], homography)
             counts.append((len(pairs), np.count_nonzero(errors <= RIGHT)))
         matches, right = zip(*counts)

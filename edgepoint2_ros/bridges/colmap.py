@@ -135,7 +135,7 @@ def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tupl
             if database.exists_two_view_geometry(*ids):
                 yield len(database.read_two_view_geometry(*ids).inlier_matches)
                 continue
-            found = match(images[a], images[b], min_cosine=-1.0, ratio=RATIO).astype(np.uint32)
+            found = match(images[a], images[b], ratio=RATIO).astype(np.uint32)
             geometry = pycolmap.TwoViewGeometry()
             if len(found) >= MIN_MATCHES:
                 first, second = (cameras[known[name].camera_id] for name in (a, b))

@@ -40,10 +40,11 @@ def run(options: argparse.Namespace) -> int:
         raise EdgePoint2Error(f'match: expected two images, got {len(paths)}')
     images = [read_image(path) for path in paths]
     extractor = Extractor(ExtractorSettings.of(options))
+    for image in images:
+        extractor.extract(image)  # warm-up: the first inference of an image size compiles the network for it
     print(extractor.description)
     features = []
     for path, image in zip(paths, images):
-        extractor.extract(image)  # warm-up: the first inference of an image size compiles the network for it
         start = time.perf_counter()
         features.append(extractor.extract(image))
         print(f'{path}: {len(features[-1])} keypoints in {_ms(start)}')
