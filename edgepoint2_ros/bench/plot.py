@@ -1,6 +1,7 @@
 """The plot of `edgepoint2 bench`: milliseconds against accuracy where that is known, else bars of milliseconds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ INK, GRAY = '#222222', '#888888'
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 
 
-def write_plot(path: Path, report: dict) -> None:
+def write_plot(path: Path, report: dict[str, Any]) -> None:
     """Draw the report, one plot for each size of images, into a file of one of SUFFIXES.
 
     Raises:
@@ -43,20 +44,21 @@ def write_plot(path: Path, report: dict) -> None:
         figure.savefig(path)
 
 
-def _series(row: dict) -> tuple[str, str]:
+def _series(row: dict[str, Any]) -> tuple[str, str]:
     return row['contender'].kind, row['contender'].precision
 
 
-def _choose_colours(rows: list[dict]) -> dict[tuple[str, str], str]:
+def _choose_colours(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     colours = {('orb', ''): INK, ('sift', ''): INK, ('dense', ''): GRAY, ('official', ''): GRAY}
     runtimes = [series for series in dict.fromkeys(map(_series, rows)) if series not in colours]
     return colours | {series: COLOURS[k % len(COLOURS)] for k, series in enumerate(runtimes)}
 
 
-def _draw_accuracy(axis, rows: list[dict], colours: dict) -> None:
+def _draw_accuracy(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
     """Draw milliseconds, logarithmic, against MMA@3; the line joins those that no other beats in both."""
     *fewer, most = sorted({row['contender'].threads for row in rows})
-    front, named = [], set()
+    front: list[tuple[float, float]] = []
+    named = set()
     for row in sorted(rows, key=lambda row: (row['ms'], -row['accuracy']['MMA@3'])):
         contender, share = row['contender'], row['accuracy']['MMA@3']
         colour = colours[_series(row)]
@@ -86,7 +88,7 @@ def _draw_accuracy(axis, rows: list[dict], colours: dict) -> None:
     axis.legend(loc='lower right', fontsize=8, title=note, title_fontsize=8)
 
 
-def _draw_bars(axis, rows: list[dict], colours: dict) -> None:
+def _draw_bars(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
     """Draw a bar from nothing to the median, with a whisker from 10 to 90 %, for each contender."""
     spreads = np.array([next(iter(row['paces'].values())) for row in rows])
     names = []

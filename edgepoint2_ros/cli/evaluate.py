@@ -4,7 +4,7 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from edgepoint2_ros.evaluation import metrics, report
 from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
 from edgepoint2_ros.evaluation.methods import EdgePoint2Method, Method, OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import (
+    HomographyPair,
+    PosePair,
     find_photographs,
     make_synthetic,
     name_scene,
@@ -165,8 +167,8 @@ def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Resu
     return more
 
 
-def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Result], list[Picture]]:
-    benchmarks = []
+def _run_benchmarks(options: argparse.Namespace, methods: list[Method]) -> tuple[list[Result], list[Picture]]:
+    benchmarks: list[tuple[str, Iterator[HomographyPair] | Iterator[PosePair]]] = []
     if options.synthetic:
         photographs = find_photographs(options.synthetic)
         benchmarks.append(('synthetic', make_synthetic(photographs, options.resize, options.seed)))

@@ -6,6 +6,7 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,7 +46,7 @@ figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: .85rem
 """
 
 
-def table_columns(row: dict) -> list[str]:
+def table_columns(row: dict[str, Any]) -> list[str]:
     """Return the columns of the short table for a summary row."""
     if 'right' in row:
         return ['keypoints', 'matches', 'right', *(f'AUC@{degrees}' for degrees in POSE_THRESHOLDS)]
@@ -118,7 +119,10 @@ def read_csv(path: Path, long_side: int, max_keypoints: int) -> list[Result]:
                 accuracy = [row[f'accuracy_{pixels}px'] for pixels in MATCH_THRESHOLDS]
                 results.append(
                     Result(
-                        *(row[name] for name in ('benchmark', 'group', 'pair', 'method')),
+                        benchmark=row['benchmark'],
+                        group=row['group'],
+                        pair=row['pair'],
+                        method=row['method'],
                         sources=tuple(row['sources'].split('|')),
                         keypoints=float(row['keypoints']),
                         matches=int(row['matches']),
@@ -170,15 +174,17 @@ def write_page(
     Path(path).write_text('\n'.join(parts), encoding='utf-8')
 
 
-def _blocks(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[tuple[str, list[dict], list[dict]]]:
+def _blocks(
+    results: Sequence[Result], rivals: Sequence[tuple[str, str]]
+) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
     """Return for each benchmark and group a title, its summary rows and its comparisons."""
-    blocks = {}
+    blocks: dict[Any, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     scenes = {result.group for result in results if result.accuracy is None}
     for row in summarise(results):
         block = blocks.setdefault((row['benchmark'], row['group']), ([], []))
         block[0].append(row)
-    for row in compare(results, rivals):
-        blocks[row['benchmark'], row['group']][1].append(row)
+    for gain in compare(results, rivals):
+        blocks[gain['benchmark'], gain['group']][1].append(gain)
     titled = []
     for (benchmark, group), (rows, gains) in blocks.items():
         part = group
@@ -189,11 +195,11 @@ def _blocks(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
     return titled
 
 
-def _cells(row: dict, columns: Sequence[str]) -> list[str]:
+def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     return [f'{row[column]:.0f}' if column in COUNTS else f'{row[column]:.1f}' for column in columns]
 
 
-def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
+def _gain_cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     cells = []
     for column in columns:
         digits = 0 if column in COUNTS else 1
@@ -203,12 +209,12 @@ def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
     return cells
 
 
-def _versus(row: dict) -> str:
+def _versus(row: dict[str, Any]) -> str:
     variant, _, rest = row['rival'].partition(' ')
     return f'{row["method"]} - {rest if rest and row["method"].startswith(f"{variant} ") else row["rival"]}'
 
 
-def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
+def _html_table(rows: Sequence[dict[str, Any]], gains: Sequence[dict[str, Any]]) -> str:
     columns = table_columns(rows[0])
     best = {column: max(row[column] for row in rows) for column in columns if column not in COUNTS}
     body = ''.join(f'<th>{html.escape(column)}</th>' for column in ['method', *columns])
@@ -226,7 +232,7 @@ def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
     return f'<div class=wide><table>{body}</table></div>'
 
 
-def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, str]) -> str:
+def _charts(rows: Sequence[dict[str, Any]], results: Sequence[Result], colours: dict[str, str]) -> str:
     benchmark, group = rows[0]['benchmark'], rows[0]['group']
     own = [result for result in results if result.benchmark == benchmark and group in ('all', result.group)]
     errors = {
