@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ def main(job: str) -> None:
     print(json.dumps(answer))
 
 
-def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict:
+def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict[str, Any]:
     """Return how long each frame took, at each pace, and what the process took from the machine."""
     pictures, extract = _prepare(contender, keypoints, folder)
     for picture in pictures[:WARM_UP]:
@@ -169,7 +170,7 @@ def _open_official(contender: Contender, keypoints: int) -> Extract:
     return extract
 
 
-def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict:
+def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict[str, Any]:
     times, counts = [], []
     cpu = time.process_time()
     for k in range(frames):
@@ -201,7 +202,7 @@ class _Timed:
     match = staticmethod(match)
 
 
-def _score(contender: Contender, keypoints: int, folder: str) -> dict:
+def _score(contender: Contender, keypoints: int, folder: str) -> dict[str, Any]:
     """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
     from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
     from edgepoint2_ros.evaluation.methods import OpenCVMethod
@@ -219,7 +220,7 @@ def _score(contender: Contender, keypoints: int, folder: str) -> dict:
     return {'MMA@3': means['MMA@3'], 'repeatability': means['repeatability'], 'pairs': means['pairs']}
 
 
-def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict:
+def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict[str, Any]:
     """Let cameras at 30 Hz share one extractor in turn, each with only its newest frame waiting, as the node does.
 
     Returns:

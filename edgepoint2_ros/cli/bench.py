@@ -18,9 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -114,7 +116,7 @@ def _check(options: argparse.Namespace) -> None:
             raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark.
 
     Returns:
@@ -141,7 +143,7 @@ def measure(options: argparse.Namespace) -> dict:
     return {'format': FORMAT, 'machine': find_machine(), 'settings': settings, 'results': results, 'cameras': cameras}
 
 
-def _provide_models(names: list[str]) -> list[str]:
+def _provide_models(names: Sequence[str]) -> list[str]:
     from edgepoint2_ros.models.official import provide_model
 
     models = []
@@ -193,7 +195,7 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
         np.save(folder / f'{size}.npy', [cv2.resize(frame, parse_size(size)) for frame in frames])
 
 
-def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> None:
+def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: dict[str, Any]) -> None:
     """Append a run to each contender, round by round; one that failed is not tried again."""
     paces = list(PERIODS) if options.pace == 'both' else [options.pace]
     turns = results * options.rounds
@@ -206,7 +208,7 @@ def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> No
                 result['runs'].append(answer)
 
 
-def _share_first(models: list[str], options: argparse.Namespace, job: dict) -> list[dict]:
+def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, Any]) -> list[dict[str, Any]]:
     """Return for each number of cameras how well the first model, on the first backend or by auto, serves them."""
     backend = options.backends[0] if options.backends else 'auto'
     rows = []
@@ -216,9 +218,9 @@ def _share_first(models: list[str], options: argparse.Namespace, job: dict) -> l
     return rows
 
 
-def _score_all(results: list[dict], options: argparse.Namespace) -> None:
+def _score_all(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
     """Measure the accuracy of each model, runtime and precision; threads and the size of the frames do not matter."""
-    settings: dict[Contender, list[dict]] = {}
+    settings: dict[Contender, list[dict[str, Any]]] = {}
     for result in results:
         setting = Contender(**{**result['contender'], 'threads': 0, 'size': ''})
         settings.setdefault(setting, []).append(result)
@@ -231,7 +233,7 @@ def _score_all(results: list[dict], options: argparse.Namespace) -> None:
                 result['accuracy'] = answer
 
 
-def _ask(task: str, contender: dict, **arguments) -> dict:
+def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, Any]:
     """Return what a worker process answers, with the seconds from its start to its first features, or its error."""
     command = [sys.executable, '-m', 'edgepoint2_ros.bench.worker', json.dumps([task, contender, arguments])]
     answer = {}
@@ -248,7 +250,7 @@ def _ask(task: str, contender: dict, **arguments) -> dict:
     return {'error': lines[-1] if lines else f'exit code {worker.returncode}'}
 
 
-def find_machine() -> dict:
+def find_machine() -> dict[str, Any]:
     """Return what the times depend on: ``processor``, ``cores`` that may be used, and ``versions``."""
     cpu = find_cpu()
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}

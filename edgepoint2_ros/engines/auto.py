@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -199,7 +199,9 @@ class AutoEngine:
         return [name for name in precisions if self._precision in ('auto', name)]
 
 
-def measure(choices: list[Choice], open_one: Open, image_shape: Shape, report: Report) -> tuple[dict, dict]:
+def measure(
+    choices: list[Choice], open_one: Open, image_shape: Shape, report: Report
+) -> tuple[dict[Choice, Engine], dict[Choice, float]]:
     """Time each choice on the drawn scene: the shortest of ROUNDS runs, a pause before each, by turns.
 
     A choice that cannot be opened, or whose features differ from those of the first, the most accurate one, by more
@@ -270,7 +272,7 @@ class Measurements:
         with contextlib.suppress(OSError):
             write_whole(self.path, json.dumps(rows, indent=1).encode())
 
-    def _entries(self) -> list[dict]:
+    def _entries(self) -> list[dict[str, Any]]:
         try:
             rows = json.loads(self.path.read_bytes())
             return [

@@ -38,7 +38,7 @@ def _without_telemetry() -> Iterator[None]:
     if name in sys.modules or _has_opted_in():
         yield
         return
-    sys.modules[name] = None
+    sys.modules[name] = None  # type: ignore[assignment]  # which makes its import fail
     try:
         yield
     finally:

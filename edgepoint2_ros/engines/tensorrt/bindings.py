@@ -68,7 +68,7 @@ def logger_of(tensorrt: Any) -> Any:
     """
     severity = tensorrt.ILogger.Severity
 
-    class Logger(tensorrt.ILogger):
+    class Logger(tensorrt.ILogger):  # type: ignore[misc]  # TensorRT comes at run time
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=10)
