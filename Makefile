@@ -5,7 +5,7 @@
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make docs    the documentation as a site in build/site; fails on a dead link
-#   make lint    formatting, lint and the layers of the imports
+#   make lint    formatting, lint, the layers of the imports and types
 #   make clean   remove the environments and every build folder
 
 PYTHON ?= python3
@@ -75,6 +75,7 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean:
 	rm -rf .venv .venv-jazzy build install log

@@ -145,7 +145,7 @@ def measure_accuracy(folder: Path, weights: str) -> None:
                         )
                         for features in found[pair.name]
                     )
-                    matches = match(a, b, min_cosine=-1.0)
+                    matches = match(a, b)
                     return a.xy[matches[:, 0]], b.xy[matches[:, 1]]
 
                 cells.append(f'{accuracy(matches_of):.1f}')

@@ -62,7 +62,7 @@ def follow(extractor: Extractor, images: list[tuple[np.ndarray, np.ndarray]]) ->
         rows.append([])
         for threshold in THRESHOLDS:
             a, b = (cut(features, threshold) for features in found)
-            rows[-1].append((len(a), count_inliers(a, b, match(a, b, min_cosine=-1.0))))
+            rows[-1].append((len(a), count_inliers(a, b, match(a, b))))
     return np.array(rows, float)
 
 
@@ -79,12 +79,14 @@ def place(extractor: Extractor, listing: Path) -> np.ndarray:
             if rows[-1] and len(a) + len(b) == 2 * rows[-1][-1][0]:  # as before: a lower threshold added nothing
                 rows[-1].append(rows[-1][-1])
                 continue
-            pairs = match(a, b, min_cosine=-1.0)
+            pairs = match(a, b)
             matched = a.xy[pairs[:, 0]], b.xy[pairs[:, 1]], pair.intrinsics_a, pair.intrinsics_b
             right = np.count_nonzero(metrics.epipolar_errors(*matched, pair.pose) <= RIGHT_EPIPOLAR)
             poses = [metrics.estimate_pose(*matched, seed) for seed in range(SEEDS)]
             errors = [metrics.pose_error(pose, pair.pose) for pose in poses]
             rows[-1].append(((len(a) + len(b)) / 2, right, *errors))
+    if not rows:
+        raise EdgePoint2Error(f'{listing}: expected at least one pair of images that can be read')
     return np.array(rows)
 
 
@@ -99,7 +101,7 @@ def clock(model: str, images: list[tuple[np.ndarray, np.ndarray]]) -> list[tuple
             begin = time.process_time()
             second = extractor.extract(pair[1])
             middle = time.process_time()
-            match(first, second, min_cosine=-1.0)
+            match(first, second)
             rows.append((middle - begin, time.process_time() - middle))
         times.append(tuple(1e3 * np.median(rows, axis=0)))
     return times

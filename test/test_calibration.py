@@ -91,7 +91,7 @@ def model(tmp_path):
     return open_model(tmp_path / 'T-32.onnx')
 
 
-def test_what_is_written_to_a_card_is_what_its_features_are_matched_by(model):
+def test_what_is_written_to_a_card_is_the_cosine_of_its_features(model):
     card = json.loads(model.path.with_suffix('.json').read_text())
     write_min_cosine(model, 0.61234, '3 pairs')
     after = json.loads(model.path.with_suffix('.json').read_text())
@@ -100,11 +100,6 @@ def test_what_is_written_to_a_card_is_what_its_features_are_matched_by(model):
     assert after == card
     try:
         assert min_cosine('T-32', model.digest) == 0.612
-        rows = np.float32([[1, 0], [0.61, np.sqrt(1 - 0.61**2)], [0.62, np.sqrt(1 - 0.62**2)]])
-        one, other, near = (
-            Features(np.zeros((1, 2)), np.zeros(1), row[None], (64, 64), 'T-32', model.digest) for row in rows
-        )
-        assert (len(match(one, other)), len(match(one, near)), len(match(one, other, min_cosine=-1))) == (0, 1, 1)
     finally:
         open_model(SHIPPED / 'T-32.onnx')
 

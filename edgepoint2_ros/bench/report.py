@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {p
 at most {side} px, by the very model, runtime and precision that were timed."""
 
 
-def read_report(path: Path) -> dict:
+def read_report(path: Path) -> dict[str, Any]:
     """Return what --json wrote.
 
     Raises:
@@ -50,7 +51,7 @@ def title(contender: Contender) -> str:
     return f'{contender.model}, {runtime}' if contender.model else runtime
 
 
-def summarise(report: dict) -> list[dict]:
+def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each contender that ran: its ``contender`` and ``accuracy``, and over all its runs the rest.
 
     ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
@@ -67,7 +68,7 @@ def summarise(report: dict) -> list[dict]:
     return rows
 
 
-def _row(result: dict) -> dict:
+def _row(result: dict[str, Any]) -> dict[str, Any]:
     runs = result['runs']
     times = {pace: np.concatenate([run['paces'][pace]['ms'] for run in runs]) for pace in runs[0]['paces']}
     paces = {pace: np.percentile(values, [50, 10, 90]) for pace, values in times.items()}
@@ -84,7 +85,7 @@ def _row(result: dict) -> dict:
     }
 
 
-def format_report(report: dict) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """Return a table for each size of images, what was left out and why, the cameras, the machine and notes."""
     rows = summarise(report)
     parts = []
@@ -100,7 +101,7 @@ def format_report(report: dict) -> str:
     return '\n\n'.join(filter(None, parts))
 
 
-def format_machine(report: dict) -> str:
+def format_machine(report: dict[str, Any]) -> str:
     """Return the machine and the settings in one line."""
     machine, settings = report['machine'], report['settings']
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
@@ -108,7 +109,7 @@ def format_machine(report: dict) -> str:
     return f'{machine["processor"]}, {machine["cores"]} cores; {versions}; {how}'
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict[str, Any]]) -> str:
     columns = {
         'extractor': [title(row['contender']) for row in rows],
         'threads': [row['contender'].threads for row in rows],
@@ -128,7 +129,7 @@ def _table(rows: list[dict]) -> str:
     return markdown(columns)
 
 
-def _list_errors(results: list[dict]) -> str:
+def _list_errors(results: list[dict[str, Any]]) -> str:
     """Return a line for each runtime and precision that failed, however many models, threads and sizes it was for."""
     lines = []
     for result in results:
@@ -137,7 +138,7 @@ def _list_errors(results: list[dict]) -> str:
     return '\n'.join(dict.fromkeys(lines))
 
 
-def _camera_table(rows: list[dict]) -> str:
+def _camera_table(rows: list[dict[str, Any]]) -> str:
     return markdown(
         {
             'cameras at 30 Hz': [row['cameras'] for row in rows],
@@ -148,7 +149,7 @@ def _camera_table(rows: list[dict]) -> str:
     )
 
 
-def markdown(columns: dict[str, list]) -> str:
+def markdown(columns: dict[str, list[Any]]) -> str:
     """Return a table of columns, each a name and its cells."""
     lines = [' | '.join(columns), '|'.join(['---', *['---:'] * (len(columns) - 1)])]
     lines += [' | '.join(map(str, cells)) for cells in zip(*columns.values())]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +34,8 @@ class Contender:
 
     Attributes:
         kind: a backend, or ``orb``, ``sift``, ``dense`` or ``official``.
-        model, precision: of the network; empty where there is none.
+        model, precision: of the network; empty where there is none. The official code runs in fp16 on the GPU, else on
+            the CPU.
         threads: of the runtime; 0 is every core.
         size: of the images, WIDTHxHEIGHT.
     """
@@ -67,7 +69,7 @@ def main(job: str) -> None:
     print(json.dumps(answer))
 
 
-def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict:
+def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict[str, Any]:
     """Return how long each frame took, at each pace, and what the process took from the machine."""
     pictures, extract = _prepare(contender, keypoints, folder)
     for picture in pictures[:WARM_UP]:
@@ -152,18 +154,23 @@ def _open_official(contender: Contender, keypoints: int) -> Extract:
         raise EdgePoint2Error(f'{OFFICIAL_CODE}={folder}: expected a clone of HITCSC/EdgePoint2: {error}') from None
     if contender.threads:
         torch.set_num_threads(contender.threads)
-    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval()
+    half = contender.precision == 'fp16'
+    if half and not torch.cuda.is_available():
+        raise EdgePoint2Error('torch sees no CUDA device here')
+    device = 'cuda' if half else 'cpu'
+    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval().to(device)
 
     def extract(image: np.ndarray) -> Features:
-        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2))
-        [found] = network(gray[None, None].float() / 255)
-        rows = (found[name].numpy() for name in ('keypoints', 'scores', 'descriptors'))
+        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2)).to(device)
+        with torch.autocast(device, torch.float16, enabled=half):
+            [found] = network(gray[None, None].float() / 255)
+        rows = (found[name].float().cpu().numpy() for name in ('keypoints', 'scores', 'descriptors'))
         return Features(*rows, (image.shape[1], image.shape[0]), contender.model, 'official')
 
     return extract
 
 
-def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict:
+def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict[str, Any]:
     times, counts = [], []
     cpu = time.process_time()
     for k in range(frames):
@@ -195,7 +202,7 @@ class _Timed:
     match = staticmethod(match)
 
 
-def _score(contender: Contender, keypoints: int, folder: str) -> dict:
+def _score(contender: Contender, keypoints: int, folder: str) -> dict[str, Any]:
     """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
     from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
     from edgepoint2_ros.evaluation.methods import OpenCVMethod
@@ -213,7 +220,7 @@ def _score(contender: Contender, keypoints: int, folder: str) -> dict:
     return {'MMA@3': means['MMA@3'], 'repeatability': means['repeatability'], 'pairs': means['pairs']}
 
 
-def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict:
+def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict[str, Any]:
     """Let cameras at 30 Hz share one extractor in turn, each with only its newest frame waiting, as the node does.
 
     Returns:

@@ -15,12 +15,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
 from edgepoint2_ros.bridges.recordings import (
@@ -41,7 +42,7 @@ from edgepoint2_ros.messages import decode, to_fields, to_nanoseconds
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 STORAGES = ('mcap', 'sqlite3')
 PART = 1000  # images in a part of the output
-VERSION = 8  # of rosbag2's metadata: the newest that Humble reads, too
+VERSION: Final = 8  # of rosbag2's metadata: the newest that Humble reads, too
 _STATE = 'edgepoint2'  # key in the bag's custom data
 
 
@@ -85,8 +86,8 @@ class Progress:
 class _Copy(NamedTuple):
     """How a topic is copied: its definition as Writer.add_connection takes it, and what makes CDR of a message."""
 
-    definition: dict
-    convert: Callable[[bytes], bytes]
+    definition: dict[str, Any]
+    convert: Callable[[bytes], bytes | memoryview]
 
 
 def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterator[Progress]:
@@ -140,7 +141,7 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             output.topics = [(target, KEYPOINTS, {'typestore': types}) for target in targets.values()]
             output.topics += [(name, recording.topics[name].type, copy.definition) for name, copy in copies.items()]
             start = progress.read
-            seen = Counter()
+            seen: Counter[str] = Counter()
             for number, (name, moment, raw) in enumerate(recording.messages({*targets, *copies})):
                 seen[name] += 1
                 if number < start:  # written by an earlier call
@@ -206,7 +207,7 @@ def read_features(path: Path, topic: str = '') -> Iterator[tuple[int, Features]]
 
 def describe(path: Path) -> Iterator[str]:
     """Yield lines that say what a bag holds; of topics of keypoints also the model, the encoding and the sizes."""
-    notes = []
+    notes: list[str] = []
     with open_recording(path, notes.append) as recording:
         yield from notes
         yield f'{path}: {recording.count} messages in {(recording.end - recording.start) * 1e-9:.1f} s'
@@ -232,8 +233,8 @@ def describe(path: Path) -> Iterator[str]:
                 lengths.append((len(message.x), len(raw)))
             if lengths:
                 keypoints, size = np.median(lengths, axis=0)
-                models, encodings, sizes = (', '.join(sorted(found)) for found in (models, encodings, sizes))
-                yield f'  {models}, {encodings}, images {sizes}'
+                model, encoding, dimensions = (', '.join(sorted(found)) for found in (models, encodings, sizes))
+                yield f'  {model}, {encoding}, images {dimensions}'
                 yield f'  median {keypoints:.0f} keypoints, {size / 1e3:.1f} kB a message'
 
 
@@ -254,12 +255,12 @@ def only_topic(recording: Recording, types: tuple[str, ...], topic: str, what: s
     return topics[0]
 
 
-def read_state(recording: Recording) -> dict | None:
+def read_state(recording: Recording) -> dict[str, Any] | None:
     """Return what `extract` keeps in a bag's metadata, or None where there is nothing of it."""
     return _parse_state(recording.state)
 
 
-def _parse_state(custom_data: dict[str, str]) -> dict | None:
+def _parse_state(custom_data: Any) -> dict[str, Any] | None:
     try:
         state = json.loads(custom_data[_STATE])
         return state if isinstance(state, dict) else None
@@ -270,19 +271,20 @@ def _parse_state(custom_data: dict[str, str]) -> dict | None:
 class _Output:
     """The bag that is written: parts on disk and one that is growing."""
 
-    def __init__(self, folder: Path, settings: dict):
-        self.topics: list[tuple[str, str, dict]] = []  # name, type, definition as Writer.add_connection takes it
+    def __init__(self, folder: Path, settings: dict[str, Any]):
+        # Name, type, definition as Writer.add_connection takes it.
+        self.topics: list[tuple[str, str, dict[str, Any]]] = []
         self.progress = Progress()
         self._folder = folder
         self._settings = settings
         self._growing = folder / 'part.tmp'
         self._metadata = folder / 'metadata.yaml'
         self._first = folder / f'{folder.name}_0{_suffix(settings["storage"])}'
-        self._info: dict | None = None  # rosbag2's metadata
+        self._info: dict[str, Any] | None = None  # rosbag2's metadata
         self._writer: Writer | None = None
         self._connections: dict[str, Connection] = {}
 
-    def __enter__(self):
+    def __enter__(self) -> '_Output':
         with _disk_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._folder, os.O_RDONLY)
@@ -296,7 +298,7 @@ class _Output:
             raise
         return self
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             # An error of the source leaves what was read before it; an error of the disk leaves the parts before, and
             # so does Ctrl-C, which may come between any two steps.
@@ -313,12 +315,11 @@ class _Output:
         finally:
             os.close(self._lock)
 
-    def write(self, topic: str, timestamp: int, data: bytes) -> None:
+    def write(self, topic: str, timestamp: int, data: bytes | memoryview) -> None:
         """Append a message to the growing part."""
         with _disk_errors(self._folder):
-            if self._writer is None:
-                self._open_part()
-            self._writer.write(self._connections[topic], timestamp, data)
+            writer = self._open_part() if self._writer is None else self._writer
+            writer.write(self._connections[topic], timestamp, data)
 
     def commit(self) -> None:
         """Bring the growing part and the progress safely to disk."""
@@ -334,6 +335,7 @@ class _Output:
                 _sync(file)
                 os.replace(file, self._folder / file.name)
                 self._info = info if self._info is None else _join(self._info, info)
+            assert self._info is not None  # what was written, or was there before
             self._info['custom_data'] = {
                 _STATE: json.dumps({**self._settings, **vars(self.progress)}, sort_keys=True),
             }
@@ -373,17 +375,20 @@ class _Output:
         self.progress = Progress(**{name: state[name] for name in vars(self.progress)})
         self._info = info
 
-    def _open_part(self) -> None:
+    def _open_part(self) -> Writer:
         number = 0 if self._info is None else len(self._info['relative_file_paths'])
         path = self._growing / f'{self._folder.name}_{number}'
-        self._writer = Writer(path, version=VERSION, storage_plugin=StoragePlugin[self._settings['storage'].upper()])
-        self._writer.open()
+        self._writer = writer = Writer(
+            path, version=VERSION, storage_plugin=StoragePlugin[self._settings['storage'].upper()]
+        )
+        writer.open()
         self._connections = {
-            name: self._writer.add_connection(name, kind, **definition) for name, kind, definition in self.topics
+            name: writer.add_connection(name, kind, **definition) for name, kind, definition in self.topics
         }
+        return writer
 
 
-def _join(first: dict, second: dict) -> dict:
+def _join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Return rosbag2's metadata of two bags with the same topics, the second after the first."""
     starts = [info['starting_time']['nanoseconds_since_epoch'] for info in (first, second)]
     ends = [start + info['duration']['nanoseconds'] for start, info in zip(starts, (first, second))]
@@ -470,7 +475,7 @@ def _fault(error: Exception) -> str:
     return str(error) if isinstance(error, EdgePoint2Error) else sentence(error)
 
 
-def _without_sequence_numbers(types):
+def _without_sequence_numbers(types: Typestore) -> Typestore:
     """Return the types of a ROS 1 bag with the header of ROS 2; the conversion of messages goes by it."""
     header = get_typestore(Stores.ROS2_HUMBLE).fielddefs['std_msgs/msg/Header']
     changed = get_typestore(Stores.EMPTY)
@@ -478,14 +483,14 @@ def _without_sequence_numbers(types):
     return changed
 
 
-def _message(types, features: Features, header, encoding: str):
+def _message(types: Typestore, features: Features, header: Any, encoding: str) -> Any:
     stamp = types.types['builtin_interfaces/msg/Time'](sec=header.stamp.sec, nanosec=header.stamp.nanosec)
     header = types.types['std_msgs/msg/Header'](stamp=stamp, frame_id=header.frame_id)
     return types.types[KEYPOINTS](header=header, **to_fields(features, encoding))
 
 
 @contextmanager
-def _disk_errors(folder: Path):
+def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except EdgePoint2Error:

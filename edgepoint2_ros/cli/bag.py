@@ -153,7 +153,7 @@ def extract_with_progress(job: Job) -> Progress:
 
 def extract_quietly(job: Job) -> tuple[Progress, list[str]]:
     """Extract one bag; return the progress at the end and the warnings. Runs in a process or machine of its own."""
-    warnings = []
+    warnings: list[str] = []
     *_, progress = extract(job, warnings.append)
     return progress, warnings
 

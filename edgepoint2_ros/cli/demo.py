@@ -94,7 +94,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **isolation}
 
 
-def _end(processes: list[subprocess.Popen]) -> None:
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -4,6 +4,7 @@ import argparse
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from edgepoint2_ros.models.variants import NAMES, VARIANTS, find_variant
 from edgepoint2_ros.places import CENTRES, store_vocabulary, train_centres
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import data_directory
+
+T = TypeVar('T')
 
 LONG_SIDE = 640  # of the images that models are calibrated on and vocabularies learned from, pixels
 ROWS = 300  # of the best keypoints of each
@@ -153,7 +156,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _spread(items: list, most: int) -> list:
+def _spread(items: list[T], most: int) -> list[T]:
     """Return at most so many of the items, evenly spread."""
     return items[:: max(1, -(-len(items) // most))]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -299,7 +300,7 @@ def _save(
     step: int,
     student: Student,
     optimiser: torch.optim.Optimizer,
-    identity: dict,
+    identity: dict[str, Any],
     bases: list[Tensor],
 ) -> None:
     """Write the checkpoint so that a kill at any moment leaves either the old or the new one."""

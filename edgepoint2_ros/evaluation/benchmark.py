@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def run_benchmark(
     ``seeds``: how often each pose and homography is estimated, from other random samples; 0 leaves that out.
     """
     results, pictures = [], []
-    known = {}  # features of a scene's images, each of which is in several pairs: by image and method
+    # Features of a scene's images, each of which is in several pairs, by image and method.
+    known: dict[Any, Features] = {}
     scene = None
     for number, pair in enumerate(pairs):
         if pair.group != scene:
@@ -104,7 +106,7 @@ def extract_pair(pair: HomographyPair | PosePair, method: Method, known: dict) -
 
 
 def _run_pair(
-    benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict
+    benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict[Any, Features]
 ) -> tuple[Result, Picture]:
     a, b = extract_pair(pair, method, known)
     matches = method.match(a, b)
@@ -175,13 +177,13 @@ def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
 
 def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Result]]]:
     """Return the results by benchmark and group, ``all`` first where there are several, and by method."""
-    groups = {}
+    groups: dict[str, dict[str, None]] = {}
     for result in results:
         groups.setdefault(result.benchmark, {}).setdefault(result.group)
-    found = {}
+    found: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for benchmark, names in groups.items():
         for name in ('all', *names) if len(names) > 1 else names:
-            found[benchmark, name] = methods = {}
+            methods = found[benchmark, name] = {}
             for result in results:
                 if result.benchmark == benchmark and name in ('all', result.group):
                     methods.setdefault(result.method, []).append(result)
@@ -190,7 +192,7 @@ def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Res
 
 def _scenes(results: Sequence[Result]) -> list[list[Result]]:
     """Return the results of one method, those of poses by scene."""
-    scenes = {}
+    scenes: dict[str, list[Result]] = {}
     for result in results:
         scenes.setdefault(result.group if result.accuracy is None else '', []).append(result)
     return list(scenes.values())

@@ -42,7 +42,7 @@ class EdgePoint2Method:
 
     def match(self, a: Features, b: Features) -> np.ndarray:
         """Return mutual nearest neighbours by cosine."""
-        return match(a, b, min_cosine=-1.0)
+        return match(a, b)
 
 
 class OpenCVMethod:

@@ -84,7 +84,7 @@ def _render(planes, photographs, pose: np.ndarray, rng: np.random.Generator) -> 
         with np.errstate(divide='ignore', invalid='ignore'):
             depth = (origin @ normal) / slope
         local = (rays * depth[..., None] - origin) @ to_camera[:3, :2]  # metres right and down of its middle
-        level = _level(photographs[index], width, np.linalg.norm(origin))
+        level = _level(photographs[index], width, float(np.linalg.norm(origin)))
         per_metre = level.shape[1] / width
         across = (local * per_metre + (np.array(level.shape[1::-1]) - 1) / 2).astype(np.float32)
         inside = ((across >= 0) & (across <= np.array(level.shape[1::-1]) - 1)).all(axis=-1)

@@ -87,9 +87,10 @@ class Health:
     idle: bool = False
     last_rate_out: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._begun = self._since = self.now
-        self._frames = []  # (keypoints, *times in seconds) of each image processed in this period
+        # (keypoints, *times in seconds) of each image processed in this period
+        self._frames: list[tuple[float, ...]] = []
         self._before = self._counters()
         self._warm_up = ''  # what the engine does for the first time now
         self._warmed_up = ''  # and what is to be said of that in this period
@@ -109,7 +110,7 @@ class Health:
         if self.idle:
             self.idle, self._begun, self.last_arrival = False, now, None
 
-    def serve(self, keypoints: int, times: tuple) -> None:
+    def serve(self, keypoints: int, times: tuple[float, ...]) -> None:
         """Count an image that was answered, with the seconds of each of the STAGES."""
         self.processed += 1
         self._frames.append((keypoints, *times))
@@ -270,4 +271,4 @@ def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:
     if len(times) == 0:
         return dict.fromkeys(STAGES, (math.nan,) * 3)
     columns = zip(times.mean(axis=0), np.percentile(times, 95, axis=0), times.max(axis=0))
-    return {stage: tuple(float(value) for value in column) for stage, column in zip(STAGES, columns)}
+    return {stage: (float(mean), float(high), float(most)) for stage, (mean, high, most) in zip(STAGES, columns)}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
@@ -41,7 +42,7 @@ class Parameter:
     maximum: int | float | None = None  # none where only the minimum counts
     live: bool = False
     allowed: str = ''  # in words, where the rest does not say it
-    test: Callable[[object], bool] = lambda value: True
+    test: Callable[[Any], bool] = lambda value: True
 
     @property
     def type(self) -> type:
@@ -58,7 +59,7 @@ class Parameter:
             return f'{_TYPE_NAMES[self.type]} from {self.minimum}' + (f' to {self.maximum}' if self.maximum else '')
         return _TYPE_NAMES[self.type]
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """Return ``value`` as the parameter's type: an integer will do for a number.
 
         Raises:
@@ -77,7 +78,7 @@ class Parameter:
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
         return value
 
-    def parse(self, text: str):
+    def parse(self, text: str) -> Any:
         """Return the value that ``text``, written as in a parameter file, gives; needs PyYAML.
 
         Raises:
@@ -93,7 +94,7 @@ class Parameter:
             return self.check(text)
 
 
-def _are_cameras(names: list) -> bool:
+def _are_cameras(names: list[Any]) -> bool:
     return names == [''] or (
         0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
     )
@@ -231,7 +232,7 @@ PARAMETERS = (
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
-def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict:
+def declare(node: Any, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict[str, Any]:
     """Declare every parameter on an rclpy node and return the values by name.
 
     They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
@@ -262,7 +263,7 @@ def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = Fal
     return values
 
 
-def _warn_of_unknown(node, names: list[str]) -> None:
+def _warn_of_unknown(node: Any, names: list[str]) -> None:
     """Log each value that the command line or a parameter file gives to a parameter that does not exist."""
     import rclpy.parameter
 
@@ -299,12 +300,12 @@ class AcceptsUnchanged:
         return parameter.to_parameter_msg().value == present.to_parameter_msg().value
 
 
-def read(node) -> SimpleNamespace:
+def read(node: Any) -> SimpleNamespace:
     """Return the values of all parameters as attributes."""
     return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
 
 
-def name_topics(settings, camera: str) -> dict[str, str]:
+def name_topics(settings: SimpleNamespace, camera: str) -> dict[str, str]:
     """Return the names of a camera's topics, before remapping, by what they carry: image, mask, keypoints and so on.
 
     Raises:
@@ -326,7 +327,7 @@ def name_topics(settings, camera: str) -> dict[str, str]:
     return topics
 
 
-def check_changes(changes: dict, configured: bool) -> dict:
+def check_changes(changes: dict[str, Any], configured: bool) -> dict[str, Any]:
     """Return those of the changes that concern this table, checked.
 
     Args:
@@ -362,7 +363,7 @@ def to_yaml() -> str:
     return '\n'.join(lines[:-1]) + '\n'
 
 
-def _to_text(value) -> str:
+def _to_text(value: Any) -> str:
     """Return a value as YAML has it."""
     if isinstance(value, bool):
         return str(value).lower()

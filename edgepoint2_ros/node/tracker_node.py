@@ -71,7 +71,7 @@ PARAMETERS = (
 class TrackerNode(AcceptsUnchanged, Node):
     """Follows the keypoints that arrive."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__('tracker')
         self.failures = Failures(self)
         values = declare(self, PARAMETERS, read_only=True)
@@ -299,7 +299,7 @@ def to_vins(tracks: Tracks, header: Header) -> PointCloud:
     )
 
 
-def main(args=None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C and return the exit code."""
     return run('tracker', TrackerNode, args)
 

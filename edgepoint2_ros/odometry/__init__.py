@@ -9,6 +9,7 @@ Adjustment - A Modern Synthesis" (Schur complement, Huber weights, Levenberg-Mar
 """
 
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -44,7 +45,7 @@ class Camera:
     distortion: np.ndarray = field(default_factory=lambda: np.zeros(0))
     model: str = 'plumb_bob'
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         # USAC of OpenCV reads a matrix as if its rows followed each other, which those of a part of P do not.
         matrix = np.ascontiguousarray(self.matrix, float)
         object.__setattr__(self, 'matrix', matrix)
@@ -181,11 +182,11 @@ class VisualOdometry:
         scale = self._start_depth / np.median(points[good, 2])
         relative[:3, 3] *= scale
         self._points, self._rows = np.zeros((0, 3)), np.zeros((0, features.descriptors.shape[1]), np.float32)
-        self._keyframes = []
-        for pose, seen in ((self._origin, self._reference), (relative @ self._origin, features)):
-            self._keyframes.append(_Frame(pose, seen, np.full(len(seen), -1)))
+        first = _Frame(self._origin, self._reference, np.full(len(self._reference), -1))
+        second = _Frame(relative @ self._origin, features, np.full(len(features), -1))
+        self._keyframes = [first, second]
         in_world = _transform(np.linalg.inv(self._origin), points[good] * scale)
-        self._add_points(in_world, *self._keyframes, pairs[good])
+        self._add_points(in_world, first, second, pairs[good])
         self._adjust()
         self._reference = None
         self.state, self.tracked = 'tracking', len(in_world)
@@ -211,7 +212,8 @@ class VisualOdometry:
             pairs = self._match_near(pose, known, features, SEARCH_RADIUS)
             pose, pairs = self._solve(known.xy, features.xy, pairs)
         if pose is None:
-            return self._give_up(features)
+            self._give_up(features)
+            return None
         self._motion = pose @ np.linalg.inv(self._last) if self.state == 'tracking' else np.eye(4)
         self.state, self._lost, self._last, self.tracked = 'tracking', 0, pose, len(pairs)
         self._since_keyframe += 1
@@ -297,8 +299,8 @@ class VisualOdometry:
         """Return points (P, 3) in the world, which of them are good (P,), and the angle between their rays (P,)."""
         if len(first_xy) == 0:
             return np.zeros((0, 3)), np.zeros(0, bool), np.zeros(0)
-        projections = [self.camera.matrix @ pose[:3] for pose in (first, second)]
-        homogeneous = cv2.triangulatePoints(*projections, first_xy.T, second_xy.T).T
+        projection, other = (self.camera.matrix @ pose[:3] for pose in (first, second))
+        homogeneous = cv2.triangulatePoints(projection, other, first_xy.T, second_xy.T).T
         with np.errstate(divide='ignore', invalid='ignore'):
             points = homogeneous[:, :3] / homogeneous[:, 3:]
         points[~np.isfinite(points).all(axis=1)] = 0
@@ -358,7 +360,8 @@ def adjust(
         steps: most steps of Levenberg and Marquardt.
     """
     focal, free = matrix.diagonal()[:2], len(poses) - fixed
-    damping, error, terms = 1e-3, np.inf, None
+    damping, error = 1e-3, np.inf
+    terms: _Equations | None = None
     new_poses, new_points = poses, points
     for _ in range(steps + 1):
         rotation = new_poses[camera, :3, :3]
@@ -388,7 +391,8 @@ def adjust(
             terms = _normal_equations(by_pose, by_point, residual, weight, camera - fixed, point, free, len(points))
         else:
             damping *= 10
-        pose_step, point_step = _solve_step(*terms, damping)
+        assert terms is not None  # the first error is finite
+        pose_step, point_step = _solve_step(terms, damping)
         new_points = points + point_step
         new_poses = poses.copy()
         for i in range(free):
@@ -396,8 +400,26 @@ def adjust(
     return poses, points
 
 
-def _normal_equations(by_pose, by_point, residual, weight, camera, point, cameras, points):
-    """Return the blocks of the normal equations: of poses, of points, of both, and the right-hand sides."""
+class _Equations(NamedTuple):
+    """Blocks of the normal equations of C poses and M points, and the right-hand sides."""
+
+    pose_pose: np.ndarray  # (C, 6, 6)
+    point_point: np.ndarray  # (M, 3, 3)
+    pose_point: np.ndarray  # (C, M, 6, 3)
+    pose_side: np.ndarray  # (C, 6)
+    point_side: np.ndarray  # (M, 3)
+
+
+def _normal_equations(
+    by_pose: np.ndarray,
+    by_point: np.ndarray,
+    residual: np.ndarray,
+    weight: np.ndarray,
+    camera: np.ndarray,
+    point: np.ndarray,
+    cameras: int,
+    points: int,
+) -> _Equations:
     weighted_pose, weighted_point = by_pose * weight[:, None, None], by_point * weight[:, None, None]
     free = camera >= 0
     pose_pose = _sum_by(camera[free], weighted_pose[free].transpose(0, 2, 1) @ by_pose[free], cameras)
@@ -406,11 +428,12 @@ def _normal_equations(by_pose, by_point, residual, weight, camera, point, camera
     pose_point = _sum_by(camera[free] * points + point[free], both, cameras * points).reshape(cameras, points, 6, 3)
     pose_side = _sum_by(camera[free], np.einsum('nij,ni->nj', weighted_pose[free], residual[free]), cameras)
     point_side = _sum_by(point, np.einsum('nij,ni->nj', weighted_point, residual), points)
-    return pose_pose, point_point, pose_point, pose_side, point_side
+    return _Equations(pose_pose, point_point, pose_point, pose_side, point_side)
 
 
-def _solve_step(pose_pose, point_point, pose_point, pose_side, point_side, damping):
+def _solve_step(equations: _Equations, damping: float) -> tuple[np.ndarray, np.ndarray]:
     """Solve the normal equations for a step of the poses (C, 6) and of the points (M, 3), by the Schur complement."""
+    pose_pose, point_point, pose_point, pose_side, point_side = equations
     cameras, points = len(pose_pose), len(point_point)
     diagonal = np.arange(3)
     damped = point_point.copy()

@@ -68,7 +68,7 @@ def logger_of(tensorrt: Any) -> Any:
     """
     severity = tensorrt.ILogger.Severity
 
-    class Logger(tensorrt.ILogger):
+    class Logger(tensorrt.ILogger):  # type: ignore[misc]  # TensorRT comes at run time
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=10)
@@ -88,6 +88,19 @@ def logger_of(tensorrt: Any) -> Any:
                 self.latest = message
 
     return Logger()
+
+
+def create(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """Return what ``make`` makes with the logger: a builder or a runtime of TensorRT.
+
+    Raises:
+        EngineError: TensorRT refuses the GPU or the driver; why, it tells its logger alone.
+    """
+    logger.forget()
+    try:
+        return make()
+    except Exception as error:  # pybind11 makes a TypeError of the null pointer
+        raise EngineError(f'TensorRT cannot make a {what}: {logger.reasons()} ({error})') from None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
