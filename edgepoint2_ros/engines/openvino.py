@@ -148,13 +148,13 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
 
 
 def refuse_scalar_code(layers: Iterable[Layer]) -> None:
-    """Raise an EngineError where most convolutions run without vector instructions, as on cores with SVE.
+    """Raise an EngineError where a quarter of the convolutions runs without vector instructions, as on cores with SVE.
 
     There oneDNN leaves small convolutions to kernels that take others only, and its reference is what remains.
     """
     kernels = [layer.kernel for layer in layers if layer.kind == 'Convolution']
     scalar = sum(kernel.startswith('ref') for kernel in kernels)
-    if scalar > len(kernels) / 2:
+    if scalar > len(kernels) / 4:
         raise EngineError(
             f'OpenVINO runs {scalar} of {len(kernels)} convolutions by scalar reference code on this CPU: '
             'use the backend onnxruntime'
