@@ -229,7 +229,7 @@ def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, An
     begin = time.perf_counter()
     with tempfile.TemporaryFile('w+') as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 if line.strip() == READY:
                     answer['first_s'] = time.perf_counter() - begin
         if worker.returncode == 0:
