@@ -1,10 +1,12 @@
 """Pictures of features: keypoints on their image, matches between two images, tracks through a sequence."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 
 GOOD = (80, 220, 80)  # BGR
@@ -93,6 +95,20 @@ def write_caption(picture: np.ndarray, text: str) -> np.ndarray:
     bar = np.full((32, picture.shape[1], 3), 32, np.uint8)
     cv2.putText(bar, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
     return np.vstack([bar, picture])
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """Return matplotlib's Figure, which needs no display, and rc_context.
+
+    Raises:
+        EdgePoint2Error: it is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EdgePoint2Error(f'plots need matplotlib ({error}): pip install matplotlib') from None
+    return Figure, rc_context
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:

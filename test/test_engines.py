@@ -2,12 +2,12 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgepoint2_ros import engines
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.errors import EngineError
@@ -20,7 +20,7 @@ def has(precision: str) -> bool:
     """Tell whether this CPU is fast in a precision."""
     openvino = pytest.importorskip('openvino')
     if precision == 'int8':
-        return 'vnni' in Path('/proc/cpuinfo').read_text()
+        return bool({'avx512_vnni', 'avx_vnni'} & find_cpu().flags)
     return precision.upper() in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
 
 

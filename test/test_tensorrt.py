@@ -16,7 +16,7 @@ import pytest
 
 from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
 from edgepoint2_ros.engines.tensorrt import plan_cache
-from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, logger_of, version_of
+from edgepoint2_ros.engines.tensorrt.bindings import create, import_cudart, import_tensorrt, logger_of, version_of
 from edgepoint2_ros.engines.tensorrt.builder import build_plan, fp32_layers, parse
 from edgepoint2_ros.engines.tensorrt.engine import plan_key, plan_path, report_while
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu
@@ -344,3 +344,13 @@ def test_a_process_with_tensorrt_and_without_a_gpu_ends_well(official_model, rtx
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0
     assert done.stdout.strip() in ('openvino', 'onnxruntime'), done.stderr
+
+
+@pytest.mark.parametrize('what', ['builder', 'runtime'])
+def test_a_gpu_that_tensorrt_refuses_is_reported_in_the_words_of_its_logger(rtx, what):
+    def refuse():
+        logger_of(rtx).log(rtx.ILogger.Severity.ERROR, 'compute capability 6.1 is not supported')
+        raise TypeError('pybind11::init(): factory function returned nullptr')
+
+    with pytest.raises(EngineError, match=f'TensorRT cannot make a {what}: compute capability 6.1 is not supported'):
+        create(refuse, what, logger_of(rtx))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.drawing import import_matplotlib
 
 SUFFIXES = ('.svg', '.png')
 INK, GRAY = '#222222', '#888888'
@@ -20,11 +20,7 @@ def write_plot(path: Path, report: dict[str, Any]) -> None:
     Raises:
         EdgePoint2Error: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EdgePoint2Error(f'plots need matplotlib ({error}): pip install matplotlib') from None
+    figure_type, rc_context = import_matplotlib()
     rows = summarise(report)
     sizes = list(dict.fromkeys(row['contender'].size for row in rows))
     panels = [[row for row in rows if row['contender'].size == size] for size in sizes]
@@ -33,7 +29,7 @@ def write_plot(path: Path, report: dict[str, Any]) -> None:
     draw = _draw_accuracy if all(known) else _draw_bars
     panels = known if all(known) else panels
     heights = [4.5 if all(known) else 0.6 + 0.26 * len(panel) for panel in panels]
-    figure = Figure(figsize=(9, sum(heights) + 0.5), layout='constrained', dpi=150)
+    figure = figure_type(figsize=(9, sum(heights) + 0.5), layout='constrained', dpi=150)
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     colours = _choose_colours(rows)
     for axis, panel, size in zip(axes, panels, sizes):

@@ -32,7 +32,7 @@ WIDTH, HEIGHT = 640, 480
 FRAMES = 60
 STAGES = ('input', 'block1', 'block2', 'block3', 'detection', 'description', 'layouts', 'keypoints')
 SIDE = 2048  # of the matrices
-BYTES = {'fp32': 4, 'bf16': 2, 'int8': 1}
+BYTES = {'fp32': 4, 'bf16': 2, 'fp16': 2, 'int8': 1}  # of a number
 
 
 def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
@@ -58,6 +58,24 @@ def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
                 module.register_forward_hook(functools.partial(count, stage))
         network(torch.empty(1, 1, HEIGHT, WIDTH))
     return layers
+
+
+def work_of(variant: Variant) -> dict[str, tuple[int, int]]:
+    """Return the floating-point operations of each stage's convolutions and the numbers that they move, at 640x480."""
+    work = dict.fromkeys(STAGES, (0, 0))
+    for stage, operations, numbers in convolutions(variant):
+        work[stage] = work[stage][0] + operations, work[stage][1] + numbers
+    return work
+
+
+def floor_of(
+    work: dict[str, tuple[int, int]], precision: str, operations_a_second: float, bytes_a_second: float
+) -> dict[str, float]:
+    """Return the least milliseconds that each stage of `work_of` takes on a machine of those speeds."""
+    return {
+        stage: 1e3 * max(operations / operations_a_second, numbers * BYTES[precision] / bytes_a_second)
+        for stage, (operations, numbers) in work.items()
+    }
 
 
 def profile_openvino(model: Model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
@@ -142,17 +160,18 @@ def matrix_speed(precision: str, threads: int) -> float:
     settings = settings_of(precision, {precision}, threads)
     request = openvino.Core().compile_model(openvino.Model([product], [x]), 'CPU', settings).create_infer_request()
     data = np.random.default_rng(1).normal(size=(SIDE, SIDE)).astype(np.float32)
-    return 2 * SIDE**3 / _fastest(lambda: request.infer({0: data}, share_inputs=True))
+    return 2 * SIDE**3 / fastest(lambda: request.infer({0: data}, share_inputs=True))
 
 
 def copy_speed() -> float:
     """Return the bytes a second that are read and written by copying an array larger than the caches."""
     source = np.zeros(2**27, np.uint8)
     target = np.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: np.copyto(target, source))
+    return 2 * source.nbytes / fastest(lambda: np.copyto(target, source))
 
 
-def _fastest(run: Callable[[], object]) -> float:
+def fastest(run: Callable[[], object]) -> float:
+    """Return the seconds of the shortest of ten runs."""
     times = []
     for _ in range(10):
         begin = time.perf_counter()
@@ -189,10 +208,7 @@ def _print_table(
     images: list[np.ndarray],
 ) -> None:
     model = provide_model(variant)
-    work = {stage: [0.0, 0.0] for stage in STAGES}
-    for stage, operations, numbers in convolutions(variant):
-        work[stage][0] += operations
-        work[stage][1] += numbers
+    work = work_of(variant)
     for threads in thread_counts:
         columns = {}
         for backend, precision in [('onnxruntime', 'fp32'), *(('openvino', name) for name in precisions)]:
@@ -203,10 +219,7 @@ def _print_table(
             times['keypoints'] = keypoints_time(model, backend, precision, threads, images)
             columns[f'{backend} {precision}'] = times
         for precision in precisions:
-            columns[f'floor {precision}'] = {
-                stage: 1e3 * max(flops / speeds[precision, threads], numbers * BYTES[precision] / bandwidth)
-                for stage, (flops, numbers) in work.items()
-            }
+            columns[f'floor {precision}'] = floor_of(work, precision, speeds[precision, threads], bandwidth)
         print(f'\n{variant}, threads {threads}, milliseconds\n')
         print(f'| stage | GFLOP | {" | ".join(columns)} |')
         print(f'|---|---:{"|---:" * len(columns)}|')

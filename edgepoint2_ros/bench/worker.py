@@ -35,7 +35,8 @@ class Contender:
 
     Attributes:
         kind: a backend, or ``orb``, ``sift``, ``dense`` or ``official``.
-        model, precision: of the network; empty where there is none.
+        model, precision: of the network; empty where there is none. The official code runs in fp16 on the GPU, else on
+            the CPU.
         threads: of the runtime; 0 is every core.
         size: of the images, WIDTHxHEIGHT.
     """
@@ -164,12 +165,17 @@ def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
         raise EdgePoint2Error(f'{OFFICIAL_CODE}={folder}: expected a clone of HITCSC/EdgePoint2: {error}') from None
     if contender.threads:
         torch.set_num_threads(contender.threads)
-    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval()
+    half = contender.precision == 'fp16'
+    if half and not torch.cuda.is_available():
+        raise EdgePoint2Error('torch sees no CUDA device here')
+    device = 'cuda' if half else 'cpu'
+    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval().to(device)
 
     def extract(image: np.ndarray) -> Features:
-        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2))
-        [found] = network(gray[None, None].float() / 255)
-        xy, scores, descriptors = (found[name].numpy() for name in ('keypoints', 'scores', 'descriptors'))
+        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2)).to(device)
+        with torch.autocast(device, torch.float16, enabled=half):
+            [found] = network(gray[None, None].float() / 255)
+        xy, scores, descriptors = (found[name].float().cpu().numpy() for name in ('keypoints', 'scores', 'descriptors'))
         return Features(xy, scores, descriptors, (image.shape[1], image.shape[0]), contender.model, 'official')
 
     return extract

@@ -1,7 +1,8 @@
 """Time the models on every runtime beside ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
 
 The dense reference is the network's definition with the weights that the runtimes have. Where the environment variable
-EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights.
+EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights, and in fp16 on
+an NVIDIA GPU where there is one.
 
 Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
 so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
@@ -13,7 +14,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -31,6 +31,7 @@ from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
 from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender, parse_size
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
@@ -60,7 +61,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--frames', type=int, default=30, help='frames a round and pace (default: %(default)s)')
     add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
     add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
-    add('--cameras', nargs='+', type=int, default=[], metavar='N', help='let N cameras at 30 Hz share the first model')
+    add(
+        '--cameras',
+        nargs='+',
+        type=int,
+        default=[],
+        metavar='N',
+        help='let N cameras at 30 Hz share the first model, on the first of --backends (default: as auto runs it)',
+    )
     add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
     add('--json', type=Path, metavar='FILE', help='write all that was measured')
     add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
@@ -159,6 +167,8 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
             contenders.append(Contender('dense', model, '', count, size))
             if OFFICIAL_CODE in os.environ:
                 contenders.append(Contender('official', model, '', count, size))
+                if count == threads[-1] and _has_gpu():
+                    contenders.append(Contender('official', model, 'fp16', count, size))
             for backend in backends:
                 if backend == 'tensorrt' and count != threads[-1]:
                     continue  # the CPU's threads make no difference to a GPU
@@ -199,10 +209,11 @@ def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: d
 
 
 def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each number of cameras how well the first model, as ``auto`` runs it, serves them."""
+    """Return for each number of cameras how well the first model, on the first backend or by auto, serves them."""
+    backend = options.backends[0] if options.backends else 'auto'
     rows = []
     for model, cameras in product(models[:1], options.cameras):
-        contender = Contender('auto', model, 'auto', 0, options.sizes[0])
+        contender = Contender(backend, model, 'auto', 0, options.sizes[0])
         rows.append({'model': model, 'cameras': cameras, **_ask('serve', asdict(contender), cameras=cameras, **job)})
     return rows
 
@@ -241,15 +252,7 @@ def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, An
 
 def find_machine() -> dict[str, Any]:
     """Return what the times depend on: ``processor``, ``cores`` that may be used, and ``versions``."""
-    info = Path('/proc/cpuinfo').read_text()
-    board = Path('/proc/device-tree/model')  # names a Jetson, which has no model name in its cpuinfo
-    name = re.search(r'^model name\s*: (.*)', info, re.MULTILINE)
-    processor = name[1] if name else board.read_text().strip('\0') if board.is_file() else platform.machine()
-    flags = [
-        flag
-        for flag in ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16')
-        if re.search(rf'\b{flag}\b', info)
-    ]
+    cpu = find_cpu()
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
     packages = {backend.title: backend.package for backend in BACKENDS.values()} | {'PyTorch': 'torch'}
     for name, package in packages.items():
@@ -259,7 +262,7 @@ def find_machine() -> dict[str, Any]:
             continue
     gpu = [find_gpu().name] if _has_gpu() else []
     return {
-        'processor': ', '.join([' '.join([processor, *flags]), *gpu]),
+        'processor': ', '.join([' '.join([cpu.name, *cpu.extensions]), *gpu]),
         'cores': len(os.sched_getaffinity(0)),
         'versions': versions,
     }

@@ -12,12 +12,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
 import numpy as np
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines.base import Engine, Report, Shape
 from edgepoint2_ros.engines.check import MIN_COSINE_OF_CPU, MIN_SHARE, compare, draw_scene
 from edgepoint2_ros.errors import EngineError
@@ -151,7 +151,7 @@ class AutoEngine:
         if len(choices) < 2 or image_shape[0] * image_shape[1] > MAX_PIXELS:
             return
         key = {
-            'cpu': _cpu_name(),
+            'cpu': f'{platform.machine()} {find_cpu().name}',
             'candidates': ', '.join(map(str, choices)),
             'runtimes': ', '.join(sorted({self._runtimes[choice.backend].BACKEND.version() for choice in choices})),
             'model': f'{self._model.variant} {self._model.digest}',
@@ -284,14 +284,3 @@ class Measurements:
             ]
         except (OSError, ValueError, TypeError, KeyError):
             return []
-
-
-def _cpu_name() -> str:
-    """Return what /proc/cpuinfo calls the cores: by name on x86, by numbers of their parts on ARM."""
-    names = set()
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines():
-            key, _, value = line.partition(':')
-            if key.strip() in ('model name', 'CPU implementer', 'CPU part'):
-                names.add(value.strip())
-    return ' '.join([platform.machine(), *sorted(names)])

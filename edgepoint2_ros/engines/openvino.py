@@ -1,7 +1,6 @@
 """OpenVINO on the CPU: the fastest where it is installed, and the one with bf16 and int8."""
 
 import os
-import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines.base import Backend, CpuEngine, Report, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model, part_path, read_part
@@ -141,12 +141,6 @@ def capabilities(core: Any) -> set[str]:
     has = {'fp32'}
     if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
         has.add('bf16')
-    if platform.machine() != 'x86_64':
-        return has
-    try:
-        flags = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').split()
-    except OSError:
-        flags = []
-    if {'avx512_vnni', 'avx_vnni'} & set(flags):
+    if {'avx512_vnni', 'avx_vnni'} & find_cpu().flags:
         has.add('int8')
     return has

@@ -90,6 +90,19 @@ def logger_of(tensorrt: Any) -> Any:
     return Logger()
 
 
+def create(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """Return what ``make`` makes with the logger: a builder or a runtime of TensorRT.
+
+    Raises:
+        EngineError: TensorRT refuses the GPU or the driver; why, it tells its logger alone.
+    """
+    logger.forget()
+    try:
+        return make()
+    except Exception as error:  # pybind11 makes a TypeError of the null pointer
+        raise EngineError(f'TensorRT cannot make a {what}: {logger.reasons()} ({error})') from None
+
+
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function of the CUDA runtime and return its result, or None where it has none.
 

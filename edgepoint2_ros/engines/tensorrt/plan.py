@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.engines.base import Shape
-from edgepoint2_ros.engines.tensorrt.bindings import call, logger_of
+from edgepoint2_ros.engines.tensorrt.bindings import call, create, logger_of
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, Model
@@ -45,8 +45,7 @@ class Plan:
         self._cudart = cudart
         self._resources = contextlib.ExitStack()  # what is to be freed, the latest first
         self._logger = logger = logger_of(tensorrt)
-        logger.forget()
-        self._runtime = tensorrt.Runtime(logger)
+        self._runtime = create(lambda: tensorrt.Runtime(logger), 'runtime', logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise PlanRefused(f'TensorRT cannot open the plan: {logger.reasons()}')
