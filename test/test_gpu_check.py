@@ -108,6 +108,11 @@ class TestSteps:
 
         assert tool.try_step(fail) == {'reason': 'RuntimeError: CUDA error: no kernel image'}
 
+    def test_a_step_that_hangs_is_ended(self, tool, tmp_path, monkeypatch):
+        monkeypatch.setattr(tool, 'LIMIT', 0.1)  # less than the imports take
+        monkeypatch.setattr(sys, 'argv', ['gpu_check', str(tmp_path / 'report')])
+        assert tool.run_step('machine', str(tmp_path))['reason'] == 'took longer than 0.1 s'
+
 
 def _backwards(*arguments, **options):
     from edgepoint2_ros.keypoints import best_keypoints
@@ -136,7 +141,16 @@ def test_without_a_gpu_it_says_of_each_step_why_not(no_gpu, tmp_path):
     assert printed.endswith(f'Please send {tmp_path}/report.json and {tmp_path}/report.md.\n')
     outcomes = json.loads((tmp_path / 'report.json').read_text())
     assert list(outcomes) == [
-        *('machine', 'plan T-32', 'fp16 by ONNX Runtime', 'fp16 by PyTorch', 'speed', 'floor', 'training')
+        *(
+            'machine',
+            'plan T-32',
+            'odd size T-32',
+            'fp16 by ONNX Runtime',
+            'fp16 by PyTorch',
+            'speed',
+            'floor',
+            'training',
+        )
     ]
     assert 'NVIDIA' in outcomes['machine']['result']['no gpu']
     assert 'NVIDIA' in outcomes['plan T-32']['reason']
@@ -165,12 +179,12 @@ def test_on_a_gpu_it_measures_and_goes_on_after_a_crash(official_model, tmp_path
     assert right['engine'].startswith('TensorRT-RTX ')
     assert 'passed its self-check: ' in right['check']
     assert right['ms'] > 0
+    assert 'passed its self-check: ' in outcomes['odd size T-32']['result']['check']
     assert outcomes['plan T-48']['reason'] == 'crashed: SIGABRT'
-    rows = {
-        (row['contender']['kind'], row['contender']['model']): row for row in outcomes['speed']['result']['results']
-    }
-    assert rows['tensorrt', 'T-32']['runs']
-    assert rows['tensorrt', 'T-48']['error']
+    rows = outcomes['speed']['result']['results']
+    timed = {(row['contender']['kind'], row['contender']['model']) for row in rows if row['runs']}
+    assert ('tensorrt', 'T-32') in timed
+    assert 'T-48' not in {model for _, model in timed}
     assert [row['cameras'] for row in outcomes['speed']['result']['cameras'] if 'fps' in row] == [1, 2, 4]
     page = (tmp_path / 'new' / 'report.md').read_text()
     assert '| T-32, TensorRT fp16 |' in page

@@ -127,7 +127,7 @@ PARAMETERS = (
     Parameter(
         'precision',
         DEFAULTS.precision,
-        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16 and fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16, fp16 and fp32.',
         PRECISIONS,
     ),
     Parameter(
