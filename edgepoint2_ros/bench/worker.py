@@ -28,6 +28,7 @@ OFFICIAL_CODE = 'EDGEPOINT2_OFFICIAL_CODE'  # names a clone of HITCSC/EdgePoint2
 READY = 'first features'  # is printed when they are there
 
 Extract = Callable[[np.ndarray], Sized]  # from an image to its keypoints
+ExtractFeatures = Callable[[np.ndarray], Features]
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,14 @@ def parse_size(text: str) -> tuple[int, int]:
 def main(job: str) -> None:
     """Do a job and print the answer."""
     task, contender, arguments = json.loads(job)
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {
+        'time': _time,
+        'inspect': _inspect,
+        'score': _score,
+        'serve': _serve,
+    }
     try:
-        answer = {'time': _time, 'inspect': _inspect, 'score': _score, 'serve': _serve}[task](
-            Contender(**contender), **arguments
-        )
+        answer = tasks[task](Contender(**contender), **arguments)
     except EdgePoint2Error as error:
         sys.exit(str(error))
     print(json.dumps(answer))
@@ -108,17 +113,26 @@ def _prepare(contender: Contender, keypoints: int, folder: str) -> tuple[np.ndar
 
 
 def open_contender(contender: Contender, keypoints: int) -> Extract:
-    """Return a function from an image to its keypoints, for models to its Features.
+    """Return a function from an image to its keypoints.
 
     Raises:
-        EdgePoint2Error: the model or the runtime is not to be had, or refuses.
+        EdgePoint2Error: the model or the runtime is missing, or refuses.
     """
-    if contender.kind in ('orb', 'sift'):
-        import cv2
+    if contender.kind not in ('orb', 'sift'):
+        return open_model(contender, keypoints)
+    import cv2
 
-        cv2.setNumThreads(contender.threads or -1)
-        detector = (cv2.ORB_create if contender.kind == 'orb' else cv2.SIFT_create)(keypoints)
-        return lambda image: detector.detectAndCompute(image, None)[0]
+    cv2.setNumThreads(contender.threads or -1)
+    detector = (cv2.ORB.create if contender.kind == 'orb' else cv2.SIFT.create)(keypoints)
+    return lambda image: detector.detectAndCompute(image, None)[0]
+
+
+def open_model(contender: Contender, keypoints: int) -> ExtractFeatures:
+    """Return a function from an image to its features, for a contender that has a model.
+
+    Raises:
+        EdgePoint2Error: as `open_contender` does.
+    """
     if contender.kind == 'dense':
         return _open_dense(contender, keypoints)
     if contender.kind == 'official':
@@ -135,7 +149,7 @@ def open_contender(contender: Contender, keypoints: int) -> Extract:
     return extractor.extract
 
 
-def _open_dense(contender: Contender, keypoints: int) -> Extract:
+def _open_dense(contender: Contender, keypoints: int) -> ExtractFeatures:
     """Return the network's definition in PyTorch, with the weights that the runtimes are timed with."""
     try:
         import torch
@@ -157,7 +171,7 @@ def _open_dense(contender: Contender, keypoints: int) -> Extract:
     return extract
 
 
-def _open_official(contender: Contender, keypoints: int) -> Extract:
+def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
     """Return the code of EdgePoint2's authors with their weights, from the folder that OFFICIAL_CODE names."""
     try:
         import torch
@@ -182,8 +196,8 @@ def _open_official(contender: Contender, keypoints: int) -> Extract:
         gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2)).to(device)
         with torch.autocast(device, torch.float16, enabled=half):
             [found] = network(gray[None, None].float() / 255)
-        rows = (found[name].float().cpu().numpy() for name in ('keypoints', 'scores', 'descriptors'))
-        return Features(*rows, (image.shape[1], image.shape[0]), contender.model, 'official')
+        xy, scores, descriptors = (found[name].float().cpu().numpy() for name in ('keypoints', 'scores', 'descriptors'))
+        return Features(xy, scores, descriptors, (image.shape[1], image.shape[0]), contender.model, 'official')
 
     return extract
 
@@ -230,25 +244,26 @@ def _peak_memory() -> float:
     return int(status.partition('VmHWM:')[2].split()[0]) * 1024 / 1e6
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Timed:
     """The very function that is timed, as the evaluation wants it."""
 
     name: str
-    extract: Callable[[np.ndarray], Features]
+    extract: ExtractFeatures
     match = staticmethod(match)
 
 
 def _score(contender: Contender, keypoints: int, folder: str) -> dict[str, Any]:
     """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
     from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
-    from edgepoint2_ros.evaluation.methods import OpenCVMethod
+    from edgepoint2_ros.evaluation.methods import Method, OpenCVMethod
     from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic
 
+    method: Method
     if contender.kind in ('orb', 'sift'):
         method = OpenCVMethod(contender.kind.upper(), keypoints)
     else:
-        method = _Timed(contender.kind, open_contender(contender, keypoints))
+        method = _Timed(contender.kind, open_model(contender, keypoints))
     pairs = make_synthetic(find_photographs([Path(folder)]), LONG_SIDE)
     results, _ = run_benchmark('synthetic', pairs, [method], picture_every=0, seeds=0)
     if not results:

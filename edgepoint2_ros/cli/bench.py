@@ -146,7 +146,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         find_photographs([options.accuracy])  # raises where there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
-    results = [{'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)]
+    results: list[dict[str, Any]] = [
+        {'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)
+    ]
     settings = {'keypoints': options.keypoints, 'frames': options.frames, 'rounds': options.rounds}
     with tempfile.TemporaryDirectory() as folder:
         _write_frames(Path(folder), options.sizes)
@@ -258,7 +260,7 @@ def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, An
     begin = time.perf_counter()
     with tempfile.TemporaryFile('w+') as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 if line.strip() == READY:
                     answer['first_s'] = time.perf_counter() - begin
         if worker.returncode == 0:
