@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 map``."""
     add = parser.add_argument
     add('source', type=Path, metavar='IMAGES_OR_BAG', help='folder of photographs, video, or bag')
-    add('output', type=Path, metavar='OUT', help='new folder, or one that an interrupted call has left')
+    add('output', type=Path, metavar='OUT', help='new folder, or that of an interrupted call, to resume it')
     add('--topic', default='', help='of the images in a bag (default: the only one)')
     add_extractor_arguments(parser)
     add(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=LONG_SIDE,
         metavar='PIXELS',
-        help='look for features at this long side, 0: as they are (%(default)s)',
+        help='long side at which features are extracted, 0: full size (%(default)s)',
     )
     add(
         '--rate',
