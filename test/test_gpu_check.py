@@ -121,17 +121,21 @@ def _backwards(*arguments, **options):
     return xy, scores, descriptors[::-1]
 
 
-def test_a_report_is_never_overwritten(tmp_path):
+@pytest.mark.parametrize(
+    ('arguments', 'complaint'),
+    [
+        ([], '{folder}/mine.md exists already: name another place, or remove it'),
+        (['--models', 'X'], "unknown model 'X'"),
+        (['--frames', '0'], '--frames: expected 1 or more, got 0'),
+        (['--images', '/nowhere'], '--images: no such folder: /nowhere'),
+    ],
+)
+def test_what_would_be_in_vain_is_refused_at_once(arguments, complaint, tmp_path):
     (tmp_path / 'mine.md').touch()
-    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine', *arguments], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f'gpu_check: {tmp_path}/mine.md exists already: name another place, or remove it\n'
-
-
-def test_an_unknown_model_is_a_line(tmp_path):
-    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine', '--models', 'X'], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("gpu_check: unknown model 'X'")
+    assert done.stderr.startswith(f'gpu_check: {complaint.format(folder=tmp_path)}')
+    assert done.stderr.count('\n') == 1
 
 
 @pytest.mark.slow
