@@ -240,7 +240,7 @@ def test_masks_that_are_lost_or_stamped_after_every_image_are_warnings():
         health.pass_masks(12.5)
     level, reason = verdict(health, 2.0)
     assert level == WARN
-    assert reason.startswith('no mask counts: each is stamped 12.50 s or more after the images')
+    assert reason.startswith('no mask applies: each is stamped 12.50 s or more after the images')
     feed(health, 10, begin=2.0)
     health.pass_masks(0.01)  # the first mask of all, made from the image behind this one
     assert verdict(health, 3.0)[0] == OK

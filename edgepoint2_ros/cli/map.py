@@ -79,6 +79,6 @@ def run(options: argparse.Namespace) -> int:
         more = f' and {len(summary.left_out) - SHOWN} more' if len(summary.left_out) > SHOWN else ''
         print(f'not in the map: {", ".join(summary.left_out[:SHOWN])}{more}')
     if summary.registered < summary.images / 2:
-        print('less than half of the images hold together: more of them are needed between those that do')
+        print('fewer than half of the images were registered: add images between those that were')
     print(options.output / 'index.html')
     return 0

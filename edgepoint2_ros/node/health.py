@@ -217,7 +217,7 @@ def judge(report: Report, health: Health, topic: str, silence: str, masks: str =
         return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
     if report.unmasked and report.unmasked >= report.processed:
         return WARN, (
-            f'no mask counts: each is stamped {health.mask_lead:.2f} s or more after the images; give it the stamp of '
+            f'no mask applies: each is stamped {health.mask_lead:.2f} s or more after the images; give it the stamp of '
             f'the image that it was made from, or 0 to count for all'
         )
     if report.processed and report.keypoints == 0:
