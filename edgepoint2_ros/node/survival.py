@@ -56,7 +56,7 @@ class Failures:
             if not self._node.context.ok() or now < self._logged.get(place, -math.inf) + LOG_PERIOD:
                 return
             self._logged[place] = now
-            line = f'a callback failed, the node goes on ({self.count} so far): {self.last}'
+            line = f'a callback failed, the node keeps running ({self.count} so far): {self.last}'
         self._node.get_logger().error(line)
 
 
