@@ -1,7 +1,8 @@
 # Everything goes into .venv; what is there already is not done again.
 #   make demo    camera, extractor and consumer as three processes over DDS; in one without ROS on ARM
 #   make test    lint and every test; make test ROS=jazzy the tests of the nodes on Jazzy, in .venv-jazzy
-#   make test-oldest  the tests of the library with the oldest numpy, OpenCV and runtimes that setup.cfg allows, in .venv-oldest
+#   make test-oldest  the library's tests with the oldest numpy, OpenCV and runtimes that pyproject.toml allows
+#   make test-arm64   the library on emulated 64-bit ARM cores, the C++ header there and on a big-endian one; as root, takes an hour
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make docs    the documentation as a site in build/site; fails on a dead link
@@ -38,7 +39,7 @@ SHELL := /bin/bash
 # A ROS 2 that the shell has sourced must not mix with the one in .venv.
 unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
 
-.PHONY: demo test test-oldest bench soak docs lint clean
+.PHONY: demo test test-oldest test-arm64 bench soak docs lint clean
 .DELETE_ON_ERROR:
 
 ifeq ($(MACHINE),x86_64)
@@ -60,6 +61,9 @@ endif
 
 test-oldest: .venv-oldest/test.stamp
 	.venv-oldest/bin/python -m pytest -m 'not slow'
+
+test-arm64: $(VENV)/test.stamp $(VENV)/package.stamp
+	tools/test_arm64 $(ARM64)
 
 bench: $(VENV)/test.stamp $(VENV)/package.stamp
 	@rm -f build/bench.svg build/bench.png  # bench writes over nothing

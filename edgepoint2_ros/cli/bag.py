@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from edgepoint2_ros.bridges.bag_contents import describe, read_frames
 from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, remarks, write_images
-from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_frames
+from edgepoint2_ros.bridges.bag_output import STORAGES, Progress
+from edgepoint2_ros.bridges.bags import PART, Job, extract
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import ExtractorSettings

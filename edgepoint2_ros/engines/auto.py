@@ -27,7 +27,7 @@ from edgepoint2_ros.storage import cache_directory, write_whole
 
 log = logging.getLogger('edgepoint2_ros')
 
-ACCURACY = ('fp32', 'bf16', 'int8')  # the most accurate first
+ACCURACY = ('fp32', 'fp16', 'bf16', 'int8')  # the most accurate first
 SAME = 1.05  # within this ratio of the fastest, the more accurate one is taken
 ROUNDS = 4  # timed runs of each candidate, after one to warm up
 PAUSE = 0.02  # seconds before each: between the images of a camera, cores go idle and caches cool down
@@ -183,7 +183,7 @@ class AutoEngine:
         ways = [
             (name, precision) for name in (self.backend, *self._candidates) for precision in self._worth_trying(name)
         ]
-        if any(precision != 'fp32' for _, precision in ways):  # then a runtime that has only fp32 is never the fastest
+        if {'bf16', 'int8'} & {precision for _, precision in ways}:  # then ONNX Runtime in fp32 is never the fastest
             ways = [way for way in ways if way[0] == self.backend]
         ways.sort(key=lambda way: ACCURACY.index(way[1]))
         threads = [self._threads or self._cores]

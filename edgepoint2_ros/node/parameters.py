@@ -11,13 +11,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.models.variants import NAMES
+
+if TYPE_CHECKING:
+    from rcl_interfaces.msg import SetParametersResult
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter as NodeParameter
+else:
+    Node = object  # rclpy is not needed to read the table
 
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
 
@@ -69,14 +76,16 @@ class Parameter:
             value = float(value)
         if self.type is list and isinstance(value, (tuple, array)):
             value = list(value)
-        if (
-            type(value) is not self.type
-            or (self.choices and value not in self.choices)
-            or (self.minimum is not None and not self.minimum <= value <= (self.maximum or value))
-            or not self.test(value)
-        ):
+        if type(value) is not self.type or not self._allows(value):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
         return value
+
+    def _allows(self, value: Any) -> bool:
+        return (
+            (not self.choices or value in self.choices)
+            and (self.minimum is None or self.minimum <= value <= (self.maximum or value))
+            and self.test(value)
+        )
 
     def parse(self, text: str) -> Any:
         """Return the value that ``text``, written as in a parameter file, gives; needs PyYAML.
@@ -118,7 +127,7 @@ PARAMETERS = (
     Parameter(
         'precision',
         DEFAULTS.precision,
-        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16 and fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16, fp16 and fp32.',
         PRECISIONS,
     ),
     Parameter(
@@ -232,7 +241,7 @@ PARAMETERS = (
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
-def declare(node: Any, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict[str, Any]:
+def declare(node: Node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict[str, Any]:
     """Declare every parameter on an rclpy node and return the values by name.
 
     They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
@@ -263,7 +272,7 @@ def declare(node: Any, table: Iterable[Parameter] = PARAMETERS, read_only: bool 
     return values
 
 
-def _warn_of_unknown(node: Any, names: list[str]) -> None:
+def _warn_of_unknown(node: Node, names: list[str]) -> None:
     """Log each value that the command line or a parameter file gives to a parameter that does not exist."""
     import rclpy.parameter
 
@@ -276,14 +285,14 @@ def _warn_of_unknown(node: Any, names: list[str]) -> None:
             node.get_logger().warning(f'parameter {name} does not exist, its value is not used{hint}')
 
 
-class AcceptsUnchanged:
+class AcceptsUnchanged(Node):
     """For an rclpy node: a parameter may be set to the value that it has, whether or not it may change now.
 
     So `ros2 param load` can load what `ros2 param dump` wrote. Parameters that may change at any time are set
     nevertheless: a mask file may have another content.
     """
 
-    def set_parameters_atomically(self, parameter_list):
+    def set_parameters_atomically(self, parameter_list: 'list[NodeParameter[Any]]') -> 'SetParametersResult':
         from rcl_interfaces.msg import SetParametersResult
 
         changes = [parameter for parameter in parameter_list if not self._is_unchanged(parameter)]
@@ -291,7 +300,7 @@ class AcceptsUnchanged:
             return SetParametersResult(successful=True)
         return super().set_parameters_atomically(changes)
 
-    def _is_unchanged(self, parameter) -> bool:
+    def _is_unchanged(self, parameter: 'NodeParameter[Any]') -> bool:
         known = _BY_NAME.get(parameter.name)
         if (known is not None and known.live) or not self.has_parameter(parameter.name):
             return False
@@ -300,7 +309,7 @@ class AcceptsUnchanged:
         return parameter.to_parameter_msg().value == present.to_parameter_msg().value
 
 
-def read(node: Any) -> SimpleNamespace:
+def read(node: Node) -> SimpleNamespace:
     """Return the values of all parameters as attributes."""
     return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
 

@@ -14,7 +14,10 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
@@ -29,7 +32,7 @@ class Failures:
         last: the latest in words, with its place in the code; empty while there is none.
     """
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: 'Node') -> None:
         self._node = node
         self._lock = threading.Lock()
         self._logged: dict[str, float] = {}  # when, by place
