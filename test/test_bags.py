@@ -361,7 +361,7 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(frames, 
         next(steps)
     _drop(steps)
     assert len(list(read_features(again.output))) == 6
-    assert any(line.startswith('not complete: 6 images of office') for line in describe(again.output))
+    assert any(line.startswith('incomplete: 6 images of office') for line in describe(again.output))
     assert next(extract(again)).images == 6
     list(extract(again))
     assert contents(whole.output) == contents(again.output)
@@ -455,7 +455,7 @@ def test_after_kill_9_the_bag_can_be_read_and_the_same_call_completes_it(frames,
     assert 40 <= saved < 1200
     result = run('extract', bag, out, '--part', '20')
     assert result.returncode == 0, result.stderr
-    assert f'goes on behind image {saved}' in result.stderr
+    assert f'resumes after image {saved}' in result.stderr
     assert '1200 images' in result.stdout
     assert len(list(read_features(out))) == 1200
 

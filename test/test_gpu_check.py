@@ -48,8 +48,8 @@ def tool():
 
 
 @pytest.fixture
-def models(official_model):
-    return [official_model('T-32')]
+def model(official_model):
+    return official_model('T-32')
 
 
 def run(report: Path, *arguments, path: str = '', **environment) -> str:
@@ -69,26 +69,26 @@ def run(report: Path, *arguments, path: str = '', **environment) -> str:
 
 
 class TestSteps:
-    def test_fp16_by_pytorch_keeps_the_bounds(self, tool, models):
+    def test_fp16_by_pytorch_keeps_the_bounds(self, tool, model):
         pytest.importorskip('torch', reason='torch is not installed')
-        found = tool.check_torch(models, device='cpu')['T-32']
+        found = tool.check_torch(model, device='cpu')
         assert 'of the keypoints within 1 px' in found['check']
         assert found['ms'] > 0
 
-    def test_what_computes_something_else_fails_them(self, tool, models, monkeypatch):
+    def test_what_computes_something_else_fails_them(self, tool, model, monkeypatch):
         pytest.importorskip('torch', reason='torch is not installed')
         monkeypatch.setattr(tool, 'best_keypoints', _backwards)
         with pytest.raises(EdgePoint2Error, match='failed the self-check against fp32 on the CPU'):
-            tool.check_torch(models, device='cpu')
+            tool.check_torch(model, device='cpu')
 
-    def test_the_model_for_tensorrt_runs_by_onnx_runtime(self, tool, models):
-        found = tool.check_onnxruntime(models, provider='CPUExecutionProvider')['T-32']
+    def test_the_model_for_tensorrt_runs_by_onnx_runtime(self, tool, model):
+        found = tool.check_onnxruntime(model, provider='CPUExecutionProvider')
         assert 'of the keypoints within 1 px' in found['check']
         assert found['not on CUDA'] == []
 
-    def test_the_floor_has_the_work_and_the_time_of_each_model(self, tool, models):
+    def test_the_floor_has_the_work_and_the_time_of_each_model(self, tool, model):
         pytest.importorskip('torch', reason='torch is not installed')
-        found = tool.find_floor(models, device='cpu')['models']['T-32']
+        found = tool.find_floor([model], device='cpu')['models']['T-32']
         assert found['GFLOP'] == pytest.approx(0.97, abs=0.01)
         assert found['MB'] == pytest.approx(30, abs=1)
         assert found['floor, ms'] > 0
@@ -145,22 +145,14 @@ def test_without_a_gpu_it_says_of_each_step_why_not(no_gpu, tmp_path):
     assert printed.endswith(f'Please send {tmp_path}/report.json and {tmp_path}/report.md.\n')
     outcomes = json.loads((tmp_path / 'report.json').read_text())
     assert list(outcomes) == [
-        *(
-            'machine',
-            'plan T-32',
-            'odd size T-32',
-            'fp16 by ONNX Runtime',
-            'fp16 by PyTorch',
-            'speed',
-            'floor',
-            'training',
-        )
+        *('machine', 'TensorRT T-32', 'TensorRT T-32, odd size', 'ONNX Runtime T-32', 'PyTorch T-32'),
+        *('speed', 'floor', 'training'),
     ]
     assert 'NVIDIA' in outcomes['machine']['result']['no gpu']
-    assert 'NVIDIA' in outcomes['plan T-32']['reason']
-    assert 'install onnxruntime-gpu' in outcomes['fp16 by ONNX Runtime']['reason']
-    assert 'sees no CUDA device' in outcomes['fp16 by PyTorch']['reason']
-    assert outcomes['speed']['reason'] == outcomes['plan T-32']['reason']
+    assert 'NVIDIA' in outcomes['TensorRT T-32']['reason']
+    assert 'install onnxruntime-gpu' in outcomes['ONNX Runtime T-32']['reason']
+    assert 'sees no CUDA device' in outcomes['PyTorch T-32']['reason']
+    assert outcomes['speed']['reason'] == outcomes['TensorRT T-32']['reason']
     assert 'sees no CUDA device' in outcomes['floor']['result']['no speeds']
     assert 'name a folder by --images' in outcomes['training']['reason']
     page = (tmp_path / 'report.md').read_text()
@@ -179,12 +171,12 @@ def test_on_a_gpu_it_measures_and_goes_on_after_a_crash(official_model, tmp_path
     run(tmp_path / 'new' / 'report', '--models', 'T-32', 'T-48', '--frames', '2', path=path)
     outcomes = json.loads((tmp_path / 'new' / 'report.json').read_text())
     assert outcomes['machine']['result']['gpu'] == {'name': 'Orin', 'compute_capability': '8.7', 'cuda': '12.6'}
-    right = outcomes['plan T-32']['result']
+    right = outcomes['TensorRT T-32']['result']
     assert right['engine'].startswith('TensorRT-RTX ')
     assert 'passed its self-check: ' in right['check']
     assert right['ms'] > 0
-    assert 'passed its self-check: ' in outcomes['odd size T-32']['result']['check']
-    assert outcomes['plan T-48']['reason'] == 'crashed: SIGABRT'
+    assert 'passed its self-check: ' in outcomes['TensorRT T-32, odd size']['result']['check']
+    assert outcomes['TensorRT T-48']['reason'] == 'crashed: SIGABRT'
     rows = outcomes['speed']['result']['results']
     timed = {(row['contender']['kind'], row['contender']['model']) for row in rows if row['runs']}
     assert ('tensorrt', 'T-32') in timed

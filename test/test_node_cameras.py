@@ -242,7 +242,7 @@ def test_diagnostics_name_the_engine_and_a_camera_that_stopped(left, gray):
     assert 'no image for ' in silent.message
     assert '1 publish it' in silent.message
     left.unplug()
-    silent = left.status('left', lambda status: 'nobody publishes it' in status.message)
+    silent = left.status('left', lambda status: 'it has no publisher' in status.message)
     left.plug_in()
     left.connect()
 
@@ -330,8 +330,8 @@ def test_a_lazy_node_takes_images_only_while_somebody_wants_what_it_makes_of_the
     taken = 'images/s, latency|images dropped, they come faster'  # the latter on a loaded machine
     check(True, taken)
     camera.node.destroy_subscription(camera.reader)
-    check(False, 'idle: nobody subscribes to keypoints, place or overlay')
-    process.wait_for('image: idle: nobody subscribes')
+    check(False, 'idle: no subscribers to keypoints, place or overlay')
+    process.wait_for('image: idle: no subscribers')
     before = camera.next_stats()
     assert before.received == before.processed + before.dropped_newer
     for _ in range(5):

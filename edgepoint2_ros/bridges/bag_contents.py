@@ -57,7 +57,8 @@ def describe(path: Path) -> Iterator[str]:
         yield f'{path}: {recording.count} messages in {(recording.end - recording.start) * 1e-9:.1f} s'
         state = read_state(recording)
         if state is not None and not state['complete']:
-            yield f'not complete: {state["images"]} images of {state["source"]} so far; the same `bag extract` goes on'
+            done = f'{state["images"]} images of {state["source"]}'
+            yield f'incomplete: {done} so far; run the same `bag extract` again to resume'
         expected = known_types().hash_rihs01(KEYPOINTS)
         for topic in recording.topics.values():
             fault = f', not read: {topic.fault}' if topic.fault else ''

@@ -25,7 +25,7 @@ from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPE
 from edgepoint2_ros.node.losses import Losses, subscribe, with_events
 from edgepoint2_ros.node.offers import find_reliability
 
-DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
+DEAF = 'publishers offer best effort, image_reliability requests reliable; set it to auto or best_effort'
 
 
 class Camera:
@@ -37,7 +37,7 @@ class Camera:
         keypoints, overlay: publishers.
         places: publisher, or None where the node publishes no places.
         frame_id: of its last image.
-        health: what became of its images since activation.
+        health: counters of its images since activation.
         verdict: what its last diagnostics were about: their level, why no image and no mask came, whether it was idle.
         masks: those that came on its mask topic since activation.
     """
@@ -241,7 +241,7 @@ class Camera:
         publishers = self._node.get_publishers_info_by_topic(self._image_topic)
         fitting = [info for info in publishers if info.topic_type == TYPES[self._transport]]
         if not fitting:
-            return explain_types(self.topic, self._transport, self._published) or 'nobody publishes it'
+            return explain_types(self.topic, self._transport, self._published) or 'it has no publisher'
         offers_best_effort = all(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in fitting)
         if offers_best_effort and self._reliability == ReliabilityPolicy.RELIABLE and not self._adapts:
             return DEAF
@@ -315,10 +315,10 @@ class Camera:
     def _explain_writer(self, event: Any) -> None:
         if self._adapts:
             return  # it is asked for again in a moment, as it offers
-        self._node.get_logger().error(f'a publisher of {self.topic} cannot be heard: {DEAF}')
+        self._node.get_logger().error(f'QoS mismatch on {self.topic}: {DEAF}')
 
     def _explain_reader(self, event: Any) -> None:
         self._node.get_logger().warning(
-            f'a subscriber of {self.keypoints.topic_name} cannot hear it: it asks for more than is offered (reliable, '
+            f'QoS mismatch on {self.keypoints.topic_name}: a subscriber requests more than is offered (reliable, '
             f'volatile, no deadline); set its durability to volatile'
         )

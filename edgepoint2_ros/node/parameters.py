@@ -133,14 +133,14 @@ PARAMETERS = (
     Parameter(
         'threads',
         DEFAULTS.threads,
-        'Threads of the runtime; 0 takes every core, or half of four and more where that is faster.',
+        'Threads of the runtime; 0 uses every core or, from four on, half of them if that is faster.',
         minimum=0,
         maximum=256,
     ),
     Parameter(
         'max_keypoints',
         DEFAULTS.max_keypoints,
-        'Most keypoints of an image. CPUs give any number, TensorRT at most what the model was made for: 2048 for '
+        'Maximum number of keypoints per image. CPUs return any number, TensorRT at most that of the model: 2048 for '
         'all that ship; for up to 3840 `edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
         minimum=1,
         live=True,
@@ -156,7 +156,7 @@ PARAMETERS = (
     Parameter(
         'descriptor_encoding',
         'float32',
-        'How descriptors travel; `int8` takes a quarter of the bytes.',
+        'Encoding of the descriptors in messages; `int8` takes a quarter of the bytes.',
         messages.ENCODINGS,
         live=True,
     ),
@@ -211,15 +211,14 @@ PARAMETERS = (
     Parameter(
         'place',
         False,
-        'Publish one vector for each whole image on the topic `place`, by which the same place is found again, while '
-        'somebody subscribes.',
+        'Publish a global descriptor of each image on the topic `place`, for place recognition, while subscribed.',
     ),
-    Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
+    Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while subscribed.', live=True),
     Parameter(
         'image_reliability',
         'auto',
-        'Reliability of the image subscriptions: `auto` asks for what the publishers offer, and follows them within a '
-        'second; `best_effort` hears every publisher; `reliable` only the reliable ones, but loses few of the images '
+        'Reliability of the image subscriptions: `auto` requests what the publishers offer, and adapts within a '
+        'second; `best_effort` matches every publisher; `reliable` only reliable ones, but loses few of the images '
         'that exceed the buffers of Fast DDS (0.5 MB).',
         ('auto', 'best_effort', 'reliable'),
     ),
@@ -233,7 +232,7 @@ PARAMETERS = (
     Parameter(
         'lazy',
         False,
-        'Take images only while somebody subscribes to `keypoints`, `place` or `overlay`; looked at once a second.',
+        'Take images only while `keypoints`, `place` or `overlay` has a subscriber; checked once a second.',
         live=True,
     ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
