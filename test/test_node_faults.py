@@ -328,7 +328,7 @@ def test_a_full_disk_for_logs_stops_nothing(gray, rig, tmp_path):
 
 @pytest.mark.xfail(
     os.environ.get('ROS_DISTRO') == 'jazzy',
-    reason='with the Fast DDS of Jazzy another reliable reader gets nothing until the next image',
+    reason='with the Fast DDS of Jazzy one message of keypoints reaches another reliable reader only with the next',
 )
 def test_a_reader_that_hangs_holds_up_nobody(gray, start, rig):
     process = start('hang', image_reliability='reliable')
