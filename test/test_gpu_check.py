@@ -48,8 +48,8 @@ def tool():
 
 
 @pytest.fixture
-def models(official_model):
-    return [official_model('T-32')]
+def model(official_model):
+    return official_model('T-32')
 
 
 def run(report: Path, *arguments, path: str = '', **environment) -> str:
@@ -69,26 +69,26 @@ def run(report: Path, *arguments, path: str = '', **environment) -> str:
 
 
 class TestSteps:
-    def test_fp16_by_pytorch_keeps_the_bounds(self, tool, models):
+    def test_fp16_by_pytorch_keeps_the_bounds(self, tool, model):
         pytest.importorskip('torch', reason='torch is not installed')
-        found = tool.check_torch(models, device='cpu')['T-32']
+        found = tool.check_torch(model, device='cpu')
         assert 'of the keypoints within 1 px' in found['check']
         assert found['ms'] > 0
 
-    def test_what_computes_something_else_fails_them(self, tool, models, monkeypatch):
+    def test_what_computes_something_else_fails_them(self, tool, model, monkeypatch):
         pytest.importorskip('torch', reason='torch is not installed')
         monkeypatch.setattr(tool, 'best_keypoints', _backwards)
         with pytest.raises(EdgePoint2Error, match='failed the self-check against fp32 on the CPU'):
-            tool.check_torch(models, device='cpu')
+            tool.check_torch(model, device='cpu')
 
-    def test_the_model_for_tensorrt_runs_by_onnx_runtime(self, tool, models):
-        found = tool.check_onnxruntime(models, provider='CPUExecutionProvider')['T-32']
+    def test_the_model_for_tensorrt_runs_by_onnx_runtime(self, tool, model):
+        found = tool.check_onnxruntime(model, provider='CPUExecutionProvider')
         assert 'of the keypoints within 1 px' in found['check']
         assert found['not on CUDA'] == []
 
-    def test_the_floor_has_the_work_and_the_time_of_each_model(self, tool, models):
+    def test_the_floor_has_the_work_and_the_time_of_each_model(self, tool, model):
         pytest.importorskip('torch', reason='torch is not installed')
-        found = tool.find_floor(models, device='cpu')['models']['T-32']
+        found = tool.find_floor([model], device='cpu')['models']['T-32']
         assert found['GFLOP'] == pytest.approx(0.97, abs=0.01)
         assert found['MB'] == pytest.approx(30, abs=1)
         assert found['floor, ms'] > 0
@@ -108,6 +108,11 @@ class TestSteps:
 
         assert tool.try_step(fail) == {'reason': 'RuntimeError: CUDA error: no kernel image'}
 
+    def test_a_step_that_hangs_is_ended(self, tool, tmp_path, monkeypatch):
+        monkeypatch.setattr(tool, 'LIMIT', 0.1)  # less than the imports take
+        monkeypatch.setattr(sys, 'argv', ['gpu_check', str(tmp_path / 'report')])
+        assert tool.run_step('machine', str(tmp_path))['reason'] == 'took longer than 0.1 s'
+
 
 def _backwards(*arguments, **options):
     from edgepoint2_ros.keypoints import best_keypoints
@@ -116,17 +121,21 @@ def _backwards(*arguments, **options):
     return xy, scores, descriptors[::-1]
 
 
-def test_a_report_is_never_overwritten(tmp_path):
+@pytest.mark.parametrize(
+    ('arguments', 'complaint'),
+    [
+        ([], '{folder}/mine.md exists already: name another place, or remove it'),
+        (['--models', 'X'], "unknown model 'X'"),
+        (['--frames', '0'], '--frames: expected 1 or more, got 0'),
+        (['--images', '/nowhere'], '--images: no such folder: /nowhere'),
+    ],
+)
+def test_what_would_be_in_vain_is_refused_at_once(arguments, complaint, tmp_path):
     (tmp_path / 'mine.md').touch()
-    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine', *arguments], capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == f'gpu_check: {tmp_path}/mine.md exists already: name another place, or remove it\n'
-
-
-def test_an_unknown_model_is_a_line(tmp_path):
-    done = subprocess.run([sys.executable, TOOL, tmp_path / 'mine', '--models', 'X'], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith("gpu_check: unknown model 'X'")
+    assert done.stderr.startswith(f'gpu_check: {complaint.format(folder=tmp_path)}')
+    assert done.stderr.count('\n') == 1
 
 
 @pytest.mark.slow
@@ -136,13 +145,14 @@ def test_without_a_gpu_it_says_of_each_step_why_not(no_gpu, tmp_path):
     assert printed.endswith(f'Please send {tmp_path}/report.json and {tmp_path}/report.md.\n')
     outcomes = json.loads((tmp_path / 'report.json').read_text())
     assert list(outcomes) == [
-        *('machine', 'plan T-32', 'fp16 by ONNX Runtime', 'fp16 by PyTorch', 'speed', 'floor', 'training')
+        *('machine', 'TensorRT T-32', 'TensorRT T-32, odd size', 'ONNX Runtime T-32', 'PyTorch T-32'),
+        *('speed', 'floor', 'training'),
     ]
     assert 'NVIDIA' in outcomes['machine']['result']['no gpu']
-    assert 'NVIDIA' in outcomes['plan T-32']['reason']
-    assert 'install onnxruntime-gpu' in outcomes['fp16 by ONNX Runtime']['reason']
-    assert 'sees no CUDA device' in outcomes['fp16 by PyTorch']['reason']
-    assert outcomes['speed']['reason'] == outcomes['plan T-32']['reason']
+    assert 'NVIDIA' in outcomes['TensorRT T-32']['reason']
+    assert 'install onnxruntime-gpu' in outcomes['ONNX Runtime T-32']['reason']
+    assert 'sees no CUDA device' in outcomes['PyTorch T-32']['reason']
+    assert outcomes['speed']['reason'] == outcomes['TensorRT T-32']['reason']
     assert 'sees no CUDA device' in outcomes['floor']['result']['no speeds']
     assert 'name a folder by --images' in outcomes['training']['reason']
     page = (tmp_path / 'report.md').read_text()
@@ -161,16 +171,16 @@ def test_on_a_gpu_it_measures_and_goes_on_after_a_crash(official_model, tmp_path
     run(tmp_path / 'new' / 'report', '--models', 'T-32', 'T-48', '--frames', '2', path=path)
     outcomes = json.loads((tmp_path / 'new' / 'report.json').read_text())
     assert outcomes['machine']['result']['gpu'] == {'name': 'Orin', 'compute_capability': '8.7', 'cuda': '12.6'}
-    right = outcomes['plan T-32']['result']
+    right = outcomes['TensorRT T-32']['result']
     assert right['engine'].startswith('TensorRT-RTX ')
     assert 'passed its self-check: ' in right['check']
     assert right['ms'] > 0
-    assert outcomes['plan T-48']['reason'] == 'crashed: SIGABRT'
-    rows = {
-        (row['contender']['kind'], row['contender']['model']): row for row in outcomes['speed']['result']['results']
-    }
-    assert rows['tensorrt', 'T-32']['runs']
-    assert rows['tensorrt', 'T-48']['error']
+    assert 'passed its self-check: ' in outcomes['TensorRT T-32, odd size']['result']['check']
+    assert outcomes['TensorRT T-48']['reason'] == 'crashed: SIGABRT'
+    rows = outcomes['speed']['result']['results']
+    timed = {(row['contender']['kind'], row['contender']['model']) for row in rows if row['runs']}
+    assert ('tensorrt', 'T-32') in timed
+    assert 'T-48' not in {model for _, model in timed}
     assert [row['cameras'] for row in outcomes['speed']['result']['cameras'] if 'fps' in row] == [1, 2, 4]
     page = (tmp_path / 'new' / 'report.md').read_text()
     assert '| T-32, TensorRT fp16 |' in page

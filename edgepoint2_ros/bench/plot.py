@@ -33,7 +33,7 @@ def write_plot(path: Path, report: dict[str, Any]) -> None:
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     colours = _choose_colours(rows)
     for axis, panel, size in zip(axes, panels, sizes):
-        pace = PACES[next(iter(panel[0]['paces']))]
+        pace = f'ms {PACES[next(iter(panel[0]["paces"]))]}'
         axis.set_title(f'{size}, at most {report["settings"]["keypoints"]} keypoints', loc='left')
         axis.set_xlabel(pace)
         axis.spines[['top', 'right']].set_visible(False)

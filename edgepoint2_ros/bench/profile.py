@@ -11,8 +11,10 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from edgepoint2_ros.engines import base
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.engines.openvino import capabilities, import_openvino, settings_of
 from edgepoint2_ros.extractor import Extractor
-from edgepoint2_ros.models import part_path
+from edgepoint2_ros.keypoints import Rows, best_keypoints
+from edgepoint2_ros.models import Model, part_path
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import Variant, find_variant
 from edgepoint2_ros.scenes.sources import VirtualFlight
@@ -75,7 +78,7 @@ def floor_of(
     }
 
 
-def profile_openvino(model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+def profile_openvino(model: Model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as OpenVINO measures its operators."""
     core = import_openvino().Core()
     path = part_path(model.path, 'int8') if precision == 'int8' else model.path
@@ -85,19 +88,19 @@ def profile_openvino(model, precision: str, threads: int, images: list[np.ndarra
     request = core.compile_model(network, 'CPU', settings).create_infer_request()
     for k in range(FRAMES):
         request.infer({'image': images[k % len(images)]}, share_inputs=True)
-    times = defaultdict(float)
+    times: defaultdict[str, float] = defaultdict(float)
     for operator in request.profiling_info:  # means over all runs
         times[_stage(operator.node_name)] += operator.real_time.total_seconds() * 1e3
     return times
 
 
-def profile_onnxruntime(model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+def profile_onnxruntime(model: Model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as ONNX Runtime measures its operators."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
-    times = defaultdict(float)
+    times: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f'{folder}/profile'
         session = onnxruntime.InferenceSession(str(model.path), options, providers=['CPUExecutionProvider'])
@@ -119,25 +122,22 @@ def _stage(name: str) -> str:
     return stage if stage in STAGES else 'layouts'  # changes between layouts, which ONNX Runtime adds without a name
 
 
-def keypoints_time(model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
+def keypoints_time(model: Model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
     """Return the mean milliseconds from the maps to the features."""
     extractor = Extractor(
         model.variant.name, weights=str(model.path), backend=backend, precision=precision, threads=threads
     )
-    original, spent = base.best_keypoints, []
+    spent = []
 
-    def timed(*arguments):
+    def timed(*arguments: Any) -> Rows:
         begin = time.perf_counter()
-        rows = original(*arguments)
+        rows = best_keypoints(*arguments)
         spent.append(time.perf_counter() - begin)
         return rows
 
-    base.best_keypoints = timed
-    try:
+    with mock.patch.object(base, 'best_keypoints', timed):
         for k in range(FRAMES):
             extractor.extract(images[k % len(images)])
-    finally:
-        base.best_keypoints = original
     return float(np.mean(spent[FRAMES // 4 :])) * 1e3
 
 
@@ -189,7 +189,7 @@ def main() -> None:
     precisions = [name for name in ('fp32', 'fp16', 'bf16', 'int8') if name in capabilities(import_openvino().Core())]
     bandwidth = copy_speed()
     print(f'copy, read and written: {bandwidth / 1e9:.0f} GB/s')
-    speeds = {}
+    speeds: dict[tuple[str, int], float] = {}
     for threads in options.threads:
         for precision in precisions:
             speeds[precision, threads] = speed = matrix_speed(precision, threads)
@@ -199,7 +199,14 @@ def main() -> None:
         _print_table(variant, options.threads, precisions, speeds, bandwidth, images)
 
 
-def _print_table(variant, thread_counts, precisions, speeds, bandwidth, images) -> None:
+def _print_table(
+    variant: Variant,
+    thread_counts: Sequence[int],
+    precisions: Sequence[str],
+    speeds: Mapping[tuple[str, int], float],
+    bandwidth: float,
+    images: list[np.ndarray],
+) -> None:
     model = provide_model(variant)
     work = work_of(variant)
     for threads in thread_counts:

@@ -11,20 +11,24 @@ from edgepoint2_ros.bench.worker import LONG_SIDE, Contender
 from edgepoint2_ros.engines import BACKENDS
 from edgepoint2_ros.errors import EdgePoint2Error
 
-FORMAT = 'edgepoint2 bench 1'  # of the file that --json writes
+FORMAT = 'edgepoint2 bench 2'  # of the file that --json writes
 TITLES = {
     'orb': 'ORB (OpenCV)',
     'sift': 'SIFT (OpenCV)',
     'dense': 'dense reference, PyTorch',
     'official': 'official code and weights, PyTorch',
+    'auto': '',  # its precision is auto
     **{name: backend.title for name, backend in BACKENDS.items()},
 }
-PACES = {'camera': 'ms at 30 Hz', 'back-to-back': 'ms back to back'}
+PACES = {'camera': 'at 30 Hz', 'back-to-back': 'back to back', 'cold': 'cold'}
 
 _NOTES = """\
-Milliseconds are medians (10 to 90 %). CPU ms: of all threads, a frame, with the pauses between frames; ratios: of the
-medians; both at the pace that stands first. First features: since the start of the process, interpreter and imports
-included. Peak memory: all that was resident, the interpreter, its libraries, the model and the frames."""
+Milliseconds are medians (10 to 90 %); ratios are of medians. Cold: a frame every 250 ms, and before each the caches
+are filled with something else. CPU ms: of all threads, a frame, with the pauses between frames; this and the ratio to
+the dense reference are at the pace that stands first. As fp32: of the best 1000 keypoints of ONNX Runtime in fp32 on
+a drawn scene, the share found within a pixel, and the median cosine of the descriptors. First features: since the
+start of the process, interpreter and imports included. Peak memory: all that was resident, the interpreter, its
+libraries, the model and the frames."""
 _ACCURACY_NOTE = """\
 MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {pairs} synthetic pairs with long sides of
 at most {side} px, by the very model, runtime and precision that were timed."""
@@ -56,15 +60,17 @@ def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
 
     ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
     ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the most.
-    ``orb``, ``dense``: ``ms`` as a multiple of theirs at the same size and threads, None where they did not run.
+    ``orb``: for each pace the median as a multiple of ORB's at the same size and threads, and ``dense``: ``ms`` as a
+    multiple of the dense reference's; empty and None where they did not run. ``fidelity``: of `bench.worker`, or None.
     """
     rows = [_row(result) for result in report['results'] if result['runs']]
+    paces = {row['contender']: row['paces'] for row in rows}
     medians = {row['contender']: row['ms'] for row in rows}
     for row in rows:
-        orb = replace(row['contender'], kind='orb', model='', precision='')
+        orb = paces.get(replace(row['contender'], kind='orb', model='', precision=''), {})
+        row['orb'] = {pace: row['paces'][pace][0] / orb[pace][0] for pace in row['paces'] if pace in orb}
         dense = replace(row['contender'], kind='dense', precision='')
-        for name, other in (('orb', orb), ('dense', dense)):
-            row[name] = row['ms'] / medians[other] if other in medians else None
+        row['dense'] = row['ms'] / medians[dense] if dense in medians else None
     return rows
 
 
@@ -76,6 +82,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         'contender': Contender(**result['contender']),
         'accuracy': result.get('accuracy'),
+        'fidelity': result.get('fidelity'),
         'paces': paces,
         'ms': paces[first][0],
         'cpu_ms': np.mean([run['paces'][first]['cpu_ms'] for run in runs]),
@@ -91,6 +98,7 @@ def format_report(report: dict[str, Any]) -> str:
     parts = []
     for size in dict.fromkeys(row['contender'].size for row in rows):
         parts.append(f'{size}:\n\n{_table([row for row in rows if row["contender"].size == size])}')
+    parts.append(_list_choices(rows))
     parts.append(_list_errors(report['results']))
     if report['cameras']:
         parts.append(_camera_table(report['cameras']))
@@ -115,18 +123,32 @@ def _table(rows: list[dict[str, Any]]) -> str:
         'threads': [row['contender'].threads for row in rows],
     }
     for pace in rows[0]['paces']:
-        columns[PACES[pace]] = ['{:.1f} ({:.1f} to {:.1f})'.format(*row['paces'][pace]) for row in rows]
+        columns[f'ms {PACES[pace]}'] = ['{:.1f} ({:.1f} to {:.1f})'.format(*row['paces'][pace]) for row in rows]
     columns['CPU ms'] = [f'{row["cpu_ms"]:.1f}' for row in rows]
     columns['keypoints'] = [f'{row["keypoints"]:.0f}' for row in rows]
     columns['first features, s'] = [f'{row["first_s"]:.2f}' for row in rows]
     columns['peak memory, MB'] = [f'{row["peak_mb"]:.0f}' for row in rows]
+    if any(row['fidelity'] for row in rows):
+        columns['as fp32'] = [
+            '{share:.1f} % ({cosine:.4f})'.format(**row['fidelity']) if row['fidelity'] else '' for row in rows
+        ]
     if any(row['accuracy'] for row in rows):
         for name in ('MMA@3', 'repeatability'):
             columns[name] = [f'{row["accuracy"][name]:.1f}' if row['accuracy'] else '' for row in rows]
-    columns['times ORB'] = [f'{row["orb"]:.2f}' if row['orb'] else '' for row in rows]
+    for pace in rows[0]['paces']:
+        columns[f'times ORB {PACES[pace]}'] = [f'{row["orb"][pace]:.2f}' if row['orb'] else '' for row in rows]
     faster = ['' if row['dense'] in (None, 1) else f'{1 / row["dense"]:.1f}x' for row in rows]
     columns['faster than the dense reference'] = faster
     return markdown(columns)
+
+
+def _list_choices(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each model and size with what auto takes."""
+    lines = []
+    for row in rows:
+        if row['contender'].kind == 'auto' and row['fidelity']:
+            lines.append(f'- auto, {row["contender"].model}, {row["contender"].size}: {row["fidelity"]["engine"]}')
+    return '\n'.join(lines)
 
 
 def _list_errors(results: list[dict[str, Any]]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgepoint2_ros.bridges.bags import IMAGES, Frame, only_topic, read_state
+from edgepoint2_ros.bridges.bag_contents import IMAGES, Frame, only_topic, read_state
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features

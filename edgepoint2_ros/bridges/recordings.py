@@ -301,7 +301,7 @@ def _open_file(path: Path, temporary: Path) -> '_McapTopics | _SqliteTopics | _R
 class _McapTopics:
     """The topics of an MCAP file."""
 
-    repair = '`mcap recover` makes a whole file of it'
+    repair = '`mcap recover` repairs it'
 
     def __init__(self, path: Path):
         self._file = McapFile(path)
@@ -391,7 +391,7 @@ class _SqliteTopics:
 class _Rosbag1Topics:
     """The topics of a ROS 1 bag."""
 
-    repair = '`rosbag reindex` makes a whole file of it'
+    repair = '`rosbag reindex` repairs it'
     closed = True  # another is refused
 
     def __init__(self, path: Path):

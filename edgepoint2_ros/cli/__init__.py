@@ -18,14 +18,14 @@ _COMMANDS = {
     'models': ('edgepoint2_ros.cli.models', 'list, import or download models'),
     'bag': ('edgepoint2_ros.cli.bag', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
     'map': ('edgepoint2_ros.cli.map', 'photographs, a video or a bag to cameras and points in space'),
-    'build-engine': ('edgepoint2_ros.cli.build_engine', 'build the plans of TensorRT ahead of time'),
-    'doctor': ('edgepoint2_ros.cli.doctor', 'what is here, what is missing, and whether it works'),
-    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models beside ORB and SIFT, with a report'),
+    'build-engine': ('edgepoint2_ros.cli.build_engine', 'build TensorRT plans ahead of time'),
+    'doctor': ('edgepoint2_ros.cli.doctor', 'what is installed, what is missing, and whether it works'),
+    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models compared with ORB and SIFT, with a report'),
     'match': ('edgepoint2_ros.cli.match', 'match two images and draw the matches'),
-    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'what makes RTAB-Map use EdgePoint2: environment and parameters'),
+    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'environment and parameters for RTAB-Map to use EdgePoint2'),
     'train': ('edgepoint2_ros.cli.train', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.cli.demo', 'camera, extractor and consumer as three processes over DDS'),
-    'bench': ('edgepoint2_ros.cli.bench', 'time the models beside ORB, SIFT and the dense reference'),
+    'bench': ('edgepoint2_ros.cli.bench', 'time the models against ORB, SIFT and the dense reference'),
 }
 
 

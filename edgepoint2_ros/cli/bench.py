@@ -6,7 +6,9 @@ an NVIDIA GPU where there is one.
 
 Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
 so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
-do on a robot; back to back they stay warm.
+do on a robot; back to back they stay warm; at the pace "cold" nothing of the last frame is left in the caches.
+
+From a machine that we do not have, please send what --report writes.
 """
 
 import argparse
@@ -47,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 bench`."""
     add = parser.add_argument
     add('--models', nargs='+', default=['T-32', 'E-64'], metavar='MODEL', help='variants, or all (default: T-32 E-64)')
-    add('--backends', nargs='+', metavar='NAME', help=f'of {", ".join(BACKENDS)} (default: tensorrt only with a GPU)')
+    add(
+        '--backends', nargs='+', metavar='NAME', help=f'auto, {", ".join(BACKENDS)} (default: all; tensorrt with a GPU)'
+    )
     add(
         '--precisions',
         nargs='+',
@@ -56,9 +60,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--threads', nargs='+', type=int, default=[1, 0], metavar='N', help='0 takes every core (default: 1 0)')
     add('--sizes', nargs='+', default=['640x480'], metavar='WIDTHxHEIGHT', help='of the images (default: 640x480)')
-    add('--pace', choices=(*PERIODS, 'both'), default='both', help='30 frames a second, or one by one (%(default)s)')
+    add(
+        '--paces',
+        nargs='+',
+        choices=PERIODS,
+        default=list(PERIODS),
+        help='30 frames a second, one by one, 4 a second with cold caches (default: all)',
+    )
     add('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
-    add('--frames', type=int, default=30, help='frames a round and pace (default: %(default)s)')
+    add('--frames', type=int, default=30, help='frames a round and pace, cold a third (default: %(default)s)')
     add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
     add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
     add(
@@ -70,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='let N cameras at 30 Hz share the first model, on the first of --backends (default: as auto runs it)',
     )
     add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
+    add('--report', type=Path, metavar='FILE', help='write what is printed: Markdown, to send')
     add('--json', type=Path, metavar='FILE', help='write all that was measured')
     add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
 
@@ -82,7 +93,10 @@ def run(options: argparse.Namespace) -> int:
     """
     _check(options)
     report = read_report(options.source) if options.source else measure(options)
-    print(format_report(report))
+    page = format_report(report)
+    print(page)
+    if options.report:
+        options.report.write_text(f'# edgepoint2 bench\n\n{page}\n', encoding='utf-8')
     if options.json:
         options.json.write_text(json.dumps(report) + '\n', encoding='utf-8')
     for path in options.plot:
@@ -96,7 +110,7 @@ def _check(options: argparse.Namespace) -> None:
         for value in np.atleast_1d(getattr(options, name)):
             if value < least:
                 raise EdgePoint2Error(f'--{name}: expected {least} or more, got {value}')
-    for name, known in (('backends', BACKENDS), ('precisions', PRECISIONS[1:])):
+    for name, known in (('backends', ('auto', *BACKENDS)), ('precisions', PRECISIONS[1:])):
         for value in getattr(options, name) or []:
             if value not in known:
                 raise EdgePoint2Error(f'--{name}: expected {", ".join(known)}, got {value!r}')
@@ -105,7 +119,7 @@ def _check(options: argparse.Namespace) -> None:
     for path in options.plot:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
-    files = [*options.plot, *([options.json] if options.json else [])]
+    files = [*options.plot, *filter(None, (options.json, options.report))]
     refuse_existing(files)
     for path in files:
         try:
@@ -121,7 +135,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     Returns:
         What --json writes: ``machine``, ``settings``, in ``results`` each contender with its ``runs``, one a round,
-        the ``error`` that ended it and its ``accuracy`` where asked for, and in ``cameras`` a row for each number.
+        the ``error`` that ended it, the ``fidelity`` of runtimes and the ``accuracy`` where asked for, and in
+        ``cameras`` a row for each number.
 
     Raises:
         EdgePoint2Error: no such variant, or no photographs.
@@ -131,15 +146,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
         find_photographs([options.accuracy])  # raises where there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
-    results = [{'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)]
+    results: list[dict[str, Any]] = [
+        {'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)
+    ]
     settings = {'keypoints': options.keypoints, 'frames': options.frames, 'rounds': options.rounds}
     with tempfile.TemporaryDirectory() as folder:
         _write_frames(Path(folder), options.sizes)
         job = {'keypoints': options.keypoints, 'folder': folder, 'frames': options.frames}
         _time_all(results, options, job)
         cameras = _share_first(models, options, job)
+    timed = [result for result in results if result['runs']]
+    runtimes = [result for result in timed if result['contender']['kind'] in ('auto', *BACKENDS)]
+    _add_once(runtimes, 'fidelity', 'inspect', {'threads': 0}, keypoints=options.keypoints)
     if options.accuracy:
-        _score_all([result for result in results if result['runs']], options)
+        folder = str(options.accuracy)
+        _add_once(timed, 'accuracy', 'score', {'threads': 0, 'size': ''}, keypoints=options.keypoints, folder=folder)
     return {'format': FORMAT, 'machine': find_machine(), 'settings': settings, 'results': results, 'cameras': cameras}
 
 
@@ -159,7 +180,7 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
     """Return the matrix: at each size and number of threads ORB, SIFT, and the models on the runtimes."""
     cores = len(os.sched_getaffinity(0))
     threads = sorted({count or cores for count in options.threads})
-    backends = options.backends or [name for name in reversed(BACKENDS) if name != 'tensorrt' or _has_gpu()]
+    backends = options.backends or [*(name for name in reversed(BACKENDS) if name != 'tensorrt' or _has_gpu()), 'auto']
     contenders = []
     for size, count in product(options.sizes, threads):
         contenders += [Contender('orb', '', '', count, size), Contender('sift', '', '', count, size)]
@@ -170,9 +191,10 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
                 if count == threads[-1] and _has_gpu():
                     contenders.append(Contender('official', model, 'fp16', count, size))
             for backend in backends:
-                if backend == 'tensorrt' and count != threads[-1]:
-                    continue  # the CPU's threads make no difference to a GPU
-                for precision in options.precisions or BACKENDS[backend].precisions:
+                if backend in ('auto', 'tensorrt') and count != threads[-1]:
+                    continue  # the CPU's threads make no difference to a GPU, and auto chooses them
+                precisions = ('auto',) if backend == 'auto' else options.precisions or BACKENDS[backend].precisions
+                for precision in precisions:
                     contenders.append(Contender(backend, model, precision, count, size))
     return list(dict.fromkeys(contenders))
 
@@ -197,11 +219,10 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
 
 def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: dict[str, Any]) -> None:
     """Append a run to each contender, round by round; one that failed is not tried again."""
-    paces = list(PERIODS) if options.pace == 'both' else [options.pace]
     turns = results * options.rounds
     for result in show_progress(turns, 'run', len(turns)):
         if not result['error']:
-            answer = _ask('time', result['contender'], paces=paces, **job)
+            answer = _ask('time', result['contender'], paces=options.paces, **job)
             if 'error' in answer:
                 result['error'] = answer['error']
             else:
@@ -218,19 +239,18 @@ def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, 
     return rows
 
 
-def _score_all(results: list[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Measure the accuracy of each model, runtime and precision; threads and the size of the frames do not matter."""
+def _add_once(results: list[dict[str, Any]], name: str, task: str, aside: dict[str, Any], **arguments: Any) -> None:
+    """Add to each result what a worker answers to a task, asked once for all that differ in nothing but ``aside``."""
     settings: dict[Contender, list[dict[str, Any]]] = {}
     for result in results:
-        setting = Contender(**{**result['contender'], 'threads': 0, 'size': ''})
-        settings.setdefault(setting, []).append(result)
-    for setting, same in show_progress(settings.items(), 'accuracy', len(settings)):
-        answer = _ask('score', asdict(setting), keypoints=options.keypoints, folder=str(options.accuracy))
+        settings.setdefault(Contender(**result['contender'] | aside), []).append(result)
+    for setting, same in show_progress(settings.items(), name, len(settings)):
+        answer = _ask(task, asdict(setting), **arguments)
         for result in same:
             if 'error' in answer:
                 result['error'] = answer['error']
             else:
-                result['accuracy'] = answer
+                result[name] = answer
 
 
 def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, Any]:
@@ -240,7 +260,7 @@ def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, An
     begin = time.perf_counter()
     with tempfile.TemporaryFile('w+') as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 if line.strip() == READY:
                     answer['first_s'] = time.perf_counter() - begin
         if worker.returncode == 0:

@@ -31,7 +31,7 @@ ROWS = 300  # of the best keypoints of each
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 models``."""
     actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
-    listing = actions.add_parser('list', help='say which models are there')
+    listing = actions.add_parser('list', help='list the installed models')
     listing.set_defaults(run_action=_list)
     importing = actions.add_parser('import', help='make models from files of weights (.pth)')
     importing.add_argument('paths', nargs='+', type=Path, metavar='PATH', help='.pth files, or folders of them')
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_export_arguments(importing)
     importing.set_defaults(run_action=_import)
     calibrating = actions.add_parser(
-        'calibrate', help='measure from which cosine on matches are right, and write it to the cards'
+        'calibrate', help='measure the cosine above which matches are correct, and write it to the cards'
     )
     _add_calibrate_arguments(calibrating)
     calibrating.set_defaults(run_action=_calibrate)

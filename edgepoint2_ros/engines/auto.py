@@ -224,12 +224,12 @@ def measure(
             engine = open_one(choice)
             rows = engine.run(scene, mask)
         except EngineError as error:
-            report(f'auto does without {choice}: {error}')
+            report(f'auto excludes {choice}: {error}')
             continue
         reference = reference or rows
         share, cosine = compare(rows, reference)
         if share < MIN_SHARE or cosine < MIN_COSINE_OF_CPU:
-            report(f'auto does without {choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
+            report(f'auto excludes {choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
             continue
         engines[choice] = engine
     times: dict[Choice, list[float]] = {choice: [] for choice in engines}

@@ -136,7 +136,7 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
         raise EngineError(f'this CPU does not accelerate {precision} (needs {_NEEDS[precision]}): use auto or fp32')
     settings = settings_of(precision, has, threads)
     source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
-    with BACKEND.errors(f'open {model.path}'):
+    with BACKEND.errors(f'open {part_path(model.path, "int8") if precision == "int8" else model.path}'):
         network = core.read_model(source)
     if precision == 'int8':
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'

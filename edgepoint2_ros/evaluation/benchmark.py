@@ -89,7 +89,9 @@ def run_benchmark(
     return results, pictures
 
 
-def extract_pair(pair: HomographyPair | PosePair, method: Method, known: dict) -> tuple[Features, Features]:
+def extract_pair(
+    pair: HomographyPair | PosePair, method: Method, known: dict[Any, Features]
+) -> tuple[Features, Features]:
     """Return a method's features of both images of a pair.
 
     Args:
@@ -135,7 +137,7 @@ def _run_pair(
     )
 
 
-def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
+def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return one row per benchmark, group and method, in order of appearance; shares in percent.
 
     Where a benchmark has several groups, a row ``all`` comes first: over all pairs of homographies, but of poses the
@@ -150,7 +152,7 @@ def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
     return rows
 
 
-def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, str | tuple[float, float]]]:
+def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return by how much methods differ from their rivals, in rows like those of `summarise`.
 
     Each column holds the mean difference, scene by scene and pair by pair, and its standard error: how much it would
@@ -205,7 +207,7 @@ def scores(result: Result) -> dict[str, float]:
     of 1 - error / threshold, and 0 beyond the threshold.
     """
     values = {'keypoints': result.keypoints, 'matches': float(result.matches)}
-    if result.accuracy is None:
+    if result.accuracy is None or result.repeatability is None:  # poses
         values['right'] = 100 * result.right
         for degrees in POSE_THRESHOLDS if len(result.errors) else ():
             values[f'AUC@{degrees}'] = 100 * float(np.maximum(0, 1 - result.errors / degrees).mean())

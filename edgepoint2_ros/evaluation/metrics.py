@@ -24,7 +24,7 @@ def transform(xy: np.ndarray, homography: np.ndarray) -> np.ndarray:
 
 def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return which points (N, 2) lie in an image of (width, height): bool (N,), False for NaN."""
-    return ((xy >= -0.5) & (xy < np.array(size) - 0.5)).all(axis=1)
+    return np.all((xy >= -0.5) & (xy < np.array(size) - 0.5), axis=1)
 
 
 def repeatability(

@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.offers import LatchedToo
 from edgepoint2_ros.odometry import Camera
 
@@ -23,7 +25,7 @@ class Calibration:
         info: the message that both come from.
     """
 
-    def __init__(self, node: Any, topic: str, rectified: bool, on_change: Callable[[], None]):
+    def __init__(self, node: Node, topic: str, rectified: bool, on_change: Callable[[], None]):
         """Subscribe.
 
         Args:
@@ -62,7 +64,7 @@ class Calibration:
                     )
         self._on_change()
 
-    def check_size(self, message: Any) -> None:
+    def check_size(self, message: KeypointArray) -> None:
         """Raise EdgePoint2Error where a KeypointArray is of images of another size."""
         width, height = self.image_size
         if (message.image_width, message.image_height) != (width, height):

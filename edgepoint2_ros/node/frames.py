@@ -9,7 +9,9 @@ from typing import Any
 import cv2
 import numpy as np
 from geometry_msgs.msg import Pose, Transform, TransformStamped
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
 
@@ -17,7 +19,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 class Frames:
     """The frames that /tf_static tells of, and a voice on /tf."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Node) -> None:
         """Subscribe to /tf_static and offer /tf, as tf2_ros does.
 
         Raises:
@@ -59,7 +61,7 @@ class Frames:
         (target_root, target_pose), (source_root, source_pose) = self.root(target), self.root(source)
         return np.linalg.inv(target_pose) @ source_pose if target_root == source_root else None
 
-    def send(self, header: Any, child: str, pose: Pose) -> None:
+    def send(self, header: Header, child: str, pose: Pose) -> None:
         """Publish the transform from the header's frame to a child frame whose pose in it is known."""
         transform = TransformStamped(header=header, child_frame_id=child)
         place, shift = pose.position, transform.transform.translation

@@ -1,7 +1,11 @@
 """How many messages a subscription has lost, by what the middleware says of it and not a message more."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+    from rclpy.qos import QoSProfile
 
 MOST_LOST = 100_000  # messages that can be lost at once: what says more is nonsense
 
@@ -52,11 +56,11 @@ def to_lost(change: int) -> int:
 
 
 def subscribe(
-    node: Any,
+    node: 'Node',
     kind: type,
     topic: str,
     receive: Callable[[Any], None],
-    qos: Any,
+    qos: 'QoSProfile',
     losses: Losses,
     count: Callable[[int], None],
     **callbacks: Any,

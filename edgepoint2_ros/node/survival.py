@@ -14,11 +14,21 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edgepoint2_ros.errors import EdgePoint2Error
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
 PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
+
+
+def in_words(error: Exception) -> str:
+    """Return an error of this package as it is, any other one with its type."""
+    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
 
 
 class Failures:
@@ -29,7 +39,7 @@ class Failures:
         last: the latest in words, with its place in the code; empty while there is none.
     """
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: 'Node') -> None:
         self._node = node
         self._lock = threading.Lock()
         self._logged: dict[str, float] = {}  # when, by place
@@ -46,7 +56,7 @@ class Failures:
             if not self._node.context.ok() or now < self._logged.get(place, -math.inf) + LOG_PERIOD:
                 return
             self._logged[place] = now
-            line = f'a callback failed, the node goes on ({self.count} so far): {self.last}'
+            line = f'a callback failed, the node keeps running ({self.count} so far): {self.last}'
         self._node.get_logger().error(line)
 
 

@@ -179,7 +179,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             pose: (4, 4) of the camera, as VisualOdometry.track gives it.
             camera: the camera's optical frame.
         """
-        if self._base_frame in ('', camera):
+        if self._frames is None or self._base_frame in ('', camera):
             return AHEAD @ pose
         mount = self._frames.find(self._base_frame, camera)
         if mount is None:
@@ -208,19 +208,19 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = velocity
             odometry.twist.covariance = self._twist_covariance
         self._odometry_publisher.publish(odometry)
-        if self._publishes_tf:
-            self._publish_tf(odometry)
+        if self._publishes_tf and self._frames is not None:
+            self._publish_tf(self._frames, odometry)
         self._path.header = odometry.header
         self._path.poses.append(PoseStamped(header=odometry.header, pose=odometry.pose.pose))
         del self._path.poses[: max(0, len(self._path.poses) - self._path_length)]
         if self._path_publisher.get_subscription_count():
             self._path_publisher.publish(self._path)
 
-    def _publish_tf(self, odometry: Odometry) -> None:
+    def _publish_tf(self, frames: Frames, odometry: Odometry) -> None:
         child = odometry.child_frame_id
-        root, _ = self._frames.root(child)
+        root, _ = frames.root(child)
         if child and child == root:
-            self._frames.send(odometry.header, child, odometry.pose.pose)
+            frames.send(odometry.header, child, odometry.pose.pose)
             return
         reason = f'{child} has a parent in the tree of {root}, and a frame has only one' if child else 'it has no name'
         self.get_logger().error(

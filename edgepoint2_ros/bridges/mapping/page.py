@@ -102,7 +102,7 @@ def _view(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> t
         'cameras': [[*centre.round(5).tolist(), *(axes @ turn).round(5).ravel().tolist()]
                     for centre, turn in zip(centres, turns)],
         'shape': [[camera.width / camera.mean_focal_length() / 2, camera.height / camera.mean_focal_length() / 2]
-                  for camera in (image.camera for image in images)],
+                  for camera in (model.cameras[image.camera_id] for image in images)],
     }  # fmt: skip
     return view, {number: place for place, number in enumerate(numbers)}
 
