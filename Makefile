@@ -1,14 +1,17 @@
 # Everything goes into .venv; what is there already is not done again.
 #   make demo    camera, extractor and consumer as three processes over DDS; in one without ROS on ARM
 #   make test    lint and every test; make test ROS=jazzy the tests of the nodes on Jazzy, in .venv-jazzy
+#   make test-oldest  the library's tests with the oldest numpy, OpenCV and runtimes that pyproject.toml allows
+#   make test-arm64   the library on emulated 64-bit ARM cores, the C++ header there and on a big-endian one; as root, takes an hour
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make docs    the documentation as a site in build/site; fails on a dead link
-#   make lint    formatting, lint and the layers of the imports
+#   make lint    formatting, lint, the layers of the imports and types
 #   make clean   remove the environments and every build folder
 
 PYTHON ?= python3
 SOAK ?= 600
+OLDEST_PYTHON ?= python3.10
 # Kilted takes every target and test; on Jazzy the tests of the nodes run, too.
 ROS ?= kilted
 MACHINE := $(shell uname -m)
@@ -36,7 +39,7 @@ SHELL := /bin/bash
 # A ROS 2 that the shell has sourced must not mix with the one in .venv.
 unexport PYTHONPATH LD_LIBRARY_PATH AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH RMW_IMPLEMENTATION ROS_DISTRO
 
-.PHONY: demo test bench soak docs lint clean
+.PHONY: demo test test-oldest test-arm64 bench soak docs lint clean
 .DELETE_ON_ERROR:
 
 ifeq ($(MACHINE),x86_64)
@@ -56,6 +59,12 @@ test: $(VENV)/test.stamp $(VENV)/package.stamp
 	ROS_DISTRO=$(ROS) $(BIN)/python -m pytest $(NODE_TESTS)
 endif
 
+test-oldest: .venv-oldest/test.stamp
+	.venv-oldest/bin/python -m pytest -m 'not slow'
+
+test-arm64: $(VENV)/test.stamp $(VENV)/package.stamp
+	tools/test_arm64 $(ARM64)
+
 bench: $(VENV)/test.stamp $(VENV)/package.stamp
 	@rm -f build/bench.svg build/bench.png  # bench writes over nothing
 	$(BIN)/python -m edgepoint2_ros.cli bench --plot build/bench.svg --plot build/bench.png $(BENCH)
@@ -71,9 +80,10 @@ lint: $(VENV)/test.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
 clean:
-	rm -rf .venv .venv-jazzy build install log
+	rm -rf .venv .venv-jazzy .venv-oldest build install log
 
 $(VENV)/python.stamp:
 	@for tool in $(if $(filter x86_64,$(MACHINE)),cmake c++) $(PYTHON); do command -v $$tool > /dev/null || { \
@@ -92,6 +102,14 @@ $(VENV)/demo.stamp: $(VENV)/python.stamp $(DEMO_PACKAGES) requirements/runtime.t
 $(VENV)/test.stamp: $(VENV)/demo.stamp $(TEST_PACKAGES) requirements/models.txt requirements/tools.txt
 	@echo '== packages for the tests'
 	@$(call PIP_INSTALL,$(TEST_PACKAGES))
+	@touch $@
+
+.venv-oldest/test.stamp: BIN := .venv-oldest/bin
+.venv-oldest/test.stamp: requirements/oldest.txt
+	@$(OLDEST_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10) and f"Python 3.10 is needed, \
+	$(OLDEST_PYTHON) is {sys.version.split()[0]}; name it by make test-oldest OLDEST_PYTHON=...")'
+	$(OLDEST_PYTHON) -m venv .venv-oldest
+	@$(call PIP_INSTALL,$<)
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/python.stamp requirements/docs.txt

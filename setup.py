@@ -1,5 +1,10 @@
-"""Install the ROS-free library and the command edgepoint2; setup.cfg says what that is."""
+"""For tools that run setup.py; pyproject.toml describes the package."""
 
-from setuptools import setup
+import sys
 
-setup()
+import setuptools
+
+if int(setuptools.__version__.split('.')[0]) < 68:  # before 61 it reads no [project] and builds UNKNOWN 0.0.0
+    sys.exit(f'edgepoint2_ros needs setuptools 68 or later to build, not {setuptools.__version__}')
+
+setuptools.setup()

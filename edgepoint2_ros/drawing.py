@@ -1,10 +1,12 @@
 """Pictures of features: keypoints on their image, matches between two images, tracks through a sequence."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 
 GOOD = (80, 220, 80)  # BGR
@@ -71,14 +73,16 @@ def draw_tracks(image: np.ndarray, history: Sequence[tuple[np.ndarray, np.ndarra
     """
     canvas = _bgr(image)
     history = history[-trail - 1 :]
-    paths = {number: [] for number in history[-1][0].tolist()} if history else {}
+    paths: dict[int, list[np.ndarray]] = {number: [] for number in history[-1][0].tolist()} if history else {}
     for ids, xy in history:
         for number, place in zip(ids.tolist(), _fixed(xy)):
             if number in paths:
                 paths[number].append(place)
     seen = np.array([len(path) for path in paths.values()])
     level = (255 * seen / max(len(history), 1)).astype(np.uint8)
-    colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3) if len(seen) else []
+    colours: np.ndarray = np.zeros((0, 3), np.uint8)
+    if len(seen):
+        colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3)
     for path, colour in zip(paths.values(), colours):
         cv2.polylines(canvas, [np.array(path, np.int32)], False, colour.tolist(), 1, cv2.LINE_AA, _SHIFT)
         x, y = path[-1].tolist()
@@ -91,6 +95,20 @@ def write_caption(picture: np.ndarray, text: str) -> np.ndarray:
     bar = np.full((32, picture.shape[1], 3), 32, np.uint8)
     cv2.putText(bar, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
     return np.vstack([bar, picture])
+
+
+def import_matplotlib() -> tuple[Any, Any]:
+    """Return matplotlib's Figure, which needs no display, and rc_context.
+
+    Raises:
+        EdgePoint2Error: it is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise EdgePoint2Error(f'plots need matplotlib ({error}): pip install matplotlib') from None
+    return Figure, rc_context
 
 
 def _bgr(image: np.ndarray) -> np.ndarray:

@@ -147,9 +147,9 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
     else:
         body = _strip_padding(data[:end])
     if is_marked or _has_all_scans(body):
-        pixels = _decode_whatever_follows(body)
-        if pixels is not None:
-            return pixels
+        complete = _decode_whatever_follows(body)
+        if complete is not None:
+            return complete
     raise ImageError(f'the jpeg of {len(data)} bytes is truncated')
 
 

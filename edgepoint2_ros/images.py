@@ -1,7 +1,7 @@
 """Camera messages and image files as arrays: what the extractor eats, from what cameras publish and people keep."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -60,7 +60,7 @@ ENCODINGS = tuple(_ENCODINGS)
 MASK_ENCODINGS = ('mono8', '8UC1', 'mono16', '16UC1')
 
 
-def to_array(message) -> np.ndarray:
+def to_array(message: Any) -> np.ndarray:
     """Return the pixels of a sensor_msgs/Image or sensor_msgs/CompressedImage as an array.
 
     Args:
@@ -91,7 +91,7 @@ def to_array(message) -> np.ndarray:
     return _to_uint8(_to_bgr(pixels, message.encoding, width, height)[:, :width])
 
 
-def to_mask(message) -> np.ndarray:
+def to_mask(message: Any) -> np.ndarray:
     """Return a sensor_msgs/Image with one of the MASK_ENCODINGS as a mask (H, W) uint8, 255 where it is not zero.
 
     Raises:
@@ -100,7 +100,7 @@ def to_mask(message) -> np.ndarray:
     return (_pixels(message, MASK_ENCODINGS) != 0).astype(np.uint8) * 255
 
 
-def _pixels(message, allowed: tuple[str, ...]) -> np.ndarray:
+def _pixels(message: Any, allowed: tuple[str, ...]) -> np.ndarray:
     """Return a view of the data: (rows, W) or (rows, W, C), in the encoding's own type and order."""
     if message.encoding not in allowed:
         raise ImageError(f'image encoding {message.encoding!r} is unknown: expected one of {", ".join(allowed)}')
@@ -149,7 +149,7 @@ def _to_bgr(pixels: np.ndarray, encoding: str, width: int, height: int) -> np.nd
         raise ImageError(f'image of {width} x {height} pixels cannot be read as {encoding}: {error.err}') from None
 
 
-def _decompress(message) -> np.ndarray:
+def _decompress(message: Any) -> np.ndarray:
     data = bytes(message.data)
     name = message.format or 'no format'
     if 'compressedDepth' in name:

@@ -41,7 +41,8 @@ def best_keypoints(
     height, width = score_map.shape
     highest = cv2.dilate(score_map, _WINDOW)
     if threshold > -np.inf:  # raised above it, so that no lower score equals it
-        highest = cv2.max(highest, float(np.nextafter(np.float32(threshold), np.float32(np.inf))), dst=highest)
+        lowest = float(np.nextafter(np.float32(threshold), np.float32(np.inf)))
+        highest = cv2.max(highest, lowest, dst=highest)  # type: ignore[call-overload]  # it takes scalars, too
     maxima = cv2.compare(score_map, highest, cv2.CMP_EQ)
     maxima[:BORDER] = maxima[-BORDER:] = maxima[:, :BORDER] = maxima[:, -BORDER:] = 0
     if mask.shape != (1, 1):
@@ -55,7 +56,7 @@ def best_keypoints(
     if subpixel:
         right, down = _peak(scores, index, 1), _peak(scores, index, width)
     descriptors = _sample(descriptor_map, row, column, right, down)
-    scale = np.float32([image_shape[1] / width, image_shape[0] / height])
+    scale = np.array([image_shape[1] / width, image_shape[0] / height], np.float32)
     xy = (np.stack([column, row], axis=1).astype(np.float32) + np.stack([right, down], axis=1)) * scale
     order = np.argsort(-scores[index])
     return xy[order], scores[index[order]], descriptors[order]

@@ -3,6 +3,7 @@
 import bisect
 import threading
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import cv2
@@ -21,11 +22,11 @@ class Masks:
     One thread may `put` while another asks `at`.
     """
 
-    def __init__(self):
-        self._kept: list[list] = []  # [stamp, message, or the mask made of it], stamps in ascending order
+    def __init__(self) -> None:
+        self._kept: list[list[Any]] = []  # [stamp, message, or the mask made of it], stamps in ascending order
         self._lock = threading.Lock()
 
-    def put(self, stamp: int, message) -> None:
+    def put(self, stamp: int, message: Any) -> None:
         """Keep a mask message (sensor_msgs/Image) with its stamp in nanoseconds.
 
         A stamp before the newest one means that time was set back, say by a recording that begins anew: the masks kept

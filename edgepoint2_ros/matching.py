@@ -1,5 +1,7 @@
 """Matching of features: mutual nearest neighbours by cosine, among all or near where they are expected; geometry."""
 
+from typing import Any
+
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -94,22 +96,22 @@ def match_guided(
         EdgePoint2Error: nothing says where to search, shapes or numbers do not fit, or what `match` raises.
     """
     check_comparable(first, second)
-    low, high = _search_boxes(first, places, radius, disparity, distance)
+    boxes = _search_boxes(first, places, radius, disparity, distance)
     if fundamental is not None and np.shape(fundamental) != (3, 3):
         raise EdgePoint2Error(f'fundamental: expected (3, 3), got {np.shape(fundamental)}')
-    if low is None and fundamental is None:
+    if boxes is None and fundamental is None:
         raise EdgePoint2Error('expected places and their radius, fundamental or disparity, to know where to search')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     if not np.isfinite(second.xy).all():
         raise EdgePoint2Error('keypoints to be matched lie at places that are not finite')
-    if low is not None:
-        i, j = _find_inside(low, high, second.xy)
+    if boxes is not None:
+        i, j = _find_inside(*boxes, second.xy)
     if fundamental is not None:
         lines = np.column_stack([first.xy, np.ones(len(first))]) @ np.transpose(fundamental)
         lines = (lines / np.maximum(np.linalg.norm(lines[:, :2], axis=1, keepdims=True), 1e-12)).astype(np.float32)
         points = np.column_stack([second.xy, np.ones(len(second))]).astype(np.float32)
-        if low is None:
+        if boxes is None:
             i, j = np.nonzero(np.abs(lines @ points.T) <= distance)
         else:
             keep = np.abs(np.einsum('nk,nk->n', lines[i], points[j])) <= distance
@@ -162,11 +164,11 @@ def _search_boxes(
     radius: float | np.ndarray | None,
     disparity: tuple[float, float] | None,
     distance: float,
-) -> tuple[np.ndarray | None, np.ndarray | None]:
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the corners (N, 2) of where each feature is searched; None where neither places nor rows say it."""
     if not distance > 0:
         raise EdgePoint2Error(f'distance: expected a positive number of pixels, got {distance}')
-    low = high = None
+    boxes = None
     if places is not None:
         places = np.asarray(places, np.float64)
         if places.shape != (len(first), 2):
@@ -175,16 +177,14 @@ def _search_boxes(
             raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {radius}')
         places = np.where(np.isfinite(places).all(axis=1, keepdims=True), places, -1e9)
         reach = np.asarray(radius, np.float64).reshape(-1, 1)
-        low, high = places - reach, places + reach
+        boxes = places - reach, places + reach
     if disparity is not None:
         least, most = disparity
         if not least <= most:
             raise EdgePoint2Error(f'disparity: expected the least and the most, got {disparity}')
-        row_low = first.xy - np.array([most, distance])
-        row_high = first.xy + np.array([-least, distance])
-        low = row_low if low is None else np.maximum(low, row_low)
-        high = row_high if high is None else np.minimum(high, row_high)
-    return low, high
+        low, high = first.xy - np.array([most, distance]), first.xy + np.array([-least, distance])
+        boxes = (low, high) if boxes is None else (np.maximum(boxes[0], low), np.minimum(boxes[1], high))
+    return boxes
 
 
 def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,7 +253,7 @@ def verify(
     if len(pairs) >= GEOMETRIES[geometry]:
         first_xy, second_xy = first.xy[pairs[:, 0]], second.xy[pairs[:, 1]]
         find = cv2.findHomography if geometry == 'homography' else cv2.findFundamentalMat
-        settings = {'confidence': 0.999, 'maxIters': 2000}
+        settings: dict[str, Any] = {'confidence': 0.999, 'maxIters': 2000}
         try:
             matrix, agree = find(first_xy, second_xy, cv2.USAC_MAGSAC, threshold, **settings)
         except cv2.error:  # OpenCV's USAC fails on some matches of a camera that hardly moves

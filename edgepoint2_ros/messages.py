@@ -1,6 +1,7 @@
 """Features as KeypointArray messages and back, in three descriptor encodings."""
 
 import array
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +13,7 @@ ENCODINGS = ('float32', 'float16', 'int8')
 _DTYPES = (np.dtype('<f4'), np.dtype('<f2'), np.dtype('i1'))
 
 
-def encode(features: Features, header, encoding: str = 'float32'):
+def encode(features: Features, header: Any, encoding: str = 'float32') -> Any:
     """Return the KeypointArray message of ``features``.
 
     Args:
@@ -33,7 +34,7 @@ def encode(features: Features, header, encoding: str = 'float32'):
     return KeypointArray(header=header, **fields)
 
 
-def encode_place(descriptor: np.ndarray, features: Features, header):
+def encode_place(descriptor: np.ndarray, features: Features, header: Any) -> Any:
     """Return the Place message of an image.
 
     Args:
@@ -47,7 +48,7 @@ def encode_place(descriptor: np.ndarray, features: Features, header):
     return Place(header=header, model=features.model, digest=features.digest, descriptor=rows)
 
 
-def to_fields(features: Features, encoding: str = 'float32') -> dict:
+def to_fields(features: Features, encoding: str = 'float32') -> dict[str, Any]:
     """Return the fields of a KeypointArray by name, all but the header; its arrays as numpy arrays.
 
     Raises:
@@ -69,7 +70,7 @@ def to_fields(features: Features, encoding: str = 'float32') -> dict:
     }
 
 
-def decode(message) -> Features:
+def decode(message: Any) -> Features:
     """Return the features that a KeypointArray carries, descriptors as float32 rows of unit length.
 
     Scores and float32 descriptors are views of the message's memory.
@@ -104,7 +105,7 @@ def decode(message) -> Features:
     )
 
 
-def to_nanoseconds(stamp) -> int:
+def to_nanoseconds(stamp: Any) -> int:
     """Return a builtin_interfaces/Time as nanoseconds."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec
 

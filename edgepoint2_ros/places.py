@@ -100,7 +100,9 @@ def train_centres(descriptors: np.ndarray, count: int = CENTRES, seed: int = 0) 
     cv2.setRNGSeed(seed)
     criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, _ITERATIONS, 1e-5)
     rows = np.ascontiguousarray(descriptors, np.float32)
-    _, _, centres = cv2.kmeans(rows, count, None, criteria, _ATTEMPTS, cv2.KMEANS_PP_CENTERS)
+    _, _, centres = cv2.kmeans(  # type: ignore[call-overload]  # None for the labels: OpenCV's stubs do not know it
+        rows, count, None, criteria, _ATTEMPTS, cv2.KMEANS_PP_CENTERS
+    )
     return centres
 
 

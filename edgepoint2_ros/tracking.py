@@ -97,6 +97,15 @@ class _Pool:
         return _Pool(*(np.concatenate([getattr(pool, f.name) for pool in (self, *others)]) for f in fields(self)))
 
 
+@dataclass(frozen=True)
+class _Stereo:
+    left: Camera
+    right: Camera
+    rotation: np.ndarray  # (3, 3) and
+    shift: np.ndarray  # (3,) from the left camera's frame to the right one's
+    fundamental: np.ndarray  # (3, 3)
+
+
 class Tracker:
     """Follows the keypoints of one camera, or of the left one of a stereo pair.
 
@@ -133,18 +142,19 @@ class Tracker:
         """
         if not max_tracks >= 1 or not max_lost >= 0:
             raise EdgePoint2Error(f'expected max_tracks from 1 and max_lost from 0, got {max_tracks} and {max_lost}')
-        self._fundamental = None
+        self._stereo: _Stereo | None = None
         if right is not None:
             shift = None if right_from_left is None else np.asarray(right_from_left)[:3, 3]
             if camera is None or shift is None or not 0 < np.linalg.norm(shift) < np.inf:
                 raise EdgePoint2Error('a right camera needs the left one and where it stands: expected right_from_left')
-            self._rotation, self._shift = np.asarray(right_from_left, float)[:3, :3], shift
-            essential = np.cross(shift, self._rotation, axisb=0, axisc=0)
-            self._fundamental = np.linalg.inv(right.matrix).T @ essential @ np.linalg.inv(camera.matrix)
-        self._camera, self._right = camera, right
+            rotation = np.asarray(right_from_left, float)[:3, :3]
+            essential = np.cross(shift, rotation, axisb=0, axisc=0)
+            fundamental = np.linalg.inv(right.matrix).T @ essential @ np.linalg.inv(camera.matrix)
+            self._stereo = _Stereo(camera, right, rotation, shift, fundamental)
+        self._camera = camera
         self._max_tracks, self._max_lost, self._min_cosine = max_tracks, max_lost, min_cosine
         self.next_id = first_id
-        self._pool: _Pool | None = None
+        self._pool = _empty_pool(0)
         self._last: Features | None = None
         self._stamp = 0.0
 
@@ -306,8 +316,8 @@ class Tracker:
         pool = self._pool.take(np.arange(len(keypoints)))  # a copy: the pool goes on changing
         nowhere = np.full((len(pool), 2), np.nan)
         partners, right_xy, right_rays = np.full(len(pool), -1), nowhere.astype(np.float32), nowhere.copy()
-        if right is not None and self._right is not None:
-            pairs, rays = self._match_right(pool, right)
+        if right is not None and self._stereo is not None:
+            pairs, rays = self._match_right(self._stereo, pool, right)
             partners[pairs[:, 0]] = pairs[:, 1]
             right_xy[pairs[:, 0]], right_rays[pairs[:, 0]] = right.xy[pairs[:, 1]], rays
         elapsed = (stamp - pool.stamps)[:, None]
@@ -326,28 +336,28 @@ class Tracker:
             np.where(np.isnan(pool.right) & (partners >= 0)[:, None], 0, velocities),
         )
 
-    def _match_right(self, pool: _Pool, right: Features) -> tuple[np.ndarray, np.ndarray]:
+    def _match_right(self, stereo: _Stereo, pool: _Pool, right: Features) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs (Q, 2) of tracks and keypoints of the right image, and the rays (Q, 2) to the latter."""
-        flat = self._right.undistort(right.xy)
+        flat = stereo.right.undistort(right.xy)
         # Where a fisheye lens sees past 90 degrees there is no pixel without distortion.
         places = np.nan_to_num(flat, nan=-1e6, posinf=-1e6, neginf=-1e6).clip(-1e6, 1e6).astype(np.float32)
         pairs = match_guided(
             _as_features(pool.flat, pool.descriptors, right),
             _as_features(places, right.descriptors, right),
-            fundamental=self._fundamental,
+            fundamental=stereo.fundamental,
             distance=STEREO_ERROR,
             min_cosine=self._min_cosine,
             ratio=STEREO_RATIO,
         )
-        ray, right_ray = _to_rays(pool.flat[pairs[:, 0]], self._camera), _to_rays(flat[pairs[:, 1]], self._right)
+        ray, right_ray = _to_rays(pool.flat[pairs[:, 0]], stereo.left), _to_rays(flat[pairs[:, 1]], stereo.right)
         one = np.ones((len(pairs), 1))
         # With p the ray turned into the right camera's frame, q the right ray and t the shift, q x (depth p + t) = 0.
-        turned, seen = np.hstack([ray, one]) @ self._rotation.T, np.hstack([right_ray, one])
+        turned, seen = np.hstack([ray, one]) @ stereo.rotation.T, np.hstack([right_ray, one])
         parallax = np.cross(seen, turned)
         squared = (parallax**2).sum(axis=1)
-        ahead = -(parallax * np.cross(seen, self._shift)).sum(axis=1)  # depth times the square
+        ahead = -(parallax * np.cross(seen, stereo.shift)).sum(axis=1)  # depth times the square
         angle = np.sqrt(squared / ((turned**2).sum(axis=1) * (seen**2).sum(axis=1)))
-        good = (ahead > np.linalg.norm(self._shift) * squared) | (angle * self._right.matrix[0, 0] < STEREO_ERROR)
+        good = (ahead > np.linalg.norm(stereo.shift) * squared) | (angle * stereo.right.matrix[0, 0] < STEREO_ERROR)
         return pairs[good], right_ray[good]
 
     def _undistort(self, xy: np.ndarray) -> np.ndarray:
@@ -385,8 +395,8 @@ def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | Non
         return None
     fundamental, agree = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, FIT_ERROR, 0.99, 500)
     if agree is not None and np.count_nonzero(agree) >= MIN_FIT:
-        agree = agree.ravel() > 0
-        fundamental, _ = cv2.findFundamentalMat(first[agree], second[agree], cv2.FM_8POINT)
+        good = agree.ravel() > 0
+        fundamental, _ = cv2.findFundamentalMat(first[good], second[good], cv2.FM_8POINT)
     return fundamental if fundamental is not None and fundamental.shape == (3, 3) else None
 
 

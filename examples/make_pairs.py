@@ -62,7 +62,7 @@ def reconstruct(
         one_camera: took all of them.
 
     Raises:
-        EdgePoint2Error: the images do not hold together.
+        EdgePoint2Error: the images cannot be connected.
     """
     output.mkdir(parents=True)
     database = output / 'database.db'
@@ -85,7 +85,7 @@ def reconstruct(
     mapping.mapper.init_min_tri_angle = 4  # degrees; 16 by default, which a car that drives ahead never has
     models = pycolmap.incremental_mapping(database, photos, output / 'models', mapping)
     if not models:
-        raise EdgePoint2Error(f'{photos}: the images do not hold together')
+        raise EdgePoint2Error(f'{photos}: the images cannot be connected')
     best = max(models, key=lambda number: models[number].num_reg_images())
     pycolmap.undistort_images(output, output / 'models' / str(best), photos)
     return pycolmap.Reconstruction(output / 'sparse')

@@ -34,7 +34,7 @@ def map_by_sift(ours: Path, folder: Path, features: int, long_side: int, one_cam
         one_camera: took all images.
 
     Raises:
-        EdgePoint2Error: the images do not hold together.
+        EdgePoint2Error: the images cannot be connected.
     """
     folder.mkdir()
     database, images = folder / 'database.db', ours / 'input'

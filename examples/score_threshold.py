@@ -85,6 +85,8 @@ def place(extractor: Extractor, listing: Path) -> np.ndarray:
             poses = [metrics.estimate_pose(*matched, seed) for seed in range(SEEDS)]
             errors = [metrics.pose_error(pose, pair.pose) for pose in poses]
             rows[-1].append(((len(a) + len(b)) / 2, right, *errors))
+    if not rows:
+        raise EdgePoint2Error(f'{listing}: expected at least one pair of images that can be read')
     return np.array(rows)
 
 

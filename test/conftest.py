@@ -18,8 +18,11 @@ from edgepoint2_ros.engines.openvino import import_openvino
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / 'shared'
 
-# Own domain, this host only. Humble knows only ROS_LOCALHOST_ONLY, later distributions complain about it.
-os.environ['ROS_DOMAIN_ID'] = str(os.getpid() % 100 + 1)
+# A domain for each process, this host only; those of pytest-xdist count up from their parent's. Humble knows only
+# ROS_LOCALHOST_ONLY, later distributions complain about it.
+_worker = os.environ.get('PYTEST_XDIST_WORKER')
+_process = os.getpid() if _worker is None else os.getppid() + 1 + int(_worker.removeprefix('gw'))
+os.environ['ROS_DOMAIN_ID'] = str(_process % 100 + 1)
 os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
 if os.environ.get('ROS_DISTRO') == 'humble':
     os.environ['ROS_LOCALHOST_ONLY'] = '1'

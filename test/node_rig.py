@@ -229,7 +229,10 @@ class Rig:
     def status(self, task: str, condition=lambda status: True):
         """Wait until the diagnostics of a task fulfil a condition and return them."""
         self.diagnostics.clear()
-        self.wait_until(lambda: task in self.diagnostics and condition(self.diagnostics[task]))
+        try:
+            self.wait_until(lambda: task in self.diagnostics and condition(self.diagnostics[task]))
+        except AssertionError as error:
+            raise AssertionError(f'{error}; the last of {task}: {self.diagnostics.get(task)}') from None
         return self.diagnostics[task]
 
     def call(self, kind, name: str, request):

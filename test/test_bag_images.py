@@ -10,8 +10,9 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 
 from test_bags import START, record
 
+from edgepoint2_ros.bridges.bag_contents import Frame, read_frames
 from edgepoint2_ros.bridges.bag_images import name_frames, remarks
-from edgepoint2_ros.bridges.bags import Frame, Job, extract, read_frames
+from edgepoint2_ros.bridges.bags import Job, extract
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.features import Features
 

@@ -23,9 +23,10 @@ from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from edgepoint2_ros.bridges import bags
-from edgepoint2_ros.bridges.bags import KEYPOINTS, Job, describe, extract, read_features
-from edgepoint2_ros.bridges.recordings import open_recording
+from edgepoint2_ros.bridges import bag_output
+from edgepoint2_ros.bridges.bag_contents import describe, read_features
+from edgepoint2_ros.bridges.bags import Job, extract
+from edgepoint2_ros.bridges.recordings import KEYPOINTS, open_recording
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import BagError
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
@@ -360,7 +361,7 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(frames, 
         next(steps)
     _drop(steps)
     assert len(list(read_features(again.output))) == 6
-    assert any(line.startswith('not complete: 6 images of office') for line in describe(again.output))
+    assert any(line.startswith('incomplete: 6 images of office') for line in describe(again.output))
     assert next(extract(again)).images == 6
     list(extract(again))
     assert contents(whole.output) == contents(again.output)
@@ -375,9 +376,9 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(frames, 
         (Writer, 'write', 14),  # its keypoints are written,
         (Writer, 'write', 15),  # and the temperature is copied
         (Writer, 'close', 2),
-        (bags, '_sync', 3),  # the second part is on disk,
-        (bags, '_join', 1),  # has its place,
-        (bags, '_sync', 4),  # and is about to be named
+        (bag_output, '_sync', 3),  # the second part is on disk,
+        (bag_output, '_join', 1),  # has its place,
+        (bag_output, '_sync', 4),  # and is about to be named
     ],
 )
 def test_after_ctrl_c_anywhere_the_same_call_ends_with_the_same_bytes(
@@ -407,7 +408,8 @@ def test_after_ctrl_c_anywhere_the_same_call_ends_with_the_same_bytes(
 
 @pytest.mark.parametrize('moment', ['before', 'after'])
 @pytest.mark.parametrize(
-    ('owner', 'name'), [(bags, '_sync'), (bags.os, 'replace'), (bags, 'load_metadata'), (bags.shutil, 'rmtree')]
+    ('owner', 'name'),
+    [(bag_output, '_sync'), (bag_output.os, 'replace'), (bag_output, 'load_metadata'), (bag_output.shutil, 'rmtree')],
 )
 def test_after_ctrl_c_around_the_first_part_too(owner, name, moment, frames, tmp_path, monkeypatch):
     bag = record(tmp_path / 'office', frames[:5])
@@ -453,7 +455,7 @@ def test_after_kill_9_the_bag_can_be_read_and_the_same_call_completes_it(frames,
     assert 40 <= saved < 1200
     result = run('extract', bag, out, '--part', '20')
     assert result.returncode == 0, result.stderr
-    assert f'goes on behind image {saved}' in result.stderr
+    assert f'resumes after image {saved}' in result.stderr
     assert '1200 images' in result.stdout
     assert len(list(read_features(out))) == 1200
 

@@ -14,12 +14,15 @@ from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 
 
-def measured(kind, model='', precision='', milliseconds=(4.0,), error='', threads=2, size='640x480', accuracy=None):
+def measured(
+    kind, model='', precision='', milliseconds=(4.0,), error='', threads=2, size='640x480', accuracy=None, cold=()
+):
     """A contender's entry of a report; without milliseconds it never ran."""
-    times = {'ms': list(milliseconds), 'cpu_ms': 7.0, 'keypoints': 1900.0}
+    paces = {'camera': list(milliseconds), 'cold': list(cold)}
+    paces = {name: {'ms': times, 'cpu_ms': 7.0, 'keypoints': 1900.0} for name, times in paces.items() if times}
     return {
         'contender': {'kind': kind, 'model': model, 'precision': precision, 'threads': threads, 'size': size},
-        'runs': [{'paces': {'camera': times}, 'peak_mb': 100.0, 'first_s': 0.25}] if milliseconds else [],
+        'runs': [{'paces': paces, 'peak_mb': 100.0, 'first_s': 0.25}] if milliseconds else [],
         'error': error,
         'accuracy': accuracy and {'MMA@3': accuracy, 'repeatability': 60.0, 'pairs': 70},
     }
@@ -57,6 +60,21 @@ class TestTable:
         assert text.count('| 1.00 |') == 3
         assert '| T-32, ONNX Runtime fp32 | 1 | 16.0 (16.0 to 16.0) | 7.0 | 1900 | 0.25 | 100 | 2.00 |  |' in text
         assert text.index('640x480:') < text.index('1280x960:')
+
+    def test_gives_the_ratio_to_orb_at_each_pace(self):
+        results = measured('orb', cold=(5.0,)), measured('openvino', 'T-32', 'int8', (3.0,), cold=(7.0,))
+        lines = format_report(report_of(*results)).splitlines()
+        assert '| ms at 30 Hz | ms cold |' in lines[2]
+        assert '| times ORB at 30 Hz | times ORB cold |' in lines[2]
+        assert '| 0.75 | 1.40 |' in lines[5]
+
+    def test_says_what_auto_takes_and_how_faithful_each_runtime_is(self, report):
+        assert 'as fp32' not in format_report(report).splitlines()[2]
+        report['results'].append(measured('auto', 'T-32', 'auto', (5.0,)))
+        report['results'][-1]['fidelity'] = {'engine': 'Abacus 3, int8', 'share': 99.5, 'cosine': 0.9991}
+        lines = format_report(report).splitlines()
+        assert '| 99.5 % (0.9991) |' in next(line for line in lines if line.startswith('| T-32, auto |'))
+        assert '- auto, T-32, 640x480: Abacus 3, int8' in lines
 
     def test_names_once_what_failed_and_why(self, report):
         for model in ('T-32', 'T-48'):
@@ -151,7 +169,7 @@ class TestFile:
     ('args', 'complaint'),
     [
         (['--models', 'X-1'], "unknown model 'X-1'"),
-        (['--backends', 'abacus'], "--backends: expected tensorrt, openvino, onnxruntime, got 'abacus'"),
+        (['--backends', 'abacus'], "--backends: expected auto, tensorrt, openvino, onnxruntime, got 'abacus'"),
         (['--precisions', 'fp8'], f"--precisions: expected {', '.join(PRECISIONS[1:])}, got 'fp8'"),
         (['--threads', '1', '-2'], '--threads: expected 0 or more, got -2'),
         (['--sizes', '640'], "--sizes: expected WIDTHxHEIGHT, for example 640x480, got '640'"),
@@ -162,6 +180,7 @@ class TestFile:
         (['--cameras', '2', '0'], '--cameras: expected 1 or more, got 0'),
         (['--plot', 'bench.gif'], '--plot: expected a file .svg or .png, got bench.gif'),
         (['--json', '/proc/bench.json'], '/proc/bench.json cannot be written'),
+        (['--report', '/proc/bench.md'], '/proc/bench.md cannot be written'),
         (['--accuracy', '/nowhere'], 'no images found in /nowhere'),
     ],
 )
@@ -195,6 +214,14 @@ class TestMatrix:
         assert 'official' not in {each.kind for each in self.contenders()}
         monkeypatch.setenv('EDGEPOINT2_OFFICIAL_CODE', '/some/clone')
         assert Contender('official', 'T-32', '', 1, '640x480') in self.contenders('--threads', '1')
+
+    def test_lets_auto_choose_once_for_each_size(self):
+        args = ('--threads', '1', '2', '--sizes', '640x480', '320x240')
+        chosen = [each for each in self.contenders(*args, models=['T-32']) if each.kind == 'auto']
+        assert [(each.precision, each.threads, each.size) for each in chosen] == [
+            ('auto', 2, '640x480'),
+            ('auto', 2, '320x240'),
+        ]
 
     @pytest.mark.parametrize('name', BACKENDS)
     def test_runs_every_precision_that_a_backend_declares(self, name):
@@ -250,15 +277,17 @@ class TestRun:
         (folder / 'photographs').mkdir()
         cv2.imwrite(str(folder / 'photographs' / 'astronaut.png'), photograph)
         args = ['--models', 'T-32', '--frames', '3', '--rounds', '1', '--keypoints', '500', '--threads', '0']
-        args += ['--backends', 'onnxruntime', 'openvino', '--precisions', 'fp32', 'fp16', '--cameras', '2']
+        args += ['--backends', 'onnxruntime', 'openvino', 'auto', '--precisions', 'fp32', 'fp16', '--cameras', '2']
         args += ['--accuracy', str(folder / 'photographs'), '--json', str(folder / 'report.json')]
-        assert main(['bench', *args]) == 0
-        return json.loads((folder / 'report.json').read_text())
+        assert main(['bench', *args, '--report', str(folder / 'report.md')]) == 0
+        outcome = json.loads((folder / 'report.json').read_text())
+        assert (folder / 'report.md').read_text() == f'# edgepoint2 bench\n\n{format_report(outcome)}\n'
+        return outcome
 
-    def test_has_every_contender_at_both_paces(self, outcome):
+    def test_has_every_contender_at_every_pace(self, outcome):
         lines = format_report(outcome).splitlines()
-        assert '| ms at 30 Hz | ms back to back |' in lines[2]
-        for name in ('ORB (OpenCV)', 'SIFT (OpenCV)', 'T-32, ONNX Runtime fp32', 'T-32, OpenVINO fp32'):
+        assert '| ms at 30 Hz | ms back to back | ms cold |' in lines[2]
+        for name in ('T-32, auto', 'ORB (OpenCV)', 'SIFT (OpenCV)', 'T-32, ONNX Runtime fp32', 'T-32, OpenVINO fp32'):
             assert sum(line.startswith(f'| {name} |') for line in lines) == 1
         assert 'dense reference, PyTorch' in format_report(outcome)  # a line, where there is no torch
 
@@ -271,10 +300,17 @@ class TestRun:
             for run in result['runs']:
                 assert run['first_s'] > 0
                 assert 20 < run['peak_mb'] < 2000
+                assert [len(pace['ms']) for pace in run['paces'].values()] == [3, 3, 1]
                 for pace in run['paces'].values():
-                    assert len(pace['ms']) == 3
                     assert pace['cpu_ms'] > 0
                     assert 100 < pace['keypoints'] <= 510
+
+    def test_holds_each_runtime_against_fp32(self, outcome):
+        found = {result['contender']['kind']: result.get('fidelity') for result in outcome['results'] if result['runs']}
+        assert found['orb'] is None
+        assert found['openvino']['share'] > 99
+        assert found['auto']['share'] > 97
+        assert 'auto: ' in found['auto']['engine']
 
     def test_measures_accuracy_with_the_precision_that_was_timed(self, outcome):
         for result in outcome['results']:

@@ -206,3 +206,17 @@ def test_models_are_imported_and_listed(nothing_shipped, monkeypatch, tmp_path, 
 def test_the_command_runs_as_a_process():
     done = subprocess.run([sys.executable, '-m', 'edgepoint2_ros.cli', '--version'], capture_output=True, text=True)
     assert done.stdout.strip() == __version__
+
+
+@pytest.mark.parametrize(
+    ('machine', 'advice'), [('x86_64', 'pip install pycolmap'), ('aarch64', 'no wheels of it for')]
+)
+def test_a_command_that_lacks_a_package_says_so_in_one_line(machine, advice, monkeypatch, capsys):
+    monkeypatch.setattr('platform.machine', lambda: machine)
+    for name in [name for name in sys.modules if name.startswith(('pycolmap', 'edgepoint2_ros.cli.map'))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'pycolmap', None)
+    assert main(['map', '--help']) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('edgepoint2: `edgepoint2 map` lacks a package: ')
+    assert advice in line

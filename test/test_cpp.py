@@ -24,17 +24,31 @@ ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def reader(tmp_path_factory):
+# Processors for which the header is compiled, too, by Debian's cross compilers, and run in QEMU: `aarch64 s390x`.
+CROSS_TARGETS = os.environ.get('EDGEPOINT2_CPP_TARGETS', '').split()
+CROSS_OPTIONS = ['-std=c++17', '-O3', '-Wall', '-Wextra', '-Wpedantic', '-Wconversion', '-Werror']
+CROSS_OPTIONS += ['-static', '-DWITHOUT_MIDDLEWARE']
+
+
+@pytest.fixture(scope='module', params=['native', *CROSS_TARGETS])
+def reader(request, tmp_path_factory):
     """Build test/cpp against the installed package; return a function that runs it on messages."""
     folder = tmp_path_factory.mktemp('reader')
+    command = [folder / 'reader']
+    if request.param == 'native':
+        configure = ['cmake', '-S', ROOT / 'test' / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}']
+        configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')  # a ROS 2 from pip; in a sourced one it does no harm
+        builds = [configure, ['cmake', '--build', folder]]
+    else:
+        compiler = f'{request.param}-linux-gnu-g++'
+        headers = [f'-I{path}' for path in Path(sys.prefix, 'include').iterdir()]
+        builds = [[compiler, *CROSS_OPTIONS, *headers, ROOT / 'test' / 'cpp' / 'reader.cpp', '-o', *command]]
+        command.insert(0, f'qemu-{request.param}-static')
     environment = dict(os.environ)
     environment.setdefault('AMENT_PREFIX_PATH', sys.prefix)
-    configure = ['cmake', '-S', ROOT / 'test' / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}']
-    configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')  # a ROS 2 from pip; in a sourced one it does no harm
-    for command in (configure, ['cmake', '--build', folder]):
+    for build in builds:
         done = subprocess.run(
-            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
+            build, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
         )
         assert done.returncode == 0, done.stdout[-4000:]
 
@@ -45,7 +59,7 @@ def reader(tmp_path_factory):
             file.write_bytes(message if isinstance(message, bytes) else serialize_message(message))
             files.append(str(file))
         done = subprocess.run(
-            [folder / 'reader', action, *files, *map(str, options)], capture_output=True, text=True, timeout=60
+            [*command, action, *files, *map(str, options)], capture_output=True, text=True, timeout=600
         )
         assert done.returncode == code, done.stderr
         return done.stderr if code else done.stdout

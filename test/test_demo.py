@@ -173,7 +173,7 @@ def test_ctrl_c_ends_all_three_processes_quietly(official_model, tmp_path, delay
     time.sleep(delay)
     demo.send_signal(signal.SIGINT)
     output = demo.communicate(timeout=30)[0]  # returns only when all that hold its pipe have ended
-    assert demo.returncode == 0, output
+    assert demo.returncode in (0, 130), output  # 130 as any command: while it still imports
     assert 'Traceback' not in output
 
 

@@ -43,7 +43,7 @@ def test_no_matches_give_the_plain_pair():
 def test_a_caption_stands_above_the_picture():
     picture = write_caption(np.zeros((50, 300, 3), np.uint8), 'words')
     assert picture.shape == (82, 300, 3)
-    assert picture[:32].max() == 255
+    assert picture[:32].max() > 200  # how bright the thin strokes are depends on OpenCV's version
 
 
 def test_tracks_are_drawn_along_the_places_where_they_were():

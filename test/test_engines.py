@@ -2,14 +2,15 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgepoint2_ros import engines
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.engines.check import compare
+from edgepoint2_ros.engines.openvino import Layer, OpenVinoEngine
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import part_path
 
@@ -18,10 +19,9 @@ NO_MASK = np.ones((1, 1), np.uint8)
 
 def has(precision: str) -> bool:
     """Tell whether this CPU is fast in a precision."""
-    openvino = pytest.importorskip('openvino')
-    if precision == 'int8':
-        return 'vnni' in Path('/proc/cpuinfo').read_text()
-    return precision.upper() in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    pytest.importorskip('openvino')
+    cpu = {'bf16': {'avx512_bf16', 'amx_bf16'}, 'int8': {'avx512_vnni', 'avx_vnni'}, 'fp16': {'asimdhp'}}
+    return bool(cpu[precision] & find_cpu().flags)
 
 
 def test_auto_takes_the_best_that_is_installed_and_says_why(official_model):
@@ -48,6 +48,39 @@ def test_int8_is_for_x86_alone(official_model, monkeypatch):
     assert 'int8' not in open_engine(model, 'openvino').description
     with pytest.raises(EngineError, match='does not accelerate int8 .needs x86 with VNNI'):
         open_engine(model, 'openvino', 'int8')
+
+
+# T-32 as OpenVINO 2026.4 compiles it in QEMU, on a Cortex-A76 and on a core with SVE of 128 bits.
+VECTOR = [Layer('Convolution', 'gemm_acl_f16')] * 24 + [Layer('Interpolate', 'ref_f32')] * 4
+SCALAR = [Layer('Convolution', 'ref_any_f32')] * 22 + [Layer('Convolution', 'gemm_acl_f32')] * 2
+
+
+def test_openvino_is_refused_on_a_cpu_for_which_it_has_only_scalar_code(official_model, monkeypatch):
+    pytest.importorskip('openvino')
+    model = official_model('T-32')
+    monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    for layers, backend in ((VECTOR, 'openvino'), (SCALAR, 'onnxruntime')):
+        monkeypatch.setattr(OpenVinoEngine, 'layers', lambda self, image_shape, layers=layers: layers)
+        engine = open_engine(model, 'auto')
+        assert engine.backend == backend
+        assert ('scalar reference code' in engine.description) == (layers is SCALAR)
+    with pytest.raises(EngineError, match='22 of 24 convolutions by scalar reference code on this CPU: use .*onnx'):
+        open_engine(model, 'openvino')
+
+
+def test_openvino_computes_with_vectors_here_or_is_refused(official_model):
+    pytest.importorskip('openvino')
+    if 'sve' in find_cpu().flags:
+        with pytest.raises(EngineError, match='scalar reference code'):
+            open_engine(official_model('T-32'), 'openvino')
+        return
+    kernels = [
+        kernel
+        for kind, kernel in open_engine(official_model('T-32'), 'openvino').layers((480, 640, 1))
+        if kind == 'Convolution'
+    ]
+    assert kernels
+    assert not [kernel for kernel in kernels if kernel.startswith('ref')]
 
 
 @pytest.mark.parametrize('error', [RuntimeError('no home'), KeyError('uid'), OSError(13, 'no'), TypeError('broken')])
@@ -116,7 +149,7 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
         ({'threads': -1}, 'threads: expected 0'),
         ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32, not bf16'),
         ({'backend': 'onnxruntime', 'precision': 'int8'}, 'ONNX Runtime runs fp32, not int8'),
-        ({'backend': 'openvino', 'precision': 'fp16'}, 'OpenVINO runs fp32, bf16, int8, not fp16'),
+        ({'backend': 'onnxruntime', 'precision': 'fp16'}, 'ONNX Runtime runs fp32, not fp16'),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(official_model, settings, message):
@@ -128,11 +161,11 @@ def test_by_default_onnx_runtime_computes_in_fp32(official_model):
     assert ', fp32, ' in open_engine(official_model('T-32'), 'onnxruntime').description
 
 
-def test_by_default_openvino_computes_in_the_fastest_precision_that_the_cpu_has_and_says_so(official_model):
-    fastest = next(name for name in ('int8', 'bf16', 'fp32') if name == 'fp32' or has(name))
+def test_by_default_openvino_computes_in_the_narrowest_precision_that_the_cpu_has_and_says_so(official_model):
+    narrowest = next(name for name in ('int8', 'bf16', 'fp16', 'fp32') if name == 'fp32' or has(name))
     description = open_engine(official_model('T-32'), 'openvino').description
-    assert f', {fastest}' in description
-    assert '(auto: the fastest on this CPU)' in description
+    assert f', {narrowest}' in description
+    assert '(auto: the narrowest that this CPU accelerates)' in description
 
 
 @pytest.mark.parametrize('backend', ['auto', 'onnxruntime', 'openvino'])
@@ -150,7 +183,7 @@ def test_a_file_that_is_no_model_is_refused(official_model, tmp_path, backend):
         open_engine(replace(official_model('T-32'), path=tmp_path / 'broken.onnx'), backend, 'fp32')
 
 
-@pytest.mark.parametrize('precision', ['bf16', 'int8'])
+@pytest.mark.parametrize('precision', ['fp16', 'bf16', 'int8'])
 def test_a_precision_that_the_cpu_lacks_is_refused(official_model, precision, monkeypatch):
     pytest.importorskip('openvino')
     monkeypatch.setattr(engines.openvino, 'capabilities', lambda core: {'fp32'})
@@ -159,7 +192,7 @@ def test_a_precision_that_the_cpu_lacks_is_refused(official_model, precision, mo
     assert ', fp32 (auto' in open_engine(official_model('T-32'), 'openvino').description
 
 
-@pytest.mark.parametrize('precision', ['bf16', 'int8'])
+@pytest.mark.parametrize('precision', ['fp16', 'bf16', 'int8'])
 def test_low_precision_keeps_keypoints_and_descriptors(official_model, photograph, precision):
     if not has(precision):
         pytest.skip(f'this CPU has no {precision}')

@@ -10,7 +10,7 @@ TIMES = (0.001, 0.002, 0.003, 0.004, 0.010, 0.050)
 RAW, COMPRESSED = TYPES['raw'], TYPES['compressed']
 
 
-def verdict(health: Health, now: float, silence: str = 'nobody publishes it', masks: str = ''):
+def verdict(health: Health, now: float, silence: str = 'it has no publisher', masks: str = ''):
     return judge(health.report(now), health, '/left/image', silence, masks)
 
 
@@ -70,10 +70,10 @@ def test_a_camera_that_works_is_ok():
 def test_silence_is_told_apart():
     health = Health(0.0)
     assert verdict(health, 1.0) == (OK, 'no image in this second')
-    assert verdict(health, 3.0) == (WARN, 'no image yet on /left/image: nobody publishes it')
+    assert verdict(health, 3.0) == (WARN, 'no image yet on /left/image: it has no publisher')
     feed(health, 1, begin=5.0)
     assert verdict(health, 5.5)[0] == OK
-    assert verdict(health, 15.0) == (ERROR, 'no image for 10 s on /left/image: nobody publishes it')
+    assert verdict(health, 15.0) == (ERROR, 'no image for 10 s on /left/image: it has no publisher')
 
 
 def test_a_camera_that_nobody_asks_for_is_neither_silent_nor_forgotten():
@@ -81,10 +81,10 @@ def test_a_camera_that_nobody_asks_for_is_neither_silent_nor_forgotten():
     feed(health, 5)
     health.pause()
     assert verdict(health, 1.0) == (OK, '5.0 images/s, latency 10.0 ms')  # those that waited are answered
-    assert verdict(health, 60.0) == (OK, 'idle: nobody subscribes to keypoints, place or overlay')
+    assert verdict(health, 60.0) == (OK, 'idle: no subscribers to keypoints, place or overlay')
     health.resume(60.0)
     assert verdict(health, 61.0) == (OK, 'no image in this second')
-    assert verdict(health, 63.0) == (WARN, 'no image yet on /left/image: nobody publishes it')
+    assert verdict(health, 63.0) == (WARN, 'no image yet on /left/image: it has no publisher')
     assert (health.received, health.processed) == (5, 5)
 
 
@@ -110,25 +110,25 @@ def test_a_camera_that_nobody_asks_for_is_neither_silent_nor_forgotten():
             'raw',
             '/cam',
             {'/cam/compressed': COMPRESSED},
-            f'nobody publishes it, but /cam/compressed carries {COMPRESSED}: set transport to compressed',
+            f'it has no publisher, but /cam/compressed carries {COMPRESSED}: set transport to compressed',
         ),
         (
             'compressed',
             '/cam/compressed',
             {'/cam': RAW},
-            f'nobody publishes it, but /cam carries {RAW}: set transport to raw',
+            f'it has no publisher, but /cam carries {RAW}: set transport to raw',
         ),
         (
             'compressed',
             '/cam/compressed/compressed',
             {'/cam/compressed': COMPRESSED, '/cam': RAW},
-            f'nobody publishes it, but /cam/compressed carries {COMPRESSED}: set image to /cam',
+            f'it has no publisher, but /cam/compressed carries {COMPRESSED}: set image to /cam',
         ),
         (
             'compressed',
             '/jpegs/compressed',
             {'/jpegs': COMPRESSED},
-            f'nobody publishes it, but /jpegs carries {COMPRESSED}: remap /jpegs/compressed to /jpegs',
+            f'it has no publisher, but /jpegs carries {COMPRESSED}: remap /jpegs/compressed to /jpegs',
         ),
         (
             'compressed',
@@ -210,7 +210,10 @@ def test_what_the_first_inference_at_a_size_takes_is_no_overload():
     for number in range(4):
         health.arrive(0.2 * number)
     health.drop('newer', 3)
-    assert verdict(health, 1.0) == (OK, 'the first inference at 640 x 480 pixels goes on, 3 images dropped meanwhile')
+    assert verdict(health, 1.0) == (
+        OK,
+        'the first inference at 640 x 480 pixels is running, 3 images dropped meanwhile',
+    )
     health.arrive(1.1)
     health.drop('newer')
     health.end_warm_up(1.234)
@@ -237,7 +240,7 @@ def test_masks_that_are_lost_or_stamped_after_every_image_are_warnings():
         health.pass_masks(12.5)
     level, reason = verdict(health, 2.0)
     assert level == WARN
-    assert reason.startswith('no mask counts: each is stamped 12.50 s or more after the images')
+    assert reason.startswith('no mask applies: each is stamped 12.50 s or more after the images')
     feed(health, 10, begin=2.0)
     health.pass_masks(0.01)  # the first mask of all, made from the image behind this one
     assert verdict(health, 3.0)[0] == OK

@@ -274,7 +274,7 @@ def test_compressed_images_that_cannot_be_read_are_named(format, data, complaint
 @pytest.mark.parametrize('pattern', BAYER)
 def test_a_compressed_mosaic_gives_the_pixels_of_the_raw_one(pattern, bits):
     mosaic = draw_scene(96, 128, 1)[:, :, 0]
-    mosaic = mosaic if bits == 8 else mosaic * np.uint16(100)
+    mosaic = mosaic if bits == 8 else mosaic.astype(np.uint16) * 100
     encoding = f'bayer_{pattern}{bits}'
     expected = to_array(
         SimpleNamespace(height=96, width=128, encoding=encoding, is_bigendian=0, step=16 * bits, data=mosaic.tobytes())

@@ -88,7 +88,7 @@ def test_images_that_do_not_hold_together(make_pairs, tmp_path, monkeypatch, cap
         noise = np.random.default_rng(number).integers(0, 256, (240, 320, 3), np.uint8)
         cv2.imwrite(str(tmp_path / 'photos' / f'{number}.png'), noise)
     assert run(make_pairs, monkeypatch, tmp_path / 'photos', tmp_path / 'out') == 1
-    assert 'the images do not hold together' in capsys.readouterr().err
+    assert 'the images cannot be connected' in capsys.readouterr().err
 
 
 def test_no_photographs(make_pairs, tmp_path, monkeypatch, capsys):

@@ -123,6 +123,8 @@ def test_a_mask_file_is_an_image(tmp_path):
     ],
 )
 def test_a_mask_file_that_cannot_be_found_is_named_with_the_reason(path, reason, monkeypatch, tmp_path):
+    if path.startswith('package:'):
+        pytest.importorskip('ament_index_python', reason='ROS 2 is not installed')
     monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
     with pytest.raises(ImageError, match=f'expected an image, but .* cannot be read as one: .*{reason}'):
         read_mask_file(path)

@@ -6,8 +6,8 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, match_guided, transfer_error, verify
 
 
-def features(descriptors, digest='a') -> Features:
-    rows = np.asarray(descriptors, np.float32).reshape(-1, 2)
+def features(descriptors, digest='a', size=2) -> Features:
+    rows = np.asarray(descriptors, np.float32).reshape(-1, size)
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True) if len(rows) else rows
     return Features(
         np.zeros((len(rows), 2), np.float32), np.zeros(len(rows), np.float32), rows, (640, 480), 'T-32', digest
@@ -83,10 +83,10 @@ def test_matching_many_features_is_what_a_loop_over_all_pairs_finds():
 
 def test_descriptors_far_more_than_fit_into_one_block_are_matched_as_few_are():
     rng = np.random.default_rng(0)
-    first, second = rng.normal(size=(300, 2)), rng.normal(size=(9000, 2))
-    pairs = match(features(first), features(second), ratio=0.999)
+    first, second = rng.normal(size=(300, 8)), rng.normal(size=(9000, 8))
+    pairs = match(features(first, size=8), features(second, size=8), ratio=0.999)
     for i, j in pairs:
-        alone = match(features(first[i]), features(second), ratio=0.999)
+        alone = match(features(first[i], size=8), features(second, size=8), ratio=0.999)
         assert alone.tolist() == [[0, j]]
     assert len(pairs) > 20
 

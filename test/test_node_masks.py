@@ -128,11 +128,11 @@ def test_a_mask_that_is_later_than_every_image_is_said(start, rig, gray, left_ha
 
     def is_said(status) -> bool:
         answers.append(camera.answer(gray))
-        return status.level == WARN and status.message.startswith('no mask counts: each is stamped 3')
+        return status.level == WARN and status.message.startswith('no mask applies: each is stamped 3')
 
     camera.status('image', is_said)
     assert all(max(answer.x) > 400 for answer in answers)
-    assert 'no mask counts' in process.output
+    assert 'no mask applies' in process.output
     camera.send_mask(left_half, stamp=0)  # for all
 
     def counts(status) -> bool:

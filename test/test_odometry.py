@@ -9,7 +9,9 @@ import pytest
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.odometry import MAX_LOST, Camera, VisualOdometry, adjust
+from edgepoint2_ros.odometry import Camera, VisualOdometry
+from edgepoint2_ros.odometry.bundle import adjust
+from edgepoint2_ros.odometry.monocular import MAX_LOST
 from edgepoint2_ros.scenes import walk
 
 ROOT = Path(__file__).parents[1]

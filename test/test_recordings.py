@@ -185,7 +185,7 @@ class TestInterrupted:
         assert (numbers, noted in note) == (list(range(11)), True)
         numbers, [note] = read_images(file)
         assert numbers == list(range(11))
-        assert note.endswith('what lies before the cut is read; `mcap recover` makes a whole file of it')
+        assert note.endswith('what lies before the cut is read; `mcap recover` repairs it')
 
     def test_a_cut_file_that_has_metadata_is_damaged(self, image_channel, frames, tmp_path):
         bag = record(tmp_path / 'office', frames)

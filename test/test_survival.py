@@ -128,7 +128,7 @@ def test_a_failure_is_counted_and_told_with_its_place(ros, monkeypatch):
     assert node.failures.count == 3
     assert node.failures.last.startswith("ValueError: invalid literal for int() with base 10: 'three' (")
     assert node.failures.last.endswith(' in test_a_failure_is_counted_and_told_with_its_place)')
-    assert lines == [f'a callback failed, the node goes on (1 so far): {node.failures.last}']
+    assert lines == [f'a callback failed, the node keeps running (1 so far): {node.failures.last}']
     try:
         to_quaternion(np.eye(2))  # which fails in numpy, called by this package
     except IndexError as error:
@@ -266,7 +266,9 @@ def test_no_request_and_no_clock_ends_a_process(name, official_model, peer, tmp_
     try:
         early = Clock()
         early.clock.sec = -5
-        negative = 'a callback failed, the node goes on (1 so far): ValueError: Seconds value must not be negative'
+        negative = (
+            'a callback failed, the node keeps running (1 so far): ValueError: Seconds value must not be negative'
+        )
         wait_until(lambda: negative in log.read_text(), lambda: (clock.publish(early), time.sleep(0.1)))
         odd = ParameterMessage(name='rectified', value=ParameterValue(type=99))
         for kind, service in (

@@ -16,7 +16,14 @@ import pytest
 
 from edgepoint2_ros.engines import AutoEngine, open_engine, tensorrt
 from edgepoint2_ros.engines.tensorrt import plan_cache
-from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, logger_of, version_of
+from edgepoint2_ros.engines.tensorrt.bindings import (
+    advise_cuda_python,
+    create,
+    import_cudart,
+    import_tensorrt,
+    logger_of,
+    version_of,
+)
 from edgepoint2_ros.engines.tensorrt.builder import build_plan, fp32_layers, parse
 from edgepoint2_ros.engines.tensorrt.engine import plan_key, plan_path, report_while
 from edgepoint2_ros.engines.tensorrt.gpu import Gpu
@@ -230,8 +237,22 @@ def test_rtx_serves_where_tensorrt_is_missing(rtx, monkeypatch):
 
 
 def test_cuda_python_that_is_missing_or_does_not_fit_is_named_with_its_version(no_gpu):
-    with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python>=12,<12\.7"'):
+    with pytest.raises(EngineError, match=r'cuda-python .*pip install "cuda-python>=12.2,<12\.7"'):
         import_cudart(ORIN)
+
+
+@pytest.mark.parametrize('driver', [*((12, minor) for minor in range(10)), *((13, minor) for minor in range(6))])
+def test_of_the_cuda_python_that_is_advised_there_is_a_release_that_the_driver_runs(driver):
+    releases = [(12, minor) for minor in (1, 2, 3, 4, 5, 6, 8, 9)] + [(13, minor) for minor in range(5)]
+    bounds = re.search(r'"cuda-python>=(\d+)\.(\d+),<(\d+)\.(\d+)"', advise_cuda_python('{}.{}'.format(*driver)))
+    first, end = (tuple(map(int, bound)) for bound in (bounds.group(1, 2), bounds.group(3, 4)))
+    fitting = [release for release in releases if first <= release < end]
+    assert fitting
+    assert max(fitting) <= max(driver, (12, 2))  # of a later minor version only where none of its own would do
+
+
+def test_for_a_driver_that_is_too_old_a_newer_one_is_advised():
+    assert advise_cuda_python('11.4') == 'this needs a driver of CUDA 12 or later'
 
 
 def test_a_model_whose_file_for_tensorrt_is_missing_or_damaged_is_refused(official_model, tmp_path):
@@ -344,3 +365,13 @@ def test_a_process_with_tensorrt_and_without_a_gpu_ends_well(official_model, rtx
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0
     assert done.stdout.strip() in ('openvino', 'onnxruntime'), done.stderr
+
+
+@pytest.mark.parametrize('what', ['builder', 'runtime'])
+def test_a_gpu_that_tensorrt_refuses_is_reported_in_the_words_of_its_logger(rtx, what):
+    def refuse():
+        logger_of(rtx).log(rtx.ILogger.Severity.ERROR, 'compute capability 6.1 is not supported')
+        raise TypeError('pybind11::init(): factory function returned nullptr')
+
+    with pytest.raises(EngineError, match=f'TensorRT cannot make a {what}: compute capability 6.1 is not supported'):
+        create(refuse, what, logger_of(rtx))

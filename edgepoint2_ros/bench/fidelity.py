@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,9 +19,10 @@ from edgepoint2_ros.engines import PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import RIGHT
-from edgepoint2_ros.evaluation.pairs import find_photographs, orbit_homography, read_image
+from edgepoint2_ros.evaluation.pairs import find_photographs, orbit_homography
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import match
 from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.progress import show_progress
@@ -77,7 +79,7 @@ def measure(extractors: Sequence[Extractor], images: Sequence[np.ndarray], best:
         For N images: ``again`` (N, 2), the shares of `find_again`; ``cosine`` (N,); ``matches`` and ``right`` (N, 2),
         how many matches with the view from aside each extractor makes, and how many of them are right.
     """
-    rows = {'again': [], 'cosine': [], 'matches': [], 'right': []}
+    rows: dict[str, list[Any]] = {'again': [], 'cosine': [], 'matches': [], 'right': []}
     for seed, image in enumerate(images):
         view, homography = step_aside(image, seed)
         first, second = (extractor.extract(image) for extractor in extractors)
@@ -132,7 +134,7 @@ def _read(folders: Sequence[Path], width: int, height: int) -> list[np.ndarray]:
 
 
 def _table(options: argparse.Namespace, images: Sequence[np.ndarray]) -> str:
-    columns: dict[str, list] = {}
+    columns: dict[str, list[Any]] = {}
     for model in show_progress(options.models, 'variant', len(options.models)):
         extractors = [
             Extractor(

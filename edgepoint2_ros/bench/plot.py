@@ -1,11 +1,12 @@
 """The plot of `edgepoint2 bench`: milliseconds against accuracy where that is known, else bars of milliseconds."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.drawing import import_matplotlib
 
 SUFFIXES = ('.svg', '.png')
 INK, GRAY = '#222222', '#888888'
@@ -13,17 +14,13 @@ INK, GRAY = '#222222', '#888888'
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 
 
-def write_plot(path: Path, report: dict) -> None:
+def write_plot(path: Path, report: dict[str, Any]) -> None:
     """Draw the report, one plot for each size of images, into a file of one of SUFFIXES.
 
     Raises:
         EdgePoint2Error: matplotlib is not installed.
     """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise EdgePoint2Error(f'plots need matplotlib ({error}): pip install matplotlib') from None
+    figure_type, rc_context = import_matplotlib()
     rows = summarise(report)
     sizes = list(dict.fromkeys(row['contender'].size for row in rows))
     panels = [[row for row in rows if row['contender'].size == size] for size in sizes]
@@ -32,11 +29,11 @@ def write_plot(path: Path, report: dict) -> None:
     draw = _draw_accuracy if all(known) else _draw_bars
     panels = known if all(known) else panels
     heights = [4.5 if all(known) else 0.6 + 0.26 * len(panel) for panel in panels]
-    figure = Figure(figsize=(9, sum(heights) + 0.5), layout='constrained', dpi=150)
+    figure = figure_type(figsize=(9, sum(heights) + 0.5), layout='constrained', dpi=150)
     axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
     colours = _choose_colours(rows)
     for axis, panel, size in zip(axes, panels, sizes):
-        pace = PACES[next(iter(panel[0]['paces']))]
+        pace = f'ms {PACES[next(iter(panel[0]["paces"]))]}'
         axis.set_title(f'{size}, at most {report["settings"]["keypoints"]} keypoints', loc='left')
         axis.set_xlabel(pace)
         axis.spines[['top', 'right']].set_visible(False)
@@ -47,20 +44,21 @@ def write_plot(path: Path, report: dict) -> None:
         figure.savefig(path)
 
 
-def _series(row: dict) -> tuple[str, str]:
+def _series(row: dict[str, Any]) -> tuple[str, str]:
     return row['contender'].kind, row['contender'].precision
 
 
-def _choose_colours(rows: list[dict]) -> dict[tuple[str, str], str]:
+def _choose_colours(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
     colours = {('orb', ''): INK, ('sift', ''): INK, ('dense', ''): GRAY, ('official', ''): GRAY}
     runtimes = [series for series in dict.fromkeys(map(_series, rows)) if series not in colours]
     return colours | {series: COLOURS[k % len(COLOURS)] for k, series in enumerate(runtimes)}
 
 
-def _draw_accuracy(axis, rows: list[dict], colours: dict) -> None:
+def _draw_accuracy(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
     """Draw milliseconds, logarithmic, against MMA@3; the line joins those that no other beats in both."""
     *fewer, most = sorted({row['contender'].threads for row in rows})
-    front, named = [], set()
+    front: list[tuple[float, float]] = []
+    named = set()
     for row in sorted(rows, key=lambda row: (row['ms'], -row['accuracy']['MMA@3'])):
         contender, share = row['contender'], row['accuracy']['MMA@3']
         colour = colours[_series(row)]
@@ -90,7 +88,7 @@ def _draw_accuracy(axis, rows: list[dict], colours: dict) -> None:
     axis.legend(loc='lower right', fontsize=8, title=note, title_fontsize=8)
 
 
-def _draw_bars(axis, rows: list[dict], colours: dict) -> None:
+def _draw_bars(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
     """Draw a bar from nothing to the median, with a whisker from 10 to 90 %, for each contender."""
     spreads = np.array([next(iter(row['paces'].values())) for row in rows])
     names = []

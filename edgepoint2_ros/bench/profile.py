@@ -11,8 +11,10 @@ import json
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 
@@ -20,7 +22,8 @@ from edgepoint2_ros.engines import base
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.engines.openvino import capabilities, import_openvino, settings_of
 from edgepoint2_ros.extractor import Extractor
-from edgepoint2_ros.models import part_path
+from edgepoint2_ros.keypoints import Rows, best_keypoints
+from edgepoint2_ros.models import Model, part_path
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import Variant, find_variant
 from edgepoint2_ros.scenes.sources import VirtualFlight
@@ -29,7 +32,7 @@ WIDTH, HEIGHT = 640, 480
 FRAMES = 60
 STAGES = ('input', 'block1', 'block2', 'block3', 'detection', 'description', 'layouts', 'keypoints')
 SIDE = 2048  # of the matrices
-BYTES = {'fp32': 4, 'bf16': 2, 'int8': 1}
+BYTES = {'fp32': 4, 'bf16': 2, 'fp16': 2, 'int8': 1}  # of a number
 
 
 def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
@@ -57,7 +60,25 @@ def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
     return layers
 
 
-def profile_openvino(model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+def work_of(variant: Variant) -> dict[str, tuple[int, int]]:
+    """Return the floating-point operations of each stage's convolutions and the numbers that they move, at 640x480."""
+    work = dict.fromkeys(STAGES, (0, 0))
+    for stage, operations, numbers in convolutions(variant):
+        work[stage] = work[stage][0] + operations, work[stage][1] + numbers
+    return work
+
+
+def floor_of(
+    work: dict[str, tuple[int, int]], precision: str, operations_a_second: float, bytes_a_second: float
+) -> dict[str, float]:
+    """Return the least milliseconds that each stage of `work_of` takes on a machine of those speeds."""
+    return {
+        stage: 1e3 * max(operations / operations_a_second, numbers * BYTES[precision] / bytes_a_second)
+        for stage, (operations, numbers) in work.items()
+    }
+
+
+def profile_openvino(model: Model, precision: str, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as OpenVINO measures its operators."""
     core = import_openvino().Core()
     path = part_path(model.path, 'int8') if precision == 'int8' else model.path
@@ -67,19 +88,19 @@ def profile_openvino(model, precision: str, threads: int, images: list[np.ndarra
     request = core.compile_model(network, 'CPU', settings).create_infer_request()
     for k in range(FRAMES):
         request.infer({'image': images[k % len(images)]}, share_inputs=True)
-    times = defaultdict(float)
+    times: defaultdict[str, float] = defaultdict(float)
     for operator in request.profiling_info:  # means over all runs
         times[_stage(operator.node_name)] += operator.real_time.total_seconds() * 1e3
     return times
 
 
-def profile_onnxruntime(model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
+def profile_onnxruntime(model: Model, threads: int, images: list[np.ndarray]) -> dict[str, float]:
     """Return the mean milliseconds of each stage, as ONNX Runtime measures its operators."""
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.enable_profiling = True
-    times = defaultdict(float)
+    times: defaultdict[str, float] = defaultdict(float)
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f'{folder}/profile'
         session = onnxruntime.InferenceSession(str(model.path), options, providers=['CPUExecutionProvider'])
@@ -101,25 +122,22 @@ def _stage(name: str) -> str:
     return stage if stage in STAGES else 'layouts'  # changes between layouts, which ONNX Runtime adds without a name
 
 
-def keypoints_time(model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
+def keypoints_time(model: Model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
     """Return the mean milliseconds from the maps to the features."""
     extractor = Extractor(
         model.variant.name, weights=str(model.path), backend=backend, precision=precision, threads=threads
     )
-    original, spent = base.best_keypoints, []
+    spent = []
 
-    def timed(*arguments):
+    def timed(*arguments: Any) -> Rows:
         begin = time.perf_counter()
-        rows = original(*arguments)
+        rows = best_keypoints(*arguments)
         spent.append(time.perf_counter() - begin)
         return rows
 
-    base.best_keypoints = timed
-    try:
+    with mock.patch.object(base, 'best_keypoints', timed):
         for k in range(FRAMES):
             extractor.extract(images[k % len(images)])
-    finally:
-        base.best_keypoints = original
     return float(np.mean(spent[FRAMES // 4 :])) * 1e3
 
 
@@ -142,17 +160,18 @@ def matrix_speed(precision: str, threads: int) -> float:
     settings = settings_of(precision, {precision}, threads)
     request = openvino.Core().compile_model(openvino.Model([product], [x]), 'CPU', settings).create_infer_request()
     data = np.random.default_rng(1).normal(size=(SIDE, SIDE)).astype(np.float32)
-    return 2 * SIDE**3 / _fastest(lambda: request.infer({0: data}, share_inputs=True))
+    return 2 * SIDE**3 / fastest(lambda: request.infer({0: data}, share_inputs=True))
 
 
 def copy_speed() -> float:
     """Return the bytes a second that are read and written by copying an array larger than the caches."""
     source = np.zeros(2**27, np.uint8)
     target = np.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: np.copyto(target, source))
+    return 2 * source.nbytes / fastest(lambda: np.copyto(target, source))
 
 
-def _fastest(run: Callable[[], object]) -> float:
+def fastest(run: Callable[[], object]) -> float:
+    """Return the seconds of the shortest of ten runs."""
     times = []
     for _ in range(10):
         begin = time.perf_counter()
@@ -167,10 +186,10 @@ def main() -> None:
     parser.add_argument('variants', nargs='*', default=['T-32', 'E-64'])
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
     options = parser.parse_args()
-    precisions = [name for name in ('fp32', 'bf16', 'int8') if name in capabilities(import_openvino().Core())]
+    precisions = [name for name in ('fp32', 'fp16', 'bf16', 'int8') if name in capabilities(import_openvino().Core())]
     bandwidth = copy_speed()
     print(f'copy, read and written: {bandwidth / 1e9:.0f} GB/s')
-    speeds = {}
+    speeds: dict[tuple[str, int], float] = {}
     for threads in options.threads:
         for precision in precisions:
             speeds[precision, threads] = speed = matrix_speed(precision, threads)
@@ -180,12 +199,16 @@ def main() -> None:
         _print_table(variant, options.threads, precisions, speeds, bandwidth, images)
 
 
-def _print_table(variant, thread_counts, precisions, speeds, bandwidth, images) -> None:
+def _print_table(
+    variant: Variant,
+    thread_counts: Sequence[int],
+    precisions: Sequence[str],
+    speeds: Mapping[tuple[str, int], float],
+    bandwidth: float,
+    images: list[np.ndarray],
+) -> None:
     model = provide_model(variant)
-    work = {stage: [0.0, 0.0] for stage in STAGES}
-    for stage, operations, numbers in convolutions(variant):
-        work[stage][0] += operations
-        work[stage][1] += numbers
+    work = work_of(variant)
     for threads in thread_counts:
         columns = {}
         for backend, precision in [('onnxruntime', 'fp32'), *(('openvino', name) for name in precisions)]:
@@ -196,10 +219,7 @@ def _print_table(variant, thread_counts, precisions, speeds, bandwidth, images) 
             times['keypoints'] = keypoints_time(model, backend, precision, threads, images)
             columns[f'{backend} {precision}'] = times
         for precision in precisions:
-            columns[f'floor {precision}'] = {
-                stage: 1e3 * max(flops / speeds[precision, threads], numbers * BYTES[precision] / bandwidth)
-                for stage, (flops, numbers) in work.items()
-            }
+            columns[f'floor {precision}'] = floor_of(work, precision, speeds[precision, threads], bandwidth)
         print(f'\n{variant}, threads {threads}, milliseconds\n')
         print(f'| stage | GFLOP | {" | ".join(columns)} |')
         print(f'|---|---:{"|---:" * len(columns)}|')

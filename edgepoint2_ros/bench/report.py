@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,26 +11,30 @@ from edgepoint2_ros.bench.worker import LONG_SIDE, Contender
 from edgepoint2_ros.engines import BACKENDS
 from edgepoint2_ros.errors import EdgePoint2Error
 
-FORMAT = 'edgepoint2 bench 1'  # of the file that --json writes
+FORMAT = 'edgepoint2 bench 2'  # of the file that --json writes
 TITLES = {
     'orb': 'ORB (OpenCV)',
     'sift': 'SIFT (OpenCV)',
     'dense': 'dense reference, PyTorch',
     'official': 'official code and weights, PyTorch',
+    'auto': '',  # its precision is auto
     **{name: backend.title for name, backend in BACKENDS.items()},
 }
-PACES = {'camera': 'ms at 30 Hz', 'back-to-back': 'ms back to back'}
+PACES = {'camera': 'at 30 Hz', 'back-to-back': 'back to back', 'cold': 'cold'}
 
 _NOTES = """\
-Milliseconds are medians (10 to 90 %). CPU ms: of all threads, a frame, with the pauses between frames; ratios: of the
-medians; both at the pace that stands first. First features: since the start of the process, interpreter and imports
-included. Peak memory: all that was resident, the interpreter, its libraries, the model and the frames."""
+Milliseconds are medians (10 to 90 %); ratios are of medians. Cold: a frame every 250 ms, and before each the caches
+are filled with something else. CPU ms: of all threads, a frame, with the pauses between frames; this and the ratio to
+the dense reference are at the pace that stands first. As fp32: of the best 1000 keypoints of ONNX Runtime in fp32 on
+a drawn scene, the share found within a pixel, and the median cosine of the descriptors. First features: since the
+start of the process, interpreter and imports included. Peak memory: all that was resident, the interpreter, its
+libraries, the model and the frames."""
 _ACCURACY_NOTE = """\
 MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {pairs} synthetic pairs with long sides of
 at most {side} px, by the very model, runtime and precision that were timed."""
 
 
-def read_report(path: Path) -> dict:
+def read_report(path: Path) -> dict[str, Any]:
     """Return what --json wrote.
 
     Raises:
@@ -50,24 +55,26 @@ def title(contender: Contender) -> str:
     return f'{contender.model}, {runtime}' if contender.model else runtime
 
 
-def summarise(report: dict) -> list[dict]:
+def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each contender that ran: its ``contender`` and ``accuracy``, and over all its runs the rest.
 
     ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
     ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the most.
-    ``orb``, ``dense``: ``ms`` as a multiple of theirs at the same size and threads, None where they did not run.
+    ``orb``: for each pace the median as a multiple of ORB's at the same size and threads, and ``dense``: ``ms`` as a
+    multiple of the dense reference's; empty and None where they did not run. ``fidelity``: of `bench.worker`, or None.
     """
     rows = [_row(result) for result in report['results'] if result['runs']]
+    paces = {row['contender']: row['paces'] for row in rows}
     medians = {row['contender']: row['ms'] for row in rows}
     for row in rows:
-        orb = replace(row['contender'], kind='orb', model='', precision='')
+        orb = paces.get(replace(row['contender'], kind='orb', model='', precision=''), {})
+        row['orb'] = {pace: row['paces'][pace][0] / orb[pace][0] for pace in row['paces'] if pace in orb}
         dense = replace(row['contender'], kind='dense', precision='')
-        for name, other in (('orb', orb), ('dense', dense)):
-            row[name] = row['ms'] / medians[other] if other in medians else None
+        row['dense'] = row['ms'] / medians[dense] if dense in medians else None
     return rows
 
 
-def _row(result: dict) -> dict:
+def _row(result: dict[str, Any]) -> dict[str, Any]:
     runs = result['runs']
     times = {pace: np.concatenate([run['paces'][pace]['ms'] for run in runs]) for pace in runs[0]['paces']}
     paces = {pace: np.percentile(values, [50, 10, 90]) for pace, values in times.items()}
@@ -75,6 +82,7 @@ def _row(result: dict) -> dict:
     return {
         'contender': Contender(**result['contender']),
         'accuracy': result.get('accuracy'),
+        'fidelity': result.get('fidelity'),
         'paces': paces,
         'ms': paces[first][0],
         'cpu_ms': np.mean([run['paces'][first]['cpu_ms'] for run in runs]),
@@ -84,12 +92,13 @@ def _row(result: dict) -> dict:
     }
 
 
-def format_report(report: dict) -> str:
+def format_report(report: dict[str, Any]) -> str:
     """Return a table for each size of images, what was left out and why, the cameras, the machine and notes."""
     rows = summarise(report)
     parts = []
     for size in dict.fromkeys(row['contender'].size for row in rows):
         parts.append(f'{size}:\n\n{_table([row for row in rows if row["contender"].size == size])}')
+    parts.append(_list_choices(rows))
     parts.append(_list_errors(report['results']))
     if report['cameras']:
         parts.append(_camera_table(report['cameras']))
@@ -100,7 +109,7 @@ def format_report(report: dict) -> str:
     return '\n\n'.join(filter(None, parts))
 
 
-def format_machine(report: dict) -> str:
+def format_machine(report: dict[str, Any]) -> str:
     """Return the machine and the settings in one line."""
     machine, settings = report['machine'], report['settings']
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
@@ -108,27 +117,41 @@ def format_machine(report: dict) -> str:
     return f'{machine["processor"]}, {machine["cores"]} cores; {versions}; {how}'
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict[str, Any]]) -> str:
     columns = {
         'extractor': [title(row['contender']) for row in rows],
         'threads': [row['contender'].threads for row in rows],
     }
     for pace in rows[0]['paces']:
-        columns[PACES[pace]] = ['{:.1f} ({:.1f} to {:.1f})'.format(*row['paces'][pace]) for row in rows]
+        columns[f'ms {PACES[pace]}'] = ['{:.1f} ({:.1f} to {:.1f})'.format(*row['paces'][pace]) for row in rows]
     columns['CPU ms'] = [f'{row["cpu_ms"]:.1f}' for row in rows]
     columns['keypoints'] = [f'{row["keypoints"]:.0f}' for row in rows]
     columns['first features, s'] = [f'{row["first_s"]:.2f}' for row in rows]
     columns['peak memory, MB'] = [f'{row["peak_mb"]:.0f}' for row in rows]
+    if any(row['fidelity'] for row in rows):
+        columns['as fp32'] = [
+            '{share:.1f} % ({cosine:.4f})'.format(**row['fidelity']) if row['fidelity'] else '' for row in rows
+        ]
     if any(row['accuracy'] for row in rows):
         for name in ('MMA@3', 'repeatability'):
             columns[name] = [f'{row["accuracy"][name]:.1f}' if row['accuracy'] else '' for row in rows]
-    columns['times ORB'] = [f'{row["orb"]:.2f}' if row['orb'] else '' for row in rows]
+    for pace in rows[0]['paces']:
+        columns[f'times ORB {PACES[pace]}'] = [f'{row["orb"][pace]:.2f}' if row['orb'] else '' for row in rows]
     faster = ['' if row['dense'] in (None, 1) else f'{1 / row["dense"]:.1f}x' for row in rows]
     columns['faster than the dense reference'] = faster
     return markdown(columns)
 
 
-def _list_errors(results: list[dict]) -> str:
+def _list_choices(rows: list[dict[str, Any]]) -> str:
+    """Return a line for each model and size with what auto takes."""
+    lines = []
+    for row in rows:
+        if row['contender'].kind == 'auto' and row['fidelity']:
+            lines.append(f'- auto, {row["contender"].model}, {row["contender"].size}: {row["fidelity"]["engine"]}')
+    return '\n'.join(lines)
+
+
+def _list_errors(results: list[dict[str, Any]]) -> str:
     """Return a line for each runtime and precision that failed, however many models, threads and sizes it was for."""
     lines = []
     for result in results:
@@ -137,7 +160,7 @@ def _list_errors(results: list[dict]) -> str:
     return '\n'.join(dict.fromkeys(lines))
 
 
-def _camera_table(rows: list[dict]) -> str:
+def _camera_table(rows: list[dict[str, Any]]) -> str:
     return markdown(
         {
             'cameras at 30 Hz': [row['cameras'] for row in rows],
@@ -148,7 +171,7 @@ def _camera_table(rows: list[dict]) -> str:
     )
 
 
-def markdown(columns: dict[str, list]) -> str:
+def markdown(columns: dict[str, list[Any]]) -> str:
     """Return a table of columns, each a name and its cells."""
     lines = [' | '.join(columns), '|'.join(['---', *['---:'] * (len(columns) - 1)])]
     lines += [' | '.join(map(str, cells)) for cells in zip(*columns.values())]

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +19,16 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 
-PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0}  # seconds from frame to frame
+PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0, 'cold': 0.25}  # seconds from frame to frame
+COLD_SHARE = 3  # cold frames take their time: one is timed where the other paces time so many
+SCRATCH = 2**27  # bytes, more than caches hold
 WARM_UP = 5  # frames
 LONG_SIDE = 640  # pixels of the images on which accuracy is measured
 OFFICIAL_CODE = 'EDGEPOINT2_OFFICIAL_CODE'  # names a clone of HITCSC/EdgePoint2
 READY = 'first features'  # is printed when they are there
 
 Extract = Callable[[np.ndarray], Sized]  # from an image to its keypoints
+ExtractFeatures = Callable[[np.ndarray], Features]
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,9 @@ class Contender:
     """What is measured.
 
     Attributes:
-        kind: a backend, or ``orb``, ``sift``, ``dense`` or ``official``.
-        model, precision: of the network; empty where there is none.
+        kind: a backend or ``auto``, or ``orb``, ``sift``, ``dense`` or ``official``.
+        model, precision: of the network; empty where there is none. The official code runs in fp16 on the GPU, else on
+            the CPU.
         threads: of the runtime; 0 is every core.
         size: of the images, WIDTHxHEIGHT.
     """
@@ -60,22 +65,42 @@ def parse_size(text: str) -> tuple[int, int]:
 def main(job: str) -> None:
     """Do a job and print the answer."""
     task, contender, arguments = json.loads(job)
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {
+        'time': _time,
+        'inspect': _inspect,
+        'score': _score,
+        'serve': _serve,
+    }
     try:
-        answer = {'time': _time, 'score': _score, 'serve': _serve}[task](Contender(**contender), **arguments)
+        answer = tasks[task](Contender(**contender), **arguments)
     except EdgePoint2Error as error:
         sys.exit(str(error))
     print(json.dumps(answer))
 
 
-def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict:
+def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict[str, Any]:
     """Return how long each frame took, at each pace, and what the process took from the machine."""
     pictures, extract = _prepare(contender, keypoints, folder)
     for picture in pictures[:WARM_UP]:
         extract(picture)
-    return {
-        'paces': {pace: _run(extract, pictures, frames, PERIODS[pace]) for pace in paces},
-        'peak_mb': _peak_memory(),
-    }
+    runs = {pace: _run(extract, pictures, frames, PERIODS[pace]) for pace in paces if pace != 'cold'}
+    peak_mb = _peak_memory()
+    if 'cold' in paces:
+        runs['cold'] = _run(extract, pictures, -(-frames // COLD_SHARE), PERIODS['cold'], np.zeros(SCRATCH, np.uint8))
+    return {'paces': runs, 'peak_mb': peak_mb}
+
+
+def _inspect(contender: Contender, keypoints: int) -> dict[str, Any]:
+    """Return what the engine says of itself, and what it finds on the drawn scene of that which fp32 finds."""
+    from edgepoint2_ros.engines import open_engine
+    from edgepoint2_ros.engines.check import SCORE_THRESHOLD, compare, draw_scene
+    from edgepoint2_ros.models import find_model
+
+    model, (width, height) = find_model(contender.model), parse_size(contender.size)
+    engine = open_engine(model, contender.kind, contender.precision, contender.threads)
+    arguments = draw_scene(height, width, 1), np.ones((1, 1), np.uint8), keypoints, SCORE_THRESHOLD
+    share, cosine = compare(engine.run(*arguments), open_engine(model, 'onnxruntime', 'fp32').run(*arguments))
+    return {'engine': engine.description, 'share': 100 * share, 'cosine': cosine}
 
 
 def _prepare(contender: Contender, keypoints: int, folder: str) -> tuple[np.ndarray, Extract]:
@@ -88,17 +113,26 @@ def _prepare(contender: Contender, keypoints: int, folder: str) -> tuple[np.ndar
 
 
 def open_contender(contender: Contender, keypoints: int) -> Extract:
-    """Return a function from an image to its keypoints, for models to its Features.
+    """Return a function from an image to its keypoints.
 
     Raises:
-        EdgePoint2Error: the model or the runtime is not to be had, or refuses.
+        EdgePoint2Error: the model or the runtime is missing, or refuses.
     """
-    if contender.kind in ('orb', 'sift'):
-        import cv2
+    if contender.kind not in ('orb', 'sift'):
+        return open_model(contender, keypoints)
+    import cv2
 
-        cv2.setNumThreads(contender.threads or -1)
-        detector = (cv2.ORB_create if contender.kind == 'orb' else cv2.SIFT_create)(keypoints)
-        return lambda image: detector.detectAndCompute(image, None)[0]
+    cv2.setNumThreads(contender.threads or -1)
+    detector = (cv2.ORB.create if contender.kind == 'orb' else cv2.SIFT.create)(keypoints)
+    return lambda image: detector.detectAndCompute(image, None)[0]
+
+
+def open_model(contender: Contender, keypoints: int) -> ExtractFeatures:
+    """Return a function from an image to its features, for a contender that has a model.
+
+    Raises:
+        EdgePoint2Error: as `open_contender` does.
+    """
     if contender.kind == 'dense':
         return _open_dense(contender, keypoints)
     if contender.kind == 'official':
@@ -109,13 +143,13 @@ def open_contender(contender: Contender, keypoints: int) -> Extract:
         contender.model,
         backend=contender.kind,
         precision=contender.precision,
-        threads=contender.threads,
+        threads=contender.threads if contender.kind != 'auto' else 0,  # it chooses them
         max_keypoints=keypoints,
     )
     return extractor.extract
 
 
-def _open_dense(contender: Contender, keypoints: int) -> Extract:
+def _open_dense(contender: Contender, keypoints: int) -> ExtractFeatures:
     """Return the network's definition in PyTorch, with the weights that the runtimes are timed with."""
     try:
         import torch
@@ -137,7 +171,7 @@ def _open_dense(contender: Contender, keypoints: int) -> Extract:
     return extract
 
 
-def _open_official(contender: Contender, keypoints: int) -> Extract:
+def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
     """Return the code of EdgePoint2's authors with their weights, from the folder that OFFICIAL_CODE names."""
     try:
         import torch
@@ -152,29 +186,53 @@ def _open_official(contender: Contender, keypoints: int) -> Extract:
         raise EdgePoint2Error(f'{OFFICIAL_CODE}={folder}: expected a clone of HITCSC/EdgePoint2: {error}') from None
     if contender.threads:
         torch.set_num_threads(contender.threads)
-    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval()
+    half = contender.precision == 'fp16'
+    if half and not torch.cuda.is_available():
+        raise EdgePoint2Error('torch sees no CUDA device here')
+    device = 'cuda' if half else 'cpu'
+    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval().to(device)
 
     def extract(image: np.ndarray) -> Features:
-        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2))
-        [found] = network(gray[None, None].float() / 255)
-        rows = (found[name].numpy() for name in ('keypoints', 'scores', 'descriptors'))
-        return Features(*rows, (image.shape[1], image.shape[0]), contender.model, 'official')
+        gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2)).to(device)
+        with torch.autocast(device, torch.float16, enabled=half):
+            [found] = network(gray[None, None].float() / 255)
+        xy, scores, descriptors = (found[name].float().cpu().numpy() for name in ('keypoints', 'scores', 'descriptors'))
+        return Features(xy, scores, descriptors, (image.shape[1], image.shape[0]), contender.model, 'official')
 
     return extract
 
 
-def _run(extract: Extract, pictures: np.ndarray, frames: int, period: float) -> dict:
+def _run(
+    extract: Extract, pictures: np.ndarray, frames: int, period: float, scratch: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Time frames at a pace; with a scratch, all caches are filled with it before each."""
     times, counts = [], []
+    evicting = 0.0
     cpu = time.process_time()
     for k in range(frames):
+        if scratch is not None:
+            start = time.perf_counter(), time.process_time()
+            _evict(scratch)
+            evicting += time.process_time() - start[1]
+            time.sleep(max(0.0, start[0] + period - time.perf_counter()))
         begin = time.perf_counter()
         counts.append(len(extract(pictures[k % len(pictures)])))
         times.append(time.perf_counter() - begin)
-        time.sleep(max(0.0, begin + period - time.perf_counter()))
+        if scratch is None:
+            time.sleep(max(0.0, begin + period - time.perf_counter()))
     # Over the pauses, too: threads that spin while they wait take their share there.
-    cpu = time.process_time() - cpu
+    cpu = time.process_time() - cpu - evicting
     milliseconds = [round(seconds * 1e3, 3) for seconds in times]
     return {'ms': milliseconds, 'cpu_ms': cpu / frames * 1e3, 'keypoints': float(np.mean(counts))}
+
+
+def _evict(scratch: np.ndarray) -> None:
+    """Fill the caches with something else: each core's own, and those that they share."""
+    cores = os.sched_getaffinity(0)
+    for core, part in zip(cores, np.array_split(scratch, len(cores))):
+        os.sched_setaffinity(0, {core})
+        part += 1
+    os.sched_setaffinity(0, cores)
 
 
 def _peak_memory() -> float:
@@ -186,25 +244,26 @@ def _peak_memory() -> float:
     return int(status.partition('VmHWM:')[2].split()[0]) * 1024 / 1e6
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Timed:
     """The very function that is timed, as the evaluation wants it."""
 
     name: str
-    extract: Callable[[np.ndarray], Features]
+    extract: ExtractFeatures
     match = staticmethod(match)
 
 
-def _score(contender: Contender, keypoints: int, folder: str) -> dict:
+def _score(contender: Contender, keypoints: int, folder: str) -> dict[str, Any]:
     """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
     from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
-    from edgepoint2_ros.evaluation.methods import OpenCVMethod
+    from edgepoint2_ros.evaluation.methods import Method, OpenCVMethod
     from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic
 
+    method: Method
     if contender.kind in ('orb', 'sift'):
         method = OpenCVMethod(contender.kind.upper(), keypoints)
     else:
-        method = _Timed(contender.kind, open_contender(contender, keypoints))
+        method = _Timed(contender.kind, open_model(contender, keypoints))
     pairs = make_synthetic(find_photographs([Path(folder)]), LONG_SIDE)
     results, _ = run_benchmark('synthetic', pairs, [method], picture_every=0, seeds=0)
     if not results:
@@ -213,7 +272,7 @@ def _score(contender: Contender, keypoints: int, folder: str) -> dict:
     return {'MMA@3': means['MMA@3'], 'repeatability': means['repeatability'], 'pairs': means['pairs']}
 
 
-def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict:
+def _serve(contender: Contender, keypoints: int, folder: str, frames: int, cameras: int) -> dict[str, Any]:
     """Let cameras at 30 Hz share one extractor in turn, each with only its newest frame waiting, as the node does.
 
     Returns:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgepoint2_ros.bridges.bags import IMAGES, Frame, only_topic, read_state
+from edgepoint2_ros.bridges.bag_contents import IMAGES, Frame, only_topic, read_state
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
@@ -30,7 +30,8 @@ def name_frames(frames: Iterable[Frame]) -> Iterator[NamedFrame]:
     An image is called by its stamp in seconds; without one by its moment of recording; and with a number behind it
     where an image before has that name.
     """
-    same, taken = Counter(), Counter()
+    same: Counter[tuple[int, int]] = Counter()
+    taken: Counter[str] = Counter()
     for stamp, moment, features in frames:
         seconds, nanoseconds = divmod(stamp or moment, 1_000_000_000)
         name = f'{seconds}.{nanoseconds:09d}'
@@ -101,7 +102,8 @@ def write_images(
     waiting = {(frame.stamp, frame.moment, frame.number): frame for frame in frames}
     stamps = Counter(frame.stamp for frame in frames)
     alone = {frame.stamp: frame for frame in frames if frame.stamp and stamps[frame.stamp] == 1}
-    same, written = Counter(), set()
+    same: Counter[tuple[int, int]] = Counter()
+    written = set()
     with open_recording(source) as recording:
         deserialise = recording.decoder(recording.topics[topic])
         for number, (_, moment, raw) in enumerate(recording.messages({topic}), 1):

@@ -7,6 +7,7 @@ stored, whatever EXIF says: see `as_stored`.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -137,8 +138,9 @@ def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tupl
             found = match(images[a], images[b], ratio=RATIO).astype(np.uint32)
             geometry = pycolmap.TwoViewGeometry()
             if len(found) >= MIN_MATCHES:
-                ends = ((cameras[known[name].camera_id], images[name].xy.astype(np.float64) + 0.5) for name in (a, b))
-                estimated = pycolmap.estimate_two_view_geometry(*(each for end in ends for each in end), found, options)
+                first, second = (cameras[known[name].camera_id] for name in (a, b))
+                xy, other_xy = (images[name].xy.astype(np.float64) + 0.5 for name in (a, b))
+                estimated = pycolmap.estimate_two_view_geometry(first, xy, second, other_xy, found, options)
                 if len(estimated.inlier_matches) >= max(MIN_MATCHES, MIN_SHARE * len(found)):
                     geometry = estimated
             with pycolmap.DatabaseTransaction(database):
@@ -148,7 +150,7 @@ def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tupl
             yield len(geometry.inlier_matches)
 
 
-def _write_camera(database, size: tuple[int, int], focal: float | None):
+def _write_camera(database: Any, size: tuple[int, int], focal: float | None) -> tuple[Any, int]:
     """Return a new camera and the number of its rig: COLMAP wants each camera in one."""
     import pycolmap
 
@@ -160,7 +162,7 @@ def _write_camera(database, size: tuple[int, int], focal: float | None):
     return camera, database.write_rig(rig)
 
 
-def _write_image(database, name: str, camera, rig: int) -> int:
+def _write_image(database: Any, name: str, camera: Any, rig: int) -> int:
     import pycolmap
 
     image = pycolmap.Image(name=name, camera_id=camera.camera_id)

@@ -11,7 +11,7 @@ from binascii import crc32
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 MAGIC = b'\x89MCAP0\r\n'
 _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _STATISTICS, _DATA_END = 0x02, 0x03, 0x04, 0x05, 0x06, 0x0B, 0x0F
@@ -83,7 +83,7 @@ class McapFile:
         for opcode, place, length in self._records(behind, last):
             behind = place + length
             if opcode == _CHUNK:
-                self._pieces.append(_Piece(*struct.unpack('<Q', self._read(place, 8)), place, length, True))
+                self._pieces.append(_Piece(struct.unpack('<Q', self._read(place, 8))[0], place, length, True))
             elif opcode == _MESSAGE:
                 channel, _, moment = struct.unpack('<HIQ', self._read(place, 14))
                 self._pieces.append(_Piece(moment, place, length, False))
@@ -107,7 +107,8 @@ class McapFile:
         Raises:
             Exception: the file is damaged, which each compression says in its own way; what came before is right.
         """
-        waiting = []  # read, but a chunk that is still to be read may hold earlier ones
+        # Read, but a chunk that is still to be read may hold earlier ones.
+        waiting: list[tuple[int, int, int, int, bytes]] = []
         for number, piece in enumerate(sorted(self._pieces)):
             while waiting and waiting[0][0] < piece.start:
                 yield _without_order(heapq.heappop(waiting))
@@ -263,7 +264,7 @@ def unpack_zstd(source: Path, target: Path) -> None:
         shutil.copyfileobj(compressed, file)
 
 
-def _zstd():
+def _zstd() -> Any:
     try:
         from compression import zstd
     except ImportError:  # before Python 3.14; comes with rosbags

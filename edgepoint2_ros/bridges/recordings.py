@@ -11,11 +11,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
+from typing import Any
 
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
 from rosbags.rosbag1 import Reader as Rosbag1Reader
 from rosbags.rosbag2.metadata import parse_qos
 from rosbags.typesys import Stores, get_types_from_idl, get_types_from_msg, get_typestore
+from rosbags.typesys.store import Typestore
 from ruamel.yaml import YAML
 
 from edgepoint2_ros.bridges.mcap import MAGIC, McapFile, decompress_zstd, unpack_zstd
@@ -118,7 +120,7 @@ class Recording:
                 f'{self.path} is damaged: it holds {count} messages where its index names {expected}{repair}'
             )
 
-    def types(self, topic: Topic):
+    def types(self, topic: Topic) -> Typestore:
         """Return a rosbags typestore that knows a topic's type: from the recording, else as ROS 2 Humble has it.
 
         Raises:
@@ -142,7 +144,7 @@ class Recording:
             raise BagError(f'{self.path}: {topic.name} ({topic.type}) cannot be read: {fault}')
         return types
 
-    def decoder(self, topic: Topic) -> Callable[[bytes], object]:
+    def decoder(self, topic: Topic) -> Callable[[bytes], Any]:
         """Return a function that makes a message of bytes; it raises MessageError where they are none.
 
         Raises:
@@ -151,7 +153,7 @@ class Recording:
         types = self.types(topic)
         deserialise = types.deserialize_ros1 if topic.encoding == 'ros1' else types.deserialize_cdr
 
-        def decode(raw: bytes):
+        def decode(raw: bytes) -> Any:
             try:
                 return deserialise(raw, topic.type)
             except Exception as error:  # rosbags names only some of the ways
@@ -233,7 +235,7 @@ def open_recording(path: Path, note: Callable[[str], None] = lambda text: None) 
         recording.close()
 
 
-def load_metadata(folder: Path) -> dict:
+def load_metadata(folder: Path) -> dict[str, Any]:
     """Return what the metadata.yaml of a rosbag2 folder says.
 
     Raises:
@@ -251,7 +253,7 @@ def load_metadata(folder: Path) -> dict:
 
 
 @cache
-def known_types():
+def known_types() -> Typestore:
     """Return the types of ROS 2 Humble with KeypointArray among them, as a rosbags typestore."""
     types = get_typestore(Stores.ROS2_HUMBLE)
     types.register(get_types_from_msg(_definition_file().read_text(encoding='utf-8'), KEYPOINTS))
@@ -277,7 +279,11 @@ def _open_file(path: Path, temporary: Path) -> '_McapTopics | _SqliteTopics | _R
             unpacked = temporary / path.stem
             unpack_zstd(path, unpacked)
             return _open_file(unpacked, temporary)
-        kinds = {MAGIC: _McapTopics, b'SQLite format 3\0': _SqliteTopics, b'#ROSBAG V': _Rosbag1Topics}
+        kinds: dict[bytes, type[_McapTopics | _SqliteTopics | _Rosbag1Topics]] = {
+            MAGIC: _McapTopics,
+            b'SQLite format 3\0': _SqliteTopics,
+            b'#ROSBAG V': _Rosbag1Topics,
+        }
         for magic, kind in kinds.items():
             if begins.startswith(magic):
                 repair = f'; if its recording was interrupted, {kind.repair}'
@@ -295,7 +301,7 @@ def _open_file(path: Path, temporary: Path) -> '_McapTopics | _SqliteTopics | _R
 class _McapTopics:
     """The topics of an MCAP file."""
 
-    repair = '`mcap recover` makes a whole file of it'
+    repair = '`mcap recover` repairs it'
 
     def __init__(self, path: Path):
         self._file = McapFile(path)
@@ -364,7 +370,7 @@ class _SqliteTopics:
             for row in rows
         ]
 
-    def _rows(self, table: str) -> list[dict]:
+    def _rows(self, table: str) -> list[dict[str, Any]]:
         """Return the rows of a table by column, which changed over the versions; none where there is no such table."""
         columns = [column for _, column, *_ in self._database.execute(f'PRAGMA table_info({table})')]
         if not columns:
@@ -385,7 +391,7 @@ class _SqliteTopics:
 class _Rosbag1Topics:
     """The topics of a ROS 1 bag."""
 
-    repair = '`rosbag reindex` makes a whole file of it'
+    repair = '`rosbag reindex` repairs it'
     closed = True  # another is refused
 
     def __init__(self, path: Path):
@@ -394,7 +400,7 @@ class _Rosbag1Topics:
         any_message = self._reader.message_count > 0
         self.start = self._reader.start_time if any_message else 0
         self.end = self._reader.end_time - 1 if any_message else 0
-        publishers = {}
+        publishers: dict[tuple[str, str], list[Any]] = {}
         for connection in self._reader.connections:
             publishers.setdefault((connection.topic, connection.msgtype), []).append(connection)
         self.topics = []
@@ -415,7 +421,9 @@ class _Rosbag1Topics:
         self._reader.close()
 
 
-def _topic(name: str, kind: str, count: int, encoding: str, text: str, text_encoding: str, digest='', qos='') -> Topic:
+def _topic(
+    name: str, kind: str, count: int, encoding: str, text: str, text_encoding: str, digest: str = '', qos: str = ''
+) -> Topic:
     """Return a topic with what stands against reading it."""
     with_middle = kind.replace('/', '/msg/') if kind.count('/') == 1 else kind  # as ROS 1 writes it
     fault = ''
@@ -446,7 +454,7 @@ def _latched(depth: int) -> Qos:
     )
 
 
-def _parse(topic: Topic) -> dict:
+def _parse(topic: Topic) -> dict[str, Any]:
     """Return the types in a topic's definition, as a rosbags typestore registers them."""
     if topic.definition_encoding in _IN_MSG:
         return get_types_from_msg(topic.definition, topic.type)

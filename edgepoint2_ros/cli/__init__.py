@@ -5,6 +5,7 @@ Each command imports what it needs when it is called: extraction starts without 
 
 import argparse
 import os
+import platform
 import sys
 from importlib import import_module
 
@@ -17,14 +18,14 @@ _COMMANDS = {
     'models': ('edgepoint2_ros.cli.models', 'list, import or download models'),
     'bag': ('edgepoint2_ros.cli.bag', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
     'map': ('edgepoint2_ros.cli.map', 'photographs, a video or a bag to cameras and points in space'),
-    'build-engine': ('edgepoint2_ros.cli.build_engine', 'build the plans of TensorRT ahead of time'),
-    'doctor': ('edgepoint2_ros.cli.doctor', 'what is here, what is missing, and whether it works'),
-    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models beside ORB and SIFT, with a report'),
+    'build-engine': ('edgepoint2_ros.cli.build_engine', 'build TensorRT plans ahead of time'),
+    'doctor': ('edgepoint2_ros.cli.doctor', 'what is installed, what is missing, and whether it works'),
+    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models compared with ORB and SIFT, with a report'),
     'match': ('edgepoint2_ros.cli.match', 'match two images and draw the matches'),
-    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'what makes RTAB-Map use EdgePoint2: environment and parameters'),
+    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'environment and parameters for RTAB-Map to use EdgePoint2'),
     'train': ('edgepoint2_ros.cli.train', 'train a variant on your own images'),
     'demo': ('edgepoint2_ros.cli.demo', 'camera, extractor and consumer as three processes over DDS'),
-    'bench': ('edgepoint2_ros.cli.bench', 'time the models beside ORB, SIFT and the dense reference'),
+    'bench': ('edgepoint2_ros.cli.bench', 'time the models against ORB, SIFT and the dense reference'),
 }
 
 
@@ -37,11 +38,23 @@ def main(args: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, say `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except ImportError as error:
+        print(f'edgepoint2: `edgepoint2 {args[0]}` lacks a package: {error}{_advice(error)}', file=sys.stderr)
+        return 1
     except (EdgePoint2Error, OSError) as error:  # of the second kind: a folder that cannot be written, a full disk
         print(f'edgepoint2: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _advice(error: ImportError) -> str:
+    """Say how to get a missing package where that is not plain from its name."""
+    if error.name != 'pycolmap':
+        return ''
+    if platform.machine() in ('x86_64', 'AMD64'):
+        return ': pip install pycolmap'
+    return f': there are no wheels of it for Linux on {platform.machine()}; run this on x86-64, or build it with COLMAP'
 
 
 def _parser(called: str) -> argparse.ArgumentParser:
@@ -53,10 +66,7 @@ def _parser(called: str) -> argparse.ArgumentParser:
     for name, (path, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text)
         if name == called:
-            try:
-                module = import_module(path)
-            except ImportError as error:
-                raise EdgePoint2Error(f'`edgepoint2 {name}` lacks a package: {error}') from None
+            module = import_module(path)
             command.description = module.__doc__
             module.add_arguments(command)
             command.set_defaults(run=module.run)

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from edgepoint2_ros.bridges.bag_contents import describe, read_frames
 from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, remarks, write_images
-from edgepoint2_ros.bridges.bags import PART, STORAGES, Job, Progress, describe, extract, read_frames
+from edgepoint2_ros.bridges.bag_output import STORAGES, Progress
+from edgepoint2_ros.bridges.bags import PART, Job, extract
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import ExtractorSettings
@@ -24,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``edgepoint2 bag``."""
     actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
 
-    extracting = actions.add_parser('extract', help='a bag of keypoints for each bag of images; goes on if interrupted')
+    extracting = actions.add_parser('extract', help='a bag of keypoints for each bag of images; resumes if interrupted')
     extracting.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='rosbag2 folder, .mcap, .db3 or .bag')
     extracting.add_argument('output', type=Path, metavar='OUT', help='new bag; for several bags the folder of new bags')
     extracting.add_argument(
@@ -145,7 +147,7 @@ def extract_with_progress(job: Job) -> Progress:
     progress = next(steps)  # one object, which the steps update
     done = progress.images
     if done and not progress.complete:
-        print(f'{job.output}: goes on behind image {done}', file=sys.stderr)
+        print(f'{job.output}: resumes after image {done}', file=sys.stderr)
     for _ in show_progress(steps, 'images', progress.total, done):
         pass
     return progress
@@ -153,7 +155,7 @@ def extract_with_progress(job: Job) -> Progress:
 
 def extract_quietly(job: Job) -> tuple[Progress, list[str]]:
     """Extract one bag; return the progress at the end and the warnings. Runs in a process or machine of its own."""
-    warnings = []
+    warnings: list[str] = []
     *_, progress = extract(job, warnings.append)
     return progress, warnings
 

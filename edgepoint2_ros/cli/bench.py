@@ -1,11 +1,14 @@
 """Time the models on every runtime beside ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
 
 The dense reference is the network's definition with the weights that the runtimes have. Where the environment variable
-EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights.
+EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights, and in fp16 on
+an NVIDIA GPU where there is one.
 
 Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
 so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
-do on a robot; back to back they stay warm.
+do on a robot; back to back they stay warm; at the pace "cold" nothing of the last frame is left in the caches.
+
+From a machine that we do not have, please send what --report writes.
 """
 
 import argparse
@@ -13,14 +16,15 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -29,6 +33,7 @@ from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
 from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender, parse_size
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
@@ -44,7 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 bench`."""
     add = parser.add_argument
     add('--models', nargs='+', default=['T-32', 'E-64'], metavar='MODEL', help='variants, or all (default: T-32 E-64)')
-    add('--backends', nargs='+', metavar='NAME', help=f'of {", ".join(BACKENDS)} (default: tensorrt only with a GPU)')
+    add(
+        '--backends', nargs='+', metavar='NAME', help=f'auto, {", ".join(BACKENDS)} (default: all; tensorrt with a GPU)'
+    )
     add(
         '--precisions',
         nargs='+',
@@ -53,13 +60,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--threads', nargs='+', type=int, default=[1, 0], metavar='N', help='0 takes every core (default: 1 0)')
     add('--sizes', nargs='+', default=['640x480'], metavar='WIDTHxHEIGHT', help='of the images (default: 640x480)')
-    add('--pace', choices=(*PERIODS, 'both'), default='both', help='30 frames a second, or one by one (%(default)s)')
+    add(
+        '--paces',
+        nargs='+',
+        choices=PERIODS,
+        default=list(PERIODS),
+        help='30 frames a second, one by one, 4 a second with cold caches (default: all)',
+    )
     add('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
-    add('--frames', type=int, default=30, help='frames a round and pace (default: %(default)s)')
+    add('--frames', type=int, default=30, help='frames a round and pace, cold a third (default: %(default)s)')
     add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
     add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
-    add('--cameras', nargs='+', type=int, default=[], metavar='N', help='let N cameras at 30 Hz share the first model')
+    add(
+        '--cameras',
+        nargs='+',
+        type=int,
+        default=[],
+        metavar='N',
+        help='let N cameras at 30 Hz share the first model, on the first of --backends (default: as auto runs it)',
+    )
     add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
+    add('--report', type=Path, metavar='FILE', help='write what is printed: Markdown, to send')
     add('--json', type=Path, metavar='FILE', help='write all that was measured')
     add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
 
@@ -72,7 +93,10 @@ def run(options: argparse.Namespace) -> int:
     """
     _check(options)
     report = read_report(options.source) if options.source else measure(options)
-    print(format_report(report))
+    page = format_report(report)
+    print(page)
+    if options.report:
+        options.report.write_text(f'# edgepoint2 bench\n\n{page}\n', encoding='utf-8')
     if options.json:
         options.json.write_text(json.dumps(report) + '\n', encoding='utf-8')
     for path in options.plot:
@@ -86,7 +110,7 @@ def _check(options: argparse.Namespace) -> None:
         for value in np.atleast_1d(getattr(options, name)):
             if value < least:
                 raise EdgePoint2Error(f'--{name}: expected {least} or more, got {value}')
-    for name, known in (('backends', BACKENDS), ('precisions', PRECISIONS[1:])):
+    for name, known in (('backends', ('auto', *BACKENDS)), ('precisions', PRECISIONS[1:])):
         for value in getattr(options, name) or []:
             if value not in known:
                 raise EdgePoint2Error(f'--{name}: expected {", ".join(known)}, got {value!r}')
@@ -95,7 +119,7 @@ def _check(options: argparse.Namespace) -> None:
     for path in options.plot:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
-    files = [*options.plot, *([options.json] if options.json else [])]
+    files = [*options.plot, *filter(None, (options.json, options.report))]
     refuse_existing(files)
     for path in files:
         try:
@@ -106,12 +130,13 @@ def _check(options: argparse.Namespace) -> None:
             raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
 
 
-def measure(options: argparse.Namespace) -> dict:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark.
 
     Returns:
         What --json writes: ``machine``, ``settings``, in ``results`` each contender with its ``runs``, one a round,
-        the ``error`` that ended it and its ``accuracy`` where asked for, and in ``cameras`` a row for each number.
+        the ``error`` that ended it, the ``fidelity`` of runtimes and the ``accuracy`` where asked for, and in
+        ``cameras`` a row for each number.
 
     Raises:
         EdgePoint2Error: no such variant, or no photographs.
@@ -121,19 +146,25 @@ def measure(options: argparse.Namespace) -> dict:
 
         find_photographs([options.accuracy])  # raises where there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
-    results = [{'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)]
+    results: list[dict[str, Any]] = [
+        {'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)
+    ]
     settings = {'keypoints': options.keypoints, 'frames': options.frames, 'rounds': options.rounds}
     with tempfile.TemporaryDirectory() as folder:
         _write_frames(Path(folder), options.sizes)
         job = {'keypoints': options.keypoints, 'folder': folder, 'frames': options.frames}
         _time_all(results, options, job)
         cameras = _share_first(models, options, job)
+    timed = [result for result in results if result['runs']]
+    runtimes = [result for result in timed if result['contender']['kind'] in ('auto', *BACKENDS)]
+    _add_once(runtimes, 'fidelity', 'inspect', {'threads': 0}, keypoints=options.keypoints)
     if options.accuracy:
-        _score_all([result for result in results if result['runs']], options)
+        folder = str(options.accuracy)
+        _add_once(timed, 'accuracy', 'score', {'threads': 0, 'size': ''}, keypoints=options.keypoints, folder=folder)
     return {'format': FORMAT, 'machine': find_machine(), 'settings': settings, 'results': results, 'cameras': cameras}
 
 
-def _provide_models(names: list[str]) -> list[str]:
+def _provide_models(names: Sequence[str]) -> list[str]:
     from edgepoint2_ros.models.official import provide_model
 
     models = []
@@ -149,7 +180,7 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
     """Return the matrix: at each size and number of threads ORB, SIFT, and the models on the runtimes."""
     cores = len(os.sched_getaffinity(0))
     threads = sorted({count or cores for count in options.threads})
-    backends = options.backends or [name for name in reversed(BACKENDS) if name != 'tensorrt' or _has_gpu()]
+    backends = options.backends or [*(name for name in reversed(BACKENDS) if name != 'tensorrt' or _has_gpu()), 'auto']
     contenders = []
     for size, count in product(options.sizes, threads):
         contenders += [Contender('orb', '', '', count, size), Contender('sift', '', '', count, size)]
@@ -157,10 +188,13 @@ def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Con
             contenders.append(Contender('dense', model, '', count, size))
             if OFFICIAL_CODE in os.environ:
                 contenders.append(Contender('official', model, '', count, size))
+                if count == threads[-1] and _has_gpu():
+                    contenders.append(Contender('official', model, 'fp16', count, size))
             for backend in backends:
-                if backend == 'tensorrt' and count != threads[-1]:
-                    continue  # the CPU's threads make no difference to a GPU
-                for precision in options.precisions or BACKENDS[backend].precisions:
+                if backend in ('auto', 'tensorrt') and count != threads[-1]:
+                    continue  # the CPU's threads make no difference to a GPU, and auto chooses them
+                precisions = ('auto',) if backend == 'auto' else options.precisions or BACKENDS[backend].precisions
+                for precision in precisions:
                     contenders.append(Contender(backend, model, precision, count, size))
     return list(dict.fromkeys(contenders))
 
@@ -183,51 +217,50 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
         np.save(folder / f'{size}.npy', [cv2.resize(frame, parse_size(size)) for frame in frames])
 
 
-def _time_all(results: list[dict], options: argparse.Namespace, job: dict) -> None:
+def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: dict[str, Any]) -> None:
     """Append a run to each contender, round by round; one that failed is not tried again."""
-    paces = list(PERIODS) if options.pace == 'both' else [options.pace]
     turns = results * options.rounds
     for result in show_progress(turns, 'run', len(turns)):
         if not result['error']:
-            answer = _ask('time', result['contender'], paces=paces, **job)
+            answer = _ask('time', result['contender'], paces=options.paces, **job)
             if 'error' in answer:
                 result['error'] = answer['error']
             else:
                 result['runs'].append(answer)
 
 
-def _share_first(models: list[str], options: argparse.Namespace, job: dict) -> list[dict]:
-    """Return for each number of cameras how well the first model, as ``auto`` runs it, serves them."""
+def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return for each number of cameras how well the first model, on the first backend or by auto, serves them."""
+    backend = options.backends[0] if options.backends else 'auto'
     rows = []
     for model, cameras in product(models[:1], options.cameras):
-        contender = Contender('auto', model, 'auto', 0, options.sizes[0])
+        contender = Contender(backend, model, 'auto', 0, options.sizes[0])
         rows.append({'model': model, 'cameras': cameras, **_ask('serve', asdict(contender), cameras=cameras, **job)})
     return rows
 
 
-def _score_all(results: list[dict], options: argparse.Namespace) -> None:
-    """Measure the accuracy of each model, runtime and precision; threads and the size of the frames do not matter."""
-    settings: dict[Contender, list[dict]] = {}
+def _add_once(results: list[dict[str, Any]], name: str, task: str, aside: dict[str, Any], **arguments: Any) -> None:
+    """Add to each result what a worker answers to a task, asked once for all that differ in nothing but ``aside``."""
+    settings: dict[Contender, list[dict[str, Any]]] = {}
     for result in results:
-        setting = Contender(**{**result['contender'], 'threads': 0, 'size': ''})
-        settings.setdefault(setting, []).append(result)
-    for setting, same in show_progress(settings.items(), 'accuracy', len(settings)):
-        answer = _ask('score', asdict(setting), keypoints=options.keypoints, folder=str(options.accuracy))
+        settings.setdefault(Contender(**result['contender'] | aside), []).append(result)
+    for setting, same in show_progress(settings.items(), name, len(settings)):
+        answer = _ask(task, asdict(setting), **arguments)
         for result in same:
             if 'error' in answer:
                 result['error'] = answer['error']
             else:
-                result['accuracy'] = answer
+                result[name] = answer
 
 
-def _ask(task: str, contender: dict, **arguments) -> dict:
+def _ask(task: str, contender: dict[str, Any], **arguments: Any) -> dict[str, Any]:
     """Return what a worker process answers, with the seconds from its start to its first features, or its error."""
     command = [sys.executable, '-m', 'edgepoint2_ros.bench.worker', json.dumps([task, contender, arguments])]
     answer = {}
     begin = time.perf_counter()
     with tempfile.TemporaryFile('w+') as errors:
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker:
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 if line.strip() == READY:
                     answer['first_s'] = time.perf_counter() - begin
         if worker.returncode == 0:
@@ -237,17 +270,9 @@ def _ask(task: str, contender: dict, **arguments) -> dict:
     return {'error': lines[-1] if lines else f'exit code {worker.returncode}'}
 
 
-def find_machine() -> dict:
+def find_machine() -> dict[str, Any]:
     """Return what the times depend on: ``processor``, ``cores`` that may be used, and ``versions``."""
-    info = Path('/proc/cpuinfo').read_text()
-    board = Path('/proc/device-tree/model')  # names a Jetson, which has no model name in its cpuinfo
-    name = re.search(r'^model name\s*: (.*)', info, re.MULTILINE)
-    processor = name[1] if name else board.read_text().strip('\0') if board.is_file() else platform.machine()
-    flags = [
-        flag
-        for flag in ('avx2', 'avx_vnni', 'avx512f', 'avx512_vnni', 'avx512_bf16', 'amx_int8', 'amx_bf16')
-        if re.search(rf'\b{flag}\b', info)
-    ]
+    cpu = find_cpu()
     versions = {'edgepoint2_ros': __version__, 'Python': platform.python_version(), 'OpenCV': cv2.__version__}
     packages = {backend.title: backend.package for backend in BACKENDS.values()} | {'PyTorch': 'torch'}
     for name, package in packages.items():
@@ -257,7 +282,7 @@ def find_machine() -> dict:
             continue
     gpu = [find_gpu().name] if _has_gpu() else []
     return {
-        'processor': ', '.join([' '.join([processor, *flags]), *gpu]),
+        'processor': ', '.join([' '.join([cpu.name, *cpu.extensions]), *gpu]),
         'cores': len(os.sched_getaffinity(0)),
         'versions': versions,
     }

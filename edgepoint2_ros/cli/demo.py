@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     parameters = {**vars(ExtractorSettings.of(options)), 'descriptor_encoding': options.encoding}
     settings = [word for name, value in parameters.items() for word in ('-p', f'{name}:={value}')]
     environment = _environment()
-    processes = []
+    processes: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for module, arguments in (
             (
@@ -72,18 +72,20 @@ def run(options: argparse.Namespace) -> int:
         ):
             command = [sys.executable, '-m', f'edgepoint2_ros.{module}', *arguments]
             # In sessions of their own: Ctrl-C reaches this process alone, which ends them in its own time.
-            processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
-        consumer, *others = processes
+            processes[module] = subprocess.Popen(command, env=environment, start_new_session=True)
+        consumer = processes['demo.consumer']
         while consumer.poll() is None:
-            failed = [process for process in others if process.poll() is not None]
-            if failed:
-                raise EdgePoint2Error(f'a process ended early with code {failed[0].returncode}: {failed[0].args[2]}')
+            for module, process in processes.items():
+                if process is not consumer and process.poll() is not None:
+                    raise EdgePoint2Error(
+                        f'a process ended early with code {process.returncode}: edgepoint2_ros.{module}'
+                    )
             time.sleep(0.1)
         return consumer.returncode
     except KeyboardInterrupt:
         return 0
     finally:
-        _end(processes)
+        _end(list(processes.values()))
 
 
 def _environment() -> dict[str, str]:
@@ -94,7 +96,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, **isolation}
 
 
-def _end(processes: list[subprocess.Popen]) -> None:
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         if process.poll() is None:
             process.terminate()

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -52,11 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table and the verdict and return the exit code."""
-    models = list_models()
-    for findings in (find_system(), find_ros(), find_nvidia(), find_models(models), find_storage()):
+    found = list_models()
+    for findings in (find_system(), find_ros(), find_nvidia(), find_models(found), find_storage()):
         for finding in findings:
             show(finding)
-    models = [model for model in models if isinstance(model, Model)]
+    models = [model for model in found if isinstance(model, Model)]
     if not models:
         print('\nnot ready: there is no model to extract features with')
         return 1
@@ -142,7 +142,7 @@ def find_nvidia() -> Iterator[Finding]:
         yield Finding('cuda-python', MISSING, str(error))
 
 
-def find_models(models: list[Model | EdgePoint2Error]) -> Iterator[Finding]:
+def find_models(models: Sequence[Model | EdgePoint2Error]) -> Iterator[Finding]:
     """The models in the user's data directory, with their digests."""
     for model in models:
         if isinstance(model, Model):

@@ -4,17 +4,20 @@ import argparse
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
 import cv2
 
+from edgepoint2_ros.drawing import import_matplotlib
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics, report
 from edgepoint2_ros.evaluation.benchmark import Picture, Result, run_benchmark
 from edgepoint2_ros.evaluation.methods import EdgePoint2Method, Method, OpenCVMethod
 from edgepoint2_ros.evaluation.pairs import (
+    HomographyPair,
+    PosePair,
     find_photographs,
     make_synthetic,
     name_scene,
@@ -87,7 +90,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
 
     Raises:
         EdgePoint2Error: nothing to evaluate on, a model that cannot be opened or is named twice, no usable images, no
-            poselib, or results of another run in the output folder.
+            poselib or matplotlib, or results of another run in the output folder.
     """
     if not (options.synthetic or options.rooms or options.hpatches or options.pairs):
         raise EdgePoint2Error(
@@ -99,7 +102,9 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
             raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
     outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
     refuse_existing(outputs)
-    metrics.import_poselib()  # raises now where it is missing, and not after the extraction
+    # These raise now where they are missing, and not after the extraction.
+    metrics.import_poselib()
+    import_matplotlib()
     scenes = [name_scene(listing) for listing in options.pairs or ()]
     if len(set(scenes)) < len(scenes):
         raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
@@ -162,8 +167,8 @@ def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Resu
     return more
 
 
-def _run_benchmarks(options: argparse.Namespace, methods: list) -> tuple[list[Result], list[Picture]]:
-    benchmarks = []
+def _run_benchmarks(options: argparse.Namespace, methods: list[Method]) -> tuple[list[Result], list[Picture]]:
+    benchmarks: list[tuple[str, Iterator[HomographyPair] | Iterator[PosePair]]] = []
     if options.synthetic:
         photographs = find_photographs(options.synthetic)
         benchmarks.append(('synthetic', make_synthetic(photographs, options.resize, options.seed)))

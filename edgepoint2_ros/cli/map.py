@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 map``."""
     add = parser.add_argument
     add('source', type=Path, metavar='IMAGES_OR_BAG', help='folder of photographs, video, or bag')
-    add('output', type=Path, metavar='OUT', help='new folder, or one that an interrupted call has left')
+    add('output', type=Path, metavar='OUT', help='new folder, or that of an interrupted call, to resume it')
     add('--topic', default='', help='of the images in a bag (default: the only one)')
     add_extractor_arguments(parser)
     add(
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=LONG_SIDE,
         metavar='PIXELS',
-        help='look for features at this long side, 0: as they are (%(default)s)',
+        help='long side at which features are extracted, 0: full size (%(default)s)',
     )
     add(
         '--rate',
@@ -79,6 +79,6 @@ def run(options: argparse.Namespace) -> int:
         more = f' and {len(summary.left_out) - SHOWN} more' if len(summary.left_out) > SHOWN else ''
         print(f'not in the map: {", ".join(summary.left_out[:SHOWN])}{more}')
     if summary.registered < summary.images / 2:
-        print('less than half of the images hold together: more of them are needed between those that do')
+        print('fewer than half of the images were registered: add images between those that were')
     print(options.output / 'index.html')
     return 0

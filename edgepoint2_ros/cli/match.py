@@ -49,15 +49,16 @@ def run(options: argparse.Namespace) -> int:
         features.append(extractor.extract(image))
         print(f'{path}: {len(features[-1])} keypoints in {_ms(start)}')
     start = time.perf_counter()
-    matches = match(*features)
+    first, second = features
+    matches = match(first, second)
     print(f'{len(matches)} mutual nearest neighbours in {_ms(start)}')
     start = time.perf_counter()
-    inliers, _ = verify(*features, matches, options.geometry)
+    inliers, _ = verify(first, second, matches, options.geometry)
     print(f'{len(inliers)} inliers ({options.geometry} geometry) in {_ms(start)}')
 
     agrees = np.isin(matches[:, 0], inliers[:, 0])
-    xy = [f.xy[column] for f, column in zip(features, matches.T)]
-    picture = draw_matches(*images, *xy, agrees)
+    first_xy, second_xy = (f.xy[column] for f, column in zip(features, matches.T))
+    picture = draw_matches(images[0], images[1], first_xy, second_xy, agrees)
     text = f'{extractor.variant}: {len(inliers)} inliers of {len(matches)} matches'
     write_image(options.output, write_caption(picture, text))
     print(f'wrote {options.output}')

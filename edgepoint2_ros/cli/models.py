@@ -4,6 +4,7 @@ import argparse
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from edgepoint2_ros.places import CENTRES, store_vocabulary, train_centres
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import data_directory
 
+T = TypeVar('T')
+
 LONG_SIDE = 640  # of the images that models are calibrated on and vocabularies learned from, pixels
 ROWS = 300  # of the best keypoints of each
 
@@ -28,7 +31,7 @@ ROWS = 300  # of the best keypoints of each
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 models``."""
     actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
-    listing = actions.add_parser('list', help='say which models are there')
+    listing = actions.add_parser('list', help='list the installed models')
     listing.set_defaults(run_action=_list)
     importing = actions.add_parser('import', help='make models from files of weights (.pth)')
     importing.add_argument('paths', nargs='+', type=Path, metavar='PATH', help='.pth files, or folders of them')
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_export_arguments(importing)
     importing.set_defaults(run_action=_import)
     calibrating = actions.add_parser(
-        'calibrate', help='measure from which cosine on matches are right, and write it to the cards'
+        'calibrate', help='measure the cosine above which matches are correct, and write it to the cards'
     )
     _add_calibrate_arguments(calibrating)
     calibrating.set_defaults(run_action=_calibrate)
@@ -153,7 +156,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _spread(items: list, most: int) -> list:
+def _spread(items: list[T], most: int) -> list[T]:
     """Return at most so many of the items, evenly spread."""
     return items[:: max(1, -(-len(items) // most))]
 

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 # Before torch is loaded: how long a thread of OpenMP spins in wait for the others. The default, 150 times as long, is a
 # tenth faster alone, but beside one busy process it made 0.2 steps a second of 6.4; this leaves 2.9 of 5.8.
@@ -157,7 +158,7 @@ def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
 
 def _card(
     options: argparse.Namespace, schedule: Schedule, start: EdgePoint2 | None, teacher: EdgePoint2, photos: Photos
-) -> dict:
+) -> dict[str, Any]:
     """Return what the model card says about the training."""
     return {
         'weights': 'trained',

@@ -4,7 +4,9 @@ import argparse
 import array
 import sys
 import time
+from collections.abc import Sequence
 
+import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import qos_profile_sensor_data
@@ -15,7 +17,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
 
 
-def main(args=None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Publish until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
@@ -45,7 +47,7 @@ def main(args=None) -> int:
         rclpy.try_shutdown()
 
 
-def _message(image, stamp: int) -> Image:
+def _message(image: np.ndarray, stamp: int) -> Image:
     message = Image(height=image.shape[0], width=image.shape[1], encoding='mono8', step=image.shape[1])
     message.header.frame_id = 'camera'
     message.header.stamp.sec, message.header.stamp.nanosec = divmod(stamp, 1_000_000_000)

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import rclpy
@@ -19,7 +20,7 @@ from edgepoint2_ros.scenes.sources import open_source
 PATIENCE = 60.0  # seconds to wait for the first keypoints
 
 
-def main(args=None) -> int:
+def main(args: Sequence[str] | None = None) -> int:
     """Consume for some seconds, then print a summary and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--source', help='what the camera shows')
@@ -38,7 +39,7 @@ def main(args=None) -> int:
         rclpy.try_shutdown()
 
 
-def _consume(options) -> int:
+def _consume(options: argparse.Namespace) -> int:
     figures = Figures(open_source(options.source, colour=True), options.start)
     rclpy.init(signal_handler_options=SignalHandlerOptions.NO)  # Ctrl-C comes as KeyboardInterrupt
     node = Node('consumer')

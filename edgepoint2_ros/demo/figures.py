@@ -10,7 +10,7 @@ import numpy as np
 from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, transfer_error, verify
-from edgepoint2_ros.scenes.sources import FRAME_RATE
+from edgepoint2_ros.scenes.sources import FRAME_RATE, Source
 
 TOLERANCE = 3.0  # pixels
 PICTURE_FRAMES = 15  # the two frames of the picture lie half a second apart
@@ -28,7 +28,7 @@ class Frame:
 class Figures:
     """Takes the features of frames one by one and keeps the figures."""
 
-    def __init__(self, source, start: int):
+    def __init__(self, source: Source, start: int):
         self.source = source
         self._start = start
         self.recent: deque[Frame] = deque()  # those of the last half second
@@ -52,7 +52,7 @@ class Figures:
             self.inliers.append(np.mean(good) if len(good) else 0.0)
         self.recent.append(frame)
         if number - self.recent[0].number >= PICTURE_FRAMES:
-            count = np.count_nonzero(self.match(self.recent[0], frame)[2])
+            count = int(np.count_nonzero(self.match(self.recent[0], frame)[2]))
             if count > self.best_count:
                 self.best_count, self.best_pair = count, (self.recent[0], frame)
             self.recent = deque([frame])

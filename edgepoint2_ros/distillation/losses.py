@@ -72,7 +72,9 @@ def similarity_loss(a: Tensor, b: Tensor) -> Tensor:
     return cosine_distance(a, b)
 
 
-def contrastive_loss(a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperature=0.06, radius=5.0) -> Tensor:
+def contrastive_loss(
+    a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperature: float = 0.06, radius: float = 5.0
+) -> Tensor:
     """Return the symmetric InfoNCE of descriptors of the same places in two views.
 
     Each row should be closer to its partner than to every other row of the other view. Rows whose places lie within
@@ -93,7 +95,7 @@ def contrastive_loss(a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperatu
     return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
 
 
-def detection_loss(student: Tensor, teacher: Tensor, floor=-8.0) -> Tensor:
+def detection_loss(student: Tensor, teacher: Tensor, floor: float = -8.0) -> Tensor:
     """Return how far the student's score map is from the teacher's; 0 where they are equal.
 
     The sum of two parts: the binary Kullback-Leibler divergence of the keypoint probabilities, divided by the teacher's

@@ -44,7 +44,7 @@ class Pair(NamedTuple):
     photos: Tensor
 
 
-class PairDataset(Dataset):
+class PairDataset(Dataset[Pair]):
     """Pair number n of an endless, reproducible sequence."""
 
     def __init__(self, photos: Photos, seed: int, length: int):
@@ -97,7 +97,7 @@ def make_pair(photos: Photos, rng: np.random.Generator) -> Pair:
     )
 
 
-def random_homography(rng: np.random.Generator, strength=1.0) -> np.ndarray:
+def random_homography(rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
     """Return a random rotation, scale, perspective and shift about the view's centre, a (3, 3) matrix of pixels."""
     angle = rng.normal(0, ROTATION_SD * strength)
     scale = np.exp(rng.uniform(-1, 1) * np.log(MAX_SCALE) * strength)
@@ -134,16 +134,16 @@ def correspond(xy: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
 
 def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the view, uint8 (H, W), as another camera under another light would record it."""
-    image = view.astype(np.float32) / 255
+    image: np.ndarray = view.astype(np.float32) / 255
     if rng.random() < 0.8:
         image **= np.exp(rng.normal(0, 0.4), dtype=np.float32)
     if rng.random() < 0.6:  # smooth shading
         coarse = rng.normal(0, rng.uniform(0.1, 0.4), (3, 4)).astype(np.float32)
         image *= np.exp(cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC))
     if rng.random() < 0.25:  # a shadow, or a patch of sunlight
-        mask = np.zeros((HEIGHT, WIDTH), np.float32)
+        mask: np.ndarray = np.zeros((HEIGHT, WIDTH), np.float32)
         cv2.fillPoly(mask, [np.round(_random_polygon(rng, 80, 300)).astype(np.int32)], 1.0)
-        mask = cv2.GaussianBlur(mask, None, rng.uniform(0.7, 8))
+        mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(0.7, 8))
         image *= 1 + mask * np.float32(rng.uniform(-0.7, 0.5))
     if rng.random() < 0.7:
         contrast, brightness = np.exp(rng.normal(0, 0.25)), rng.normal(0, 0.08)
@@ -158,7 +158,7 @@ def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         image *= exposure ** np.float32(rng.uniform(-1, -0.3))
     kind = rng.random()
     if kind < 0.3:
-        image = cv2.GaussianBlur(image, None, rng.uniform(0.3, 1.6))
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.3, 1.6))
     elif kind < 0.4:
         image = cv2.filter2D(image, -1, _motion_kernel(rng))
     if rng.random() < 0.7:
@@ -168,7 +168,9 @@ def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.3:
         quality = int(rng.integers(20, 90))
         _, encoded = cv2.imencode('.jpg', result, [cv2.IMWRITE_JPEG_QUALITY, quality])
-        result = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        decoded = cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+        assert decoded is not None  # what was just encoded
+        return decoded
     return result
 
 
@@ -203,7 +205,7 @@ def _warp(pyramid: list[np.ndarray], to_photo: np.ndarray) -> np.ndarray:
     )
 
 
-def _random_polygon(rng: np.random.Generator, least=25, most=110) -> np.ndarray:
+def _random_polygon(rng: np.random.Generator, least: float = 25, most: float = 110) -> np.ndarray:
     """Return the corners (N, 2) of a star-shaped polygon in the view; ``least`` and ``most`` bound its radius."""
     corners = rng.integers(3, 9)
     angles = np.sort(rng.uniform(0, 2 * np.pi, corners))

@@ -47,9 +47,9 @@ def find_images(folders: Iterable[str | Path]) -> list[Path]:
     Raises:
         ImageError: a path does not exist, or no image file was found.
     """
-    found = []
-    folders = [Path(folder) for folder in folders]
-    for folder in folders:
+    found: list[Path] = []
+    given = [Path(folder) for folder in folders]
+    for folder in given:
         if folder.is_file():
             found.append(folder)
         elif folder.is_dir():
@@ -57,12 +57,14 @@ def find_images(folders: Iterable[str | Path]) -> list[Path]:
         else:
             raise ImageError(f'no such folder or image: {folder}')
     if not found:
-        looked = ', '.join(str(folder) for folder in folders) or 'nothing'
+        looked = ', '.join(str(folder) for folder in given) or 'nothing'
         raise ImageError(f'no images found in {looked}: expected files ending in {" ".join(SUFFIXES)}')
     return found
 
 
-def load_photos(paths: Sequence[Path], cache: Path, progress: Callable[[Iterable], Iterable] = iter) -> Photos:
+def load_photos(
+    paths: Sequence[Path], cache: Path, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
+) -> Photos:
     """Return the photographs as pyramids, decoded at most once: a later call reads the cache.
 
     An image that cannot be read or is too small is named in a warning and left out.
@@ -90,7 +92,9 @@ def load_photos(paths: Sequence[Path], cache: Path, progress: Callable[[Iterable
     return Photos(entries['names'], entries['shapes'], np.memmap(data, np.uint8, 'r'))
 
 
-def _decode(paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable], Iterable]) -> None:
+def _decode(
+    paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable[Path]], Iterable[Path]]
+) -> None:
     names, shapes, skipped = [], [], []
     with replacing(data) as file:
         for path in progress(paths):

@@ -21,8 +21,8 @@ class DescriptorHeads(nn.Module):
     def __init__(self, variants: Sequence[Variant]):
         super().__init__()
         heads = [EdgePoint2(variant).desc_head for variant in variants]
-        self.shared = heads[0][:-1]
-        self.last = nn.ModuleDict({str(v.descriptor_size): head[-1] for v, head in zip(variants, heads)})
+        self.shared = nn.Sequential(*list(heads[0].children())[:-1])
+        self.last = nn.ModuleDict({str(v.descriptor_size): [*h.children()][-1] for v, h in zip(variants, heads)})
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.shared(x)
@@ -50,7 +50,13 @@ class Student(nn.Module):
         self.network = EdgePoint2(variants[0])
         self.network.desc_head = DescriptorHeads(variants)
         # Keypoints are rare: a detector that begins with "nowhere" does not spend its first steps on learning that.
-        nn.init.constant_(self.network.score_head[-1].bias, -6.0)
+        nn.init.constant_(self.network.get_parameter('score_head.4.bias'), -6.0)
+
+    @property
+    def heads(self) -> DescriptorHeads:
+        """The descriptor heads, which stand in the network for its own."""
+        assert isinstance(self.network.desc_head, DescriptorHeads)
+        return self.network.desc_head
 
     def forward(self, gray: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the score map (B, 1, H, W) and one descriptor map (B, D, H/4, W/4) a variant; see `EdgePoint2`."""
@@ -80,21 +86,23 @@ class Student(nn.Module):
             views: batches of gray images (B, 1, H, W), as for `EdgePoint2`, and for each variant the descriptor map
                 (B, D, H/4, W/4) that it should give there.
         """
-        inputs = []
-        hook = self.network.desc_head.shared.register_forward_hook(lambda _, __, output: inputs.append(output))
-        gram, products = 0, [0] * len(self.variants)
+        inputs: list[Tensor] = []
+        hook = self.heads.shared.register_forward_hook(lambda _, __, output: inputs.append(output))
+        sums: list[Tensor] = []  # of the products of the rows with themselves, and with the targets of each variant
         for gray, targets in views:
             self.network(gray)
             rows = _rows(inputs.pop())
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-            gram = gram + rows.T @ rows
-            products = [before + rows.T @ _rows(target) for before, target in zip(products, targets, strict=True)]
+            products = [rows.T @ rows, *(rows.T @ _rows(target) for target in targets)]
+            sums = [before + product for before, product in zip(sums, products, strict=True)] if sums else products
         hook.remove()
+        gram, *products = sums
         gram.diagonal().add_(1e-6 * gram.diagonal().mean())
-        for layer, product in zip(self.network.desc_head.last.values(), products, strict=True):
+        for layer, product in zip(self.heads.last.values(), products, strict=True):
+            weight, bias = layer.parameters()
             solution = torch.linalg.solve(gram, product).float()  # (inputs + 1, D)
-            layer.weight.copy_(solution[:-1].T[:, :, None, None])
-            layer.bias.copy_(solution[-1])
+            weight.copy_(solution[:-1].T[:, :, None, None])
+            bias.copy_(solution[-1])
 
     def extract(self, variant: Variant) -> EdgePoint2:
         """Return one variant as a network of its own, on the CPU, in evaluation mode."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
@@ -121,8 +122,10 @@ def train(
     identity = _identity(student, teacher, photos, schedule)
     torch.manual_seed(schedule.seed)
     output.mkdir(parents=True, exist_ok=True)
-    student.to(device, memory_format=torch.channels_last).train()
-    teacher.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    for network in (student, teacher):
+        network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+    student.train()
+    teacher.eval().requires_grad_(False)
     norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 0.01  # few images a step: average over many steps
@@ -149,7 +152,7 @@ def train(
             losses = pair_losses(
                 student, teacher, Pair(*(part.to(device) for part in batch)), generator, weights, bases
             )
-            total = sum(weights[name] * value for name, value in losses.items())
+            total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
                 names = sorted({photos.names[i] for i in batch.photos.flatten().tolist() if i >= 0})
@@ -233,8 +236,11 @@ def pair_losses(
             continue
         xy = (places[visible], moved[visible])
 
-        def sampled(descriptor_map: Tensor, index=index, xy=xy) -> list[Tensor]:
-            return [sample(descriptor_map[2 * index + view], xy[view], (WIDTH, HEIGHT)) for view in (0, 1)]
+        def sampled(
+            descriptor_map: Tensor, index: int = index, xy: tuple[Tensor, Tensor] = xy
+        ) -> tuple[Tensor, Tensor]:
+            a, b = (sample(descriptor_map[2 * index + view], xy[view], (WIDTH, HEIGHT)) for view in (0, 1))
+            return a, b
 
         if 'procrustes' in sums:
             # One subspace for both views, so that a place keeps its teacher's likeness across them.
@@ -269,7 +275,7 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
 
 
 def _resume(
-    checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict
+    checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict[str, Any]
 ) -> tuple[int, list[Tensor]]:
     """Load the checkpoint where there is one and return the step to go on with, and the bases."""
     if not checkpoint.exists():
@@ -299,7 +305,7 @@ def _save(
     step: int,
     student: Student,
     optimiser: torch.optim.Optimizer,
-    identity: dict,
+    identity: dict[str, Any],
     bases: list[Tensor],
 ) -> None:
     """Write the checkpoint so that a kill at any moment leaves either the old or the new one."""
@@ -314,7 +320,7 @@ def _save(
         torch.save(state, file)
 
 
-def _open_log(path: Path, start: int, names: list[str]):
+def _open_log(path: Path, start: int, names: list[str]) -> TextIO:
     """Open the log for appending, without the rows that a killed training wrote after its last checkpoint."""
     header = ['step', 'learning_rate', *names]
     kept = []

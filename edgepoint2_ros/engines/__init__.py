@@ -34,7 +34,7 @@ def open_engine(
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
         precision: one that the backend declares, or ``auto``: fp16 on TensorRT, fp32 on ONNX Runtime, on OpenVINO
-            int8, bf16 or fp32, by what the CPU has. With the backend ``auto`` what is fastest on this CPU is measured.
+            int8, bf16, fp16 or fp32, by what the CPU has. With the backend ``auto`` what is fastest here is measured.
         threads: threads of the runtime; 0 takes every core that this process may use, or with the backend ``auto``
             half of them where that is faster.
         report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with

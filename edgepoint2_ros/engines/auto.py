@@ -12,12 +12,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines.base import Engine, Report, Shape
 from edgepoint2_ros.engines.check import MIN_COSINE_OF_CPU, MIN_SHARE, compare, draw_scene
 from edgepoint2_ros.errors import EngineError
@@ -27,7 +27,7 @@ from edgepoint2_ros.storage import cache_directory, write_whole
 
 log = logging.getLogger('edgepoint2_ros')
 
-ACCURACY = ('fp32', 'bf16', 'int8')  # the most accurate first
+ACCURACY = ('fp32', 'fp16', 'bf16', 'int8')  # the most accurate first
 SAME = 1.05  # within this ratio of the fastest, the more accurate one is taken
 ROUNDS = 4  # timed runs of each candidate, after one to warm up
 PAUSE = 0.02  # seconds before each: between the images of a camera, cores go idle and caches cool down
@@ -151,7 +151,7 @@ class AutoEngine:
         if len(choices) < 2 or image_shape[0] * image_shape[1] > MAX_PIXELS:
             return
         key = {
-            'cpu': _cpu_name(),
+            'cpu': f'{platform.machine()} {find_cpu().name}',
             'candidates': ', '.join(map(str, choices)),
             'runtimes': ', '.join(sorted({self._runtimes[choice.backend].BACKEND.version() for choice in choices})),
             'model': f'{self._model.variant} {self._model.digest}',
@@ -183,7 +183,7 @@ class AutoEngine:
         ways = [
             (name, precision) for name in (self.backend, *self._candidates) for precision in self._worth_trying(name)
         ]
-        if any(precision != 'fp32' for _, precision in ways):  # then a runtime that has only fp32 is never the fastest
+        if {'bf16', 'int8'} & {precision for _, precision in ways}:  # then ONNX Runtime in fp32 is never the fastest
             ways = [way for way in ways if way[0] == self.backend]
         ways.sort(key=lambda way: ACCURACY.index(way[1]))
         threads = [self._threads or self._cores]
@@ -199,7 +199,9 @@ class AutoEngine:
         return [name for name in precisions if self._precision in ('auto', name)]
 
 
-def measure(choices: list[Choice], open_one: Open, image_shape: Shape, report: Report) -> tuple[dict, dict]:
+def measure(
+    choices: list[Choice], open_one: Open, image_shape: Shape, report: Report
+) -> tuple[dict[Choice, Engine], dict[Choice, float]]:
     """Time each choice on the drawn scene: the shortest of ROUNDS runs, a pause before each, by turns.
 
     A choice that cannot be opened, or whose features differ from those of the first, the most accurate one, by more
@@ -222,12 +224,12 @@ def measure(choices: list[Choice], open_one: Open, image_shape: Shape, report: R
             engine = open_one(choice)
             rows = engine.run(scene, mask)
         except EngineError as error:
-            report(f'auto does without {choice}: {error}')
+            report(f'auto excludes {choice}: {error}')
             continue
         reference = reference or rows
         share, cosine = compare(rows, reference)
         if share < MIN_SHARE or cosine < MIN_COSINE_OF_CPU:
-            report(f'auto does without {choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
+            report(f'auto excludes {choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
             continue
         engines[choice] = engine
     times: dict[Choice, list[float]] = {choice: [] for choice in engines}
@@ -270,7 +272,7 @@ class Measurements:
         with contextlib.suppress(OSError):
             write_whole(self.path, json.dumps(rows, indent=1).encode())
 
-    def _entries(self) -> list[dict]:
+    def _entries(self) -> list[dict[str, Any]]:
         try:
             rows = json.loads(self.path.read_bytes())
             return [
@@ -282,14 +284,3 @@ class Measurements:
             ]
         except (OSError, ValueError, TypeError, KeyError):
             return []
-
-
-def _cpu_name() -> str:
-    """Return what /proc/cpuinfo calls the cores: by name on x86, by numbers of their parts on ARM."""
-    names = set()
-    with contextlib.suppress(OSError):
-        for line in Path('/proc/cpuinfo').read_text(encoding='utf-8', errors='replace').splitlines():
-            key, _, value = line.partition(':')
-            if key.strip() in ('model name', 'CPU implementer', 'CPU part'):
-                names.add(value.strip())
-    return ' '.join([platform.machine(), *sorted(names)])

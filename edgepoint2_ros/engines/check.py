@@ -6,15 +6,18 @@ checked, what the model's card holds: the features that it found in fp32 when th
 
 import base64
 import os
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 
 from edgepoint2_ros.engines import onnxruntime
-from edgepoint2_ros.engines.base import LOG
+from edgepoint2_ros.engines.base import LOG, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import Model
+
+Run = Callable[[np.ndarray, np.ndarray], Rows]  # of an image and a mask, as `Engine.run`
 
 BEST = 1000  # keypoints of the reference that are compared
 SCORE_THRESHOLD = -5.0
@@ -62,7 +65,7 @@ def compare(found: Rows, expected: Rows) -> tuple[float, float]:
     return float(same.mean()), float(np.median(cosines)) if same.any() else 0.0
 
 
-def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
+def check(run: Run, model: Model, image_shape: Shape) -> str:
     """Compare an engine with ONNX Runtime in fp32 on the scene; return the result in words.
 
     Args:
@@ -78,7 +81,7 @@ def check(run, model: Model, image_shape: tuple[int, int, int]) -> str:
     return _judge(compare(_run(run, image_shape), expected), 'fp32 on the CPU', MIN_COSINE)
 
 
-def check_against_card(run, model: Model) -> str:
+def check_against_card(run: Run, model: Model) -> str:
     """Compare an engine on a CPU with what the model's card holds; return the result in words.
 
     Raises:
@@ -109,7 +112,7 @@ def unpack(card: dict[str, str], descriptor_size: int) -> Rows:
     return xy, np.zeros(len(xy), np.float32), descriptors
 
 
-def _run(run, image_shape: tuple[int, int, int]) -> Rows:
+def _run(run: Run, image_shape: Shape) -> Rows:
     return run(draw_scene(*image_shape), np.ones((1, 1), np.uint8))
 
 

@@ -1,22 +1,42 @@
-"""OpenVINO on the CPU: the fastest where it is installed, and the one with bf16 and int8."""
+"""OpenVINO on the CPU: the fastest on x86, and the one with fp16 on ARM, bf16 and int8."""
 
 import os
 import platform
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines.base import Backend, CpuEngine, Report, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model, part_path, read_part
 
-_NEEDS = {'fp32': 'nothing', 'bf16': 'AVX-512 BF16 or AMX', 'int8': 'x86 with VNNI'}  # of the CPU, by precision
-BACKEND = Backend('openvino', 'OpenVINO', 'openvino', tuple(_NEEDS), 'the fastest on x86 CPUs')
+
+def _on_x86() -> bool:
+    return platform.machine() in ('x86_64', 'AMD64')
+
+
+# What a precision needs of the CPU.
+_NEEDS = {
+    'fp32': 'nothing',
+    'fp16': '64-bit ARM with asimdhp',
+    'bf16': 'x86 with AVX-512 BF16 or AMX',
+    'int8': 'x86 with VNNI',
+}
+_HINTS = {'fp32': 'f32', 'fp16': 'f16', 'bf16': 'bf16'}
+BACKEND = Backend(
+    'openvino',
+    'OpenVINO',
+    'openvino',
+    tuple(_NEEDS),
+    'the fastest on x86 CPUs' if _on_x86() else 'has vector code for this CPU',
+)
+_PROBE = (480, 640, 1)  # of an image, by which the kernels of a CPU are looked at
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
 
 
@@ -38,7 +58,7 @@ def _without_telemetry() -> Iterator[None]:
     if name in sys.modules or _has_opted_in():
         yield
         return
-    sys.modules[name] = None
+    sys.modules[name] = None  # type: ignore[assignment]  # which makes its import fail
     try:
         yield
     finally:
@@ -52,6 +72,13 @@ def _has_opted_in() -> bool:
     except OSError:
         return False
     return consent.strip() == '1'
+
+
+class Layer(NamedTuple):
+    """A layer as OpenVINO has compiled it: what it is and the kernel that runs it, such as ``gemm_acl_f16``."""
+
+    kind: str
+    kernel: str
 
 
 class OpenVinoEngine(CpuEngine):
@@ -73,6 +100,13 @@ class OpenVinoEngine(CpuEngine):
         request = self._request(image.shape)
         request.infer({'image': image}, share_inputs=True)
         return request.get_tensor('cells').data[0], request.get_tensor('descriptors').data[0]
+
+    def layers(self, image_shape: Shape) -> list[Layer]:
+        """Return what computes images of a size."""
+        return [
+            Layer(*(operation.get_rt_info()[key].astype(str) for key in ('layerType', 'primitiveType')))
+            for operation in self._request(image_shape).get_compiled_model().get_runtime_model().get_ops()
+        ]
 
     def _request(self, image_shape: Shape) -> Any:
         if image_shape not in self._requests:
@@ -97,17 +131,34 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
     choice = ''
     if precision == 'auto':
         precision = _fast(has, model)[-1]
-        choice = ' (auto: the fastest on this CPU)'
+        choice = ' (auto: the narrowest that this CPU accelerates)'
     if precision not in has:
         raise EngineError(f'this CPU does not accelerate {precision} (needs {_NEEDS[precision]}): use auto or fp32')
     settings = settings_of(precision, has, threads)
     source = read_part(model, 'int8') if precision == 'int8' else str(model.path)
-    with BACKEND.errors(f'open {model.path}'):
+    with BACKEND.errors(f'open {part_path(model.path, "int8") if precision == "int8" else model.path}'):
         network = core.read_model(source)
     if precision == 'int8':
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
     version = openvino.__version__.split('-')[0]
-    return OpenVinoEngine(core, network, settings, version, precision, threads, model.subpixel, choice)
+    engine = OpenVinoEngine(core, network, settings, version, precision, threads, model.subpixel, choice)
+    if not _on_x86():
+        refuse_scalar_code(engine.layers(_PROBE))
+    return engine
+
+
+def refuse_scalar_code(layers: Iterable[Layer]) -> None:
+    """Raise an EngineError where a quarter of the convolutions runs without vector instructions, as on cores with SVE.
+
+    There oneDNN leaves small convolutions to kernels that take others only, and its reference is what remains.
+    """
+    kernels = [layer.kernel for layer in layers if layer.kind == 'Convolution']
+    scalar = sum(kernel.startswith('ref') for kernel in kernels)
+    if scalar > len(kernels) / 4:
+        raise EngineError(
+            f'OpenVINO runs {scalar} of {len(kernels)} convolutions by scalar reference code on this CPU: '
+            'use the backend onnxruntime'
+        )
 
 
 def fast_precisions(model: Model) -> list[str]:
@@ -120,13 +171,15 @@ def _fast(has: set[str], model: Model) -> list[str]:
     lacks = set() if part_path(model.path, 'int8').is_file() else {'int8'}
     if 'bf16' in has:
         lacks.add('fp32')  # bf16 is twice as fast
-    return [name for name in ('fp32', 'bf16', 'int8') if name in has - lacks]
+    return [name for name in _NEEDS if name in has - lacks]
 
 
 def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
     """Return OpenVINO's settings for a precision; what does not compute in int8 takes bf16 where the CPU has it."""
+    if precision == 'int8':
+        precision = 'bf16' if 'bf16' in has else 'fp32'
     return {
-        'INFERENCE_PRECISION_HINT': 'bf16' if precision != 'fp32' and 'bf16' in has else 'f32',
+        'INFERENCE_PRECISION_HINT': _HINTS[precision],
         'INFERENCE_NUM_THREADS': threads,
         'PERFORMANCE_HINT': 'LATENCY',
     }
@@ -135,18 +188,15 @@ def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
 def capabilities(core: Any) -> set[str]:
     """Return the precisions in which this CPU is fast.
 
-    int8 only on x86 with VNNI: without VNNI, its products would overflow 16 bits; on ARM, OpenVINO's int8 gives wrong
-    keypoints or crashes.
+    fp16 only on ARM and bf16 only on x86, where they were tested. int8 only on x86 with VNNI: without VNNI, its
+    products would overflow 16 bits; on ARM, OpenVINO's int8 gives wrong keypoints or crashes.
     """
     has = {'fp32'}
-    if 'BF16' in core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES'):
+    fast = core.get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
+    if not _on_x86():
+        return has | ({'fp16'} if 'FP16' in fast else set())
+    if 'BF16' in fast:
         has.add('bf16')
-    if platform.machine() != 'x86_64':
-        return has
-    try:
-        flags = Path('/proc/cpuinfo').read_text(encoding='ascii', errors='replace').split()
-    except OSError:
-        flags = []
-    if {'avx512_vnni', 'avx_vnni'} & set(flags):
+    if {'avx512_vnni', 'avx_vnni'} & find_cpu().flags:
         has.add('int8')
     return has

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,8 @@ def run_benchmark(
     ``seeds``: how often each pose and homography is estimated, from other random samples; 0 leaves that out.
     """
     results, pictures = [], []
-    known = {}  # features of a scene's images, each of which is in several pairs: by image and method
+    # Features of a scene's images, each of which is in several pairs, by image and method.
+    known: dict[Any, Features] = {}
     scene = None
     for number, pair in enumerate(pairs):
         if pair.group != scene:
@@ -87,7 +89,9 @@ def run_benchmark(
     return results, pictures
 
 
-def extract_pair(pair: HomographyPair | PosePair, method: Method, known: dict) -> tuple[Features, Features]:
+def extract_pair(
+    pair: HomographyPair | PosePair, method: Method, known: dict[Any, Features]
+) -> tuple[Features, Features]:
     """Return a method's features of both images of a pair.
 
     Args:
@@ -104,7 +108,7 @@ def extract_pair(pair: HomographyPair | PosePair, method: Method, known: dict) -
 
 
 def _run_pair(
-    benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict
+    benchmark: str, pair: HomographyPair | PosePair, method: Method, seeds: int, known: dict[Any, Features]
 ) -> tuple[Result, Picture]:
     a, b = extract_pair(pair, method, known)
     matches = method.match(a, b)
@@ -133,7 +137,7 @@ def _run_pair(
     )
 
 
-def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
+def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return one row per benchmark, group and method, in order of appearance; shares in percent.
 
     Where a benchmark has several groups, a row ``all`` comes first: over all pairs of homographies, but of poses the
@@ -148,7 +152,7 @@ def summarise(results: Sequence[Result]) -> list[dict[str, str | float]]:
     return rows
 
 
-def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, str | tuple[float, float]]]:
+def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
     """Return by how much methods differ from their rivals, in rows like those of `summarise`.
 
     Each column holds the mean difference, scene by scene and pair by pair, and its standard error: how much it would
@@ -175,13 +179,13 @@ def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
 
 def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Result]]]:
     """Return the results by benchmark and group, ``all`` first where there are several, and by method."""
-    groups = {}
+    groups: dict[str, dict[str, None]] = {}
     for result in results:
         groups.setdefault(result.benchmark, {}).setdefault(result.group)
-    found = {}
+    found: dict[tuple[str, str], dict[str, list[Result]]] = {}
     for benchmark, names in groups.items():
         for name in ('all', *names) if len(names) > 1 else names:
-            found[benchmark, name] = methods = {}
+            methods = found[benchmark, name] = {}
             for result in results:
                 if result.benchmark == benchmark and name in ('all', result.group):
                     methods.setdefault(result.method, []).append(result)
@@ -190,7 +194,7 @@ def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Res
 
 def _scenes(results: Sequence[Result]) -> list[list[Result]]:
     """Return the results of one method, those of poses by scene."""
-    scenes = {}
+    scenes: dict[str, list[Result]] = {}
     for result in results:
         scenes.setdefault(result.group if result.accuracy is None else '', []).append(result)
     return list(scenes.values())
@@ -203,7 +207,7 @@ def scores(result: Result) -> dict[str, float]:
     of 1 - error / threshold, and 0 beyond the threshold.
     """
     values = {'keypoints': result.keypoints, 'matches': float(result.matches)}
-    if result.accuracy is None:
+    if result.accuracy is None or result.repeatability is None:  # poses
         values['right'] = 100 * result.right
         for degrees in POSE_THRESHOLDS if len(result.errors) else ():
             values[f'AUC@{degrees}'] = 100 * float(np.maximum(0, 1 - result.errors / degrees).mean())

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import RIGHT, RIGHT_EPIPOLAR, extract_pair
 from edgepoint2_ros.evaluation.methods import Method
 from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair
+from edgepoint2_ros.features import Features
 
 BINS = 400  # of cosines from -1 to 1
 MIN_MATCHES = 1000  # of each kind of pairs
@@ -39,7 +41,8 @@ def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method],
     """
     rng = np.random.default_rng(seed)
     cosines, right = ([[np.zeros(0)] for _ in methods] for _ in range(2))
-    count, scene, known = 0, None, {}
+    count, scene = 0, None
+    known: dict[Any, Features] = {}
     for pair in pairs:
         count += 1
         if pair.group != scene:

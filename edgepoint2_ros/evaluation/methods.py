@@ -49,9 +49,12 @@ class OpenCVMethod:
     """ORB or SIFT with OpenCV's defaults."""
 
     def __init__(self, name: str, max_keypoints: int):
-        create, norm = {'ORB': (cv2.ORB_create, cv2.NORM_HAMMING), 'SIFT': (cv2.SIFT_create, cv2.NORM_L2)}[name]
         self.name = name
-        self._detector = create(nfeatures=max_keypoints)
+        self._detector: cv2.Feature2D
+        if name == 'ORB':
+            self._detector, norm = cv2.ORB.create(nfeatures=max_keypoints), cv2.NORM_HAMMING
+        else:
+            self._detector, norm = cv2.SIFT.create(nfeatures=max_keypoints), cv2.NORM_L2
         self._matcher = cv2.BFMatcher(norm, crossCheck=True)
 
     def extract(self, image: np.ndarray) -> Features:

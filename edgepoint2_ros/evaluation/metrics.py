@@ -1,6 +1,7 @@
 """The measures of the evaluation, as plain functions of numpy arrays. Lengths in pixels, angles in degrees."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ def transform(xy: np.ndarray, homography: np.ndarray) -> np.ndarray:
 
 def inside(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Return which points (N, 2) lie in an image of (width, height): bool (N,), False for NaN."""
-    return ((xy >= -0.5) & (xy < np.array(size) - 0.5)).all(axis=1)
+    return np.all((xy >= -0.5) & (xy < np.array(size) - 0.5), axis=1)
 
 
 def repeatability(
@@ -65,14 +66,14 @@ def matching_errors(matched_a: np.ndarray, matched_b: np.ndarray, homography: np
     return np.where(np.isnan(errors), np.inf, errors)
 
 
-def share_within(errors: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+def share_within(errors: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
     """Return the share of errors (N,) at or below each threshold; 0 where there are no errors at all."""
     if len(errors) == 0:
         return np.zeros(len(thresholds))
     return np.array([np.mean(errors <= threshold) for threshold in thresholds])
 
 
-def import_poselib():
+def import_poselib() -> Any:
     """Return the module poselib.
 
     Raises:
@@ -144,7 +145,7 @@ def _doubles(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(array.astype(np.float64) for array in arrays)
 
 
-def _camera(intrinsics: np.ndarray) -> dict:
+def _camera(intrinsics: np.ndarray) -> dict[str, Any]:
     """Return a camera as poselib takes it; the size of the image makes no difference."""
     parameters = [intrinsics[k] for k in ((0, 0), (1, 1), (0, 2), (1, 2))]
     return {'model': 'PINHOLE', 'width': 1, 'height': 1, 'params': parameters}
@@ -172,14 +173,14 @@ def pose_error(pose: tuple[np.ndarray, np.ndarray] | None, truth: np.ndarray) ->
     return float(max(rotation_error, translation_error))
 
 
-def area_under_curve(errors: Sequence[float], thresholds: Sequence[float]) -> np.ndarray:
+def area_under_curve(errors: Sequence[float] | np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
     """Return, for each threshold, the area under the curve "share of errors at most x", x up to it, divided by it."""
-    errors = np.sort(np.asarray(errors, float))
-    if len(errors) == 0:
+    ascending = np.sort(np.asarray(errors, float))
+    if len(ascending) == 0:
         return np.zeros(len(thresholds))
     # The curve rises in straight lines from the origin through (error i, i / N), as is usual for this benchmark.
-    x = np.concatenate([[0.0], errors])
-    y = np.arange(len(errors) + 1) / len(errors)
+    x = np.concatenate([[0.0], ascending])
+    y = np.arange(len(ascending) + 1) / len(ascending)
     areas = []
     for threshold in thresholds:
         last = np.searchsorted(x, threshold)

@@ -150,8 +150,8 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
     listing = Path(listing)
     if not listing.is_file():
         raise ImageError(f'no pairs file {listing}')
-    lines = enumerate(listing.read_text().splitlines(), 1)
-    lines = [(number, line) for number, line in lines if line.strip() and not line.startswith('#')]
+    numbered = enumerate(listing.read_text().splitlines(), 1)
+    lines = [(number, line) for number, line in numbered if line.strip() and not line.startswith('#')]
     for number, line in lines[:: max(1, -(-len(lines) // most))] if most else lines:
         fields = line.split()
         if len(fields) != 38:
@@ -183,7 +183,13 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
 
 
 def orbit_homography(
-    width: int, height: int, tilt: float, azimuth: float, roll: float, distance: float, target=(0.0, 0.0)
+    width: int,
+    height: int,
+    tilt: float,
+    azimuth: float,
+    roll: float,
+    distance: float,
+    target: Sequence[float] | np.ndarray = (0.0, 0.0),
 ) -> np.ndarray:
     """Return how a picture on a wall moves in the image when the camera walks around it.
 

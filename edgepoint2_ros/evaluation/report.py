@@ -3,13 +3,15 @@
 import base64
 import csv
 import html
+import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
-from edgepoint2_ros.drawing import draw_matches
+from edgepoint2_ros.drawing import draw_matches, import_matplotlib
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import (
@@ -44,7 +46,7 @@ figure { margin: 0; } figure img { width: 100%; } figcaption { font-size: .85rem
 """
 
 
-def table_columns(row: dict) -> list[str]:
+def table_columns(row: dict[str, Any]) -> list[str]:
     """Return the columns of the short table for a summary row."""
     if 'right' in row:
         return ['keypoints', 'matches', 'right', *(f'AUC@{degrees}' for degrees in POSE_THRESHOLDS)]
@@ -117,7 +119,10 @@ def read_csv(path: Path, long_side: int, max_keypoints: int) -> list[Result]:
                 accuracy = [row[f'accuracy_{pixels}px'] for pixels in MATCH_THRESHOLDS]
                 results.append(
                     Result(
-                        *(row[name] for name in ('benchmark', 'group', 'pair', 'method')),
+                        benchmark=row['benchmark'],
+                        group=row['group'],
+                        pair=row['pair'],
+                        method=row['method'],
                         sources=tuple(row['sources'].split('|')),
                         keypoints=float(row['keypoints']),
                         matches=int(row['matches']),
@@ -146,7 +151,11 @@ def write_page(
     settings: dict[str, str],
     command: str,
 ) -> None:
-    """Write the HTML page; ``settings`` (name to value) and ``command`` go into its protocol."""
+    """Write the HTML page; ``settings`` (name to value) and ``command`` go into its protocol.
+
+    Raises:
+        EdgePoint2Error: matplotlib is not installed.
+    """
     methods = list(dict.fromkeys(result.method for result in results))
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     parts = [
@@ -165,15 +174,17 @@ def write_page(
     Path(path).write_text('\n'.join(parts), encoding='utf-8')
 
 
-def _blocks(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[tuple[str, list[dict], list[dict]]]:
+def _blocks(
+    results: Sequence[Result], rivals: Sequence[tuple[str, str]]
+) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
     """Return for each benchmark and group a title, its summary rows and its comparisons."""
-    blocks = {}
+    blocks: dict[Any, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {}
     scenes = {result.group for result in results if result.accuracy is None}
     for row in summarise(results):
         block = blocks.setdefault((row['benchmark'], row['group']), ([], []))
         block[0].append(row)
-    for row in compare(results, rivals):
-        blocks[row['benchmark'], row['group']][1].append(row)
+    for gain in compare(results, rivals):
+        blocks[gain['benchmark'], gain['group']][1].append(gain)
     titled = []
     for (benchmark, group), (rows, gains) in blocks.items():
         part = group
@@ -184,11 +195,11 @@ def _blocks(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
     return titled
 
 
-def _cells(row: dict, columns: Sequence[str]) -> list[str]:
+def _cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     return [f'{row[column]:.0f}' if column in COUNTS else f'{row[column]:.1f}' for column in columns]
 
 
-def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
+def _gain_cells(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
     cells = []
     for column in columns:
         digits = 0 if column in COUNTS else 1
@@ -198,12 +209,12 @@ def _gain_cells(row: dict, columns: Sequence[str]) -> list[str]:
     return cells
 
 
-def _versus(row: dict) -> str:
+def _versus(row: dict[str, Any]) -> str:
     variant, _, rest = row['rival'].partition(' ')
     return f'{row["method"]} - {rest if rest and row["method"].startswith(f"{variant} ") else row["rival"]}'
 
 
-def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
+def _html_table(rows: Sequence[dict[str, Any]], gains: Sequence[dict[str, Any]]) -> str:
     columns = table_columns(rows[0])
     best = {column: max(row[column] for row in rows) for column in columns if column not in COUNTS}
     body = ''.join(f'<th>{html.escape(column)}</th>' for column in ['method', *columns])
@@ -221,7 +232,7 @@ def _html_table(rows: Sequence[dict], gains: Sequence[dict]) -> str:
     return f'<div class=wide><table>{body}</table></div>'
 
 
-def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, str]) -> str:
+def _charts(rows: Sequence[dict[str, Any]], results: Sequence[Result], colours: dict[str, str]) -> str:
     benchmark, group = rows[0]['benchmark'], rows[0]['group']
     own = [result for result in results if result.benchmark == benchmark and group in ('all', result.group)]
     errors = {
@@ -242,28 +253,23 @@ def _charts(rows: Sequence[dict], results: Sequence[Result], colours: dict[str, 
 
 def _line_chart(title: str, axis: str, x: np.ndarray, series: dict[str, np.ndarray], colours: dict[str, str]) -> str:
     """Return an SVG line chart of percentages over ``x``, its legend beside it."""
-    left, top, width, height = 40, 30, 340, 230
-
-    def place(value, percent):
-        return left + width * (value - x[0]) / (x[-1] - x[0]), top + height * (1 - percent / 100)
-
-    parts = [f'<text x="{left}" y="16" font-weight="bold">{html.escape(title)}</text>']
-    for percent in range(0, 101, 20):
-        _, y = place(x[0], percent)
-        parts.append(f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
-        parts.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{percent}</text>')
-    for value in x[:: max(1, len(x) // 10)]:
-        parts.append(f'<text x="{place(value, 0)[0]:.1f}" y="{top + height + 16}" text-anchor="middle">{value}</text>')
-    middle = left + width / 2
-    parts.append(f'<text x="{middle}" y="{top + height + 34}" text-anchor="middle">{html.escape(axis)}</text>')
-    for row, (method, percents) in enumerate(series.items()):
-        points = ' '.join(f'{a:.1f},{b:.1f}' for a, b in map(place, x, percents))
-        colour, y = colours[method], top + 10 + 18 * row
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<rect x="{left + width + 14}" y="{y - 8}" width="14" height="4" fill="{colour}"/>')
-        parts.append(f'<text x="{left + width + 34}" y="{y}">{html.escape(method)}</text>')
-    total_height = max(top + height + 45, top + 20 + 18 * len(series))
-    return f'<svg width="580" height="{total_height}" font-size="12" font-family="sans-serif">{"".join(parts)}</svg>'
+    figure_type, rc_context = import_matplotlib()
+    # Text as text, and IDs that follow from the content: the same results give the same page.
+    with rc_context({'svg.fonttype': 'none', 'svg.hashsalt': title, 'font.family': 'sans-serif', 'font.size': 9}):
+        figure = figure_type(figsize=(6, 3), layout='constrained')
+        axes = figure.subplots()
+        for method, percents in series.items():
+            axes.plot(x, percents, color=colours[method], label=method)
+        axes.set_title(title, loc='left', fontweight='bold')
+        axes.set_xlabel(axis)
+        axes.set_xlim(x[0], x[-1])
+        axes.set_ylim(0, 100)
+        axes.grid(axis='y', color='#ddd')
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.legend(loc='center left', bbox_to_anchor=(1, 0.5), frameon=False)
+        file = io.StringIO()
+        figure.savefig(file, format='svg', metadata={'Date': None})
+    return file.getvalue()[file.getvalue().index('<svg') :]
 
 
 def _gallery(pictures: Sequence[Picture]) -> str:

@@ -71,7 +71,12 @@ def _step_aside(rng: np.random.Generator) -> np.ndarray:
     return pose
 
 
-def _render(planes, photographs, pose: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _render(
+    planes: Sequence[tuple[np.ndarray, float, int]],
+    photographs: Sequence[list[np.ndarray]],
+    pose: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
     """Return what a camera sees, uint8 (HEIGHT, WIDTH, 3): the nearest plane at every pixel, four rays each."""
     x, y = np.meshgrid(np.arange(2 * WIDTH) / 2 - 0.25, np.arange(2 * HEIGHT) / 2 - 0.25)
     rays = np.stack([(x - INTRINSICS[0, 2]) / FOCAL, (y - INTRINSICS[1, 2]) / FOCAL, np.ones_like(x)], axis=-1)
@@ -84,7 +89,7 @@ def _render(planes, photographs, pose: np.ndarray, rng: np.random.Generator) -> 
         with np.errstate(divide='ignore', invalid='ignore'):
             depth = (origin @ normal) / slope
         local = (rays * depth[..., None] - origin) @ to_camera[:3, :2]  # metres right and down of its middle
-        level = _level(photographs[index], width, np.linalg.norm(origin))
+        level = _level(photographs[index], width, float(np.linalg.norm(origin)))
         per_metre = level.shape[1] / width
         across = (local * per_metre + (np.array(level.shape[1::-1]) - 1) / 2).astype(np.float32)
         inside = ((across >= 0) & (across <= np.array(level.shape[1::-1]) - 1)).all(axis=-1)
@@ -92,9 +97,9 @@ def _render(planes, photographs, pose: np.ndarray, rng: np.random.Generator) -> 
         colours = cv2.remap(level, across[..., 0], across[..., 1], cv2.INTER_LINEAR)
         image[seen] = colours[seen]
         nearest[seen] = depth[seen]
-    image = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.float32)
-    image = image * rng.uniform(0.8, 1.2) + rng.normal(0, 3, image.shape)
-    return np.clip(image, 0, 255).astype(np.uint8)
+    small = cv2.resize(image, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA).astype(np.float32)
+    noisy = small * rng.uniform(0.8, 1.2) + rng.normal(0, 3, small.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def _pyramid(photograph: np.ndarray) -> list[np.ndarray]:

@@ -110,7 +110,7 @@ def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, 
         raise ModelError(
             f'making a model needs torch and onnx ({error}): pip install "edgepoint2_ros[models]"'
         ) from None
-    if custom and name is None:
+    if name is None:
         target = models_directory('custom') / f'{path.stem}.onnx'
         if target.exists() and _source(target) != digest:
             raise ModelError(f'{target} exists already, made from another file: rename {path}, or remove that model')

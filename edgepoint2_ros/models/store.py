@@ -183,7 +183,7 @@ def min_cosine(name: str, digest: str) -> float | None:
     return _min_cosines[name, digest]
 
 
-def _read_min_cosine(card: dict) -> float | None:
+def _read_min_cosine(card: dict[str, Any]) -> float | None:
     """Return what a card says; an entry that was measured with other weights does not count."""
     entry = card.get('min_cosine')
     if not isinstance(entry, dict) or entry.get('digest') != card['digest']:
@@ -199,15 +199,15 @@ def write_min_cosine(model: Model, value: float, source: str) -> None:
         value: the cosine.
         source: what it was measured on, in words.
     """
-    entry = {'value': round(value, 3), 'digest': model.digest, 'measured_on': source}
-    write_entry(model, 'min_cosine', entry)
-    _min_cosines[model.variant.name, model.digest] = entry['value']
+    rounded = round(value, 3)
+    write_entry(model, 'min_cosine', {'value': rounded, 'digest': model.digest, 'measured_on': source})
+    _min_cosines[model.variant.name, model.digest] = rounded
 
 
 def list_models() -> list[Model | ModelError]:
     """Return the models of the package, then those of the user's data directory; a broken one as its error."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
-    found = []
+    found: list[Model | ModelError] = []
     cards = [*models_directory('shipped').glob('*.json'), *(data_directory() / 'models').glob('*/*.json')]
     for card in sorted(cards, key=lambda p: (p.parent != SHIPPED, p.parent, order.get(p.stem, len(order)))):
         try:

@@ -56,7 +56,7 @@ class EdgePoint2(nn.Module):
         self.block1 = nn.Sequential(ConvBlock(1, c1, kernel=4, stride=2), ConvBlock(c1, c2), ResNet(c2, c2))
         self.block2 = ResNet(c2, c3)
         self.block3 = ResNet(c3, c4)
-        self.desc_head = nn.Sequential(
+        self.desc_head: nn.Module = nn.Sequential(
             nn.Conv2d(variant.csum, variant.csum, 1),
             ConvBlock(variant.csum, variant.csum, groups=variant.csum // 16),
             nn.Conv2d(variant.csum, variant.descriptor_size, 1),

@@ -13,6 +13,7 @@ exports again: models, by their cards (.json), or weights (.pth) with the card o
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ def export_model(
     path: Path,
     max_keypoints: int = MAX_KEYPOINTS,
     subpixel: bool = True,
-    card: dict | None = None,
+    card: dict[str, Any] | None = None,
 ) -> Path:
     """Write the model of ``network`` for CPUs to ``path``, and beside it those in int8 and for TensorRT and the card.
 
@@ -51,7 +52,8 @@ def export_model(
     path = Path(path)
     scene = draw_scene(480, 640, 1)  # sharp and blurred its maps reach as high as those of photographs
     limits = calibrate(network, [scene, cv2.GaussianBlur(scene, (0, 0), 3)[..., None]])
-    contents, files = {}, {}
+    contents: dict[str, bytes] = {}
+    files: dict[str, dict[str, str | int]] = {}
     for suffix, precision, model in (
         ('.onnx', 'fp32', build_maps(network)),
         ('.int8.onnx', 'int8', build_maps(network, limits)),
@@ -81,7 +83,7 @@ def export_model(
     return path
 
 
-def export_again(source: Path, folder: Path, card: dict | None = None) -> Path:
+def export_again(source: Path, folder: Path, card: dict[str, Any] | None = None) -> Path:
     """Export a model (.json) or weights (.pth) again; what the card beside them says is kept, but for ``card``.
 
     Raises:
@@ -89,13 +91,14 @@ def export_again(source: Path, folder: Path, card: dict | None = None) -> Path:
     """
     if source.suffix == '.json':
         model = open_model(source.with_suffix('.onnx'))
-        network, before, options = restore_network(model), model.card, (model.max_keypoints, model.subpixel)
+        network, before = restore_network(model), model.card
+        max_keypoints, subpixel = model.max_keypoints, model.subpixel
     else:
-        network, before, options = load_network(source), {}, ()
+        network, before, max_keypoints, subpixel = load_network(source), {}, MAX_KEYPOINTS, True
         if card_path(source).exists():
             before = json.loads(card_path(source).read_text(encoding='utf-8'))
     before = {key: value for key, value in before.items() if key not in FORMAT_2}
-    return export_model(network, folder / f'{network.variant}.onnx', *options, card=before | (card or {}))
+    return export_model(network, folder / f'{network.variant}.onnx', max_keypoints, subpixel, before | (card or {}))
 
 
 def main() -> None:

@@ -1,5 +1,8 @@
 """An ONNX graph in the making, and the part that all models begin with: from the image to the network's input."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -19,7 +22,7 @@ class Graph:
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
-    def op(self, kind: str, *inputs, outputs: int = 1, name: str = '', **attributes):
+    def op(self, kind: str, *inputs: Any, outputs: int = 1, name: str = '', **attributes: Any) -> Any:
         """Append an operator and return its output's name; arrays and numbers among the inputs become constants."""
         names = [value if isinstance(value, str) else self.constant(value) for value in inputs]
         base = name or f'{self.prefix}{kind.lower()}_{len(self.nodes)}'
@@ -27,7 +30,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, names, results, name=base, **attributes))
         return base if outputs == 1 else results
 
-    def constant(self, value, kind: type = np.float32, name: str = '') -> str:
+    def constant(self, value: Any, kind: type = np.float32, name: str = '') -> str:
         """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
@@ -35,7 +38,7 @@ class Graph:
         self.initializers.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
         return name
 
-    def choose(self, condition: str, then, otherwise) -> str:
+    def choose(self, condition: str, then: Callable[['Graph'], str], otherwise: Callable[['Graph'], str]) -> str:
         """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
         branches = []
         for place, build in enumerate((then, otherwise)):
@@ -45,7 +48,9 @@ class Graph:
         condition = self.op('Cast', condition, to=TensorProto.BOOL)
         return self.op('If', condition, then_branch=branches[0], else_branch=branches[1])
 
-    def model(self, name: str, inputs: dict[str, tuple], outputs: dict[str, tuple]) -> onnx.ModelProto:
+    def model(
+        self, name: str, inputs: dict[str, tuple[Any, ...]], outputs: dict[str, tuple[Any, ...]]
+    ) -> onnx.ModelProto:
         """Return the graph as a checked model; ``inputs`` (uint8) and ``outputs`` (float32) by name, with shapes."""
         graph = helper.make_graph(
             self.nodes,
@@ -75,10 +80,10 @@ def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
     height_width = graph.op('Slice', graph.op('Shape', 'image'), [0], [2], [0])
     grid = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
 
-    def average_channels(graph):
+    def average_channels(graph: Graph) -> str:
         return graph.op('ReduceMean', graph.op('Cast', 'image', to=TensorProto.FLOAT), axes=[2], keepdims=0)
 
-    def resample(graph):
+    def resample(graph: Graph) -> str:
         size = graph.op('Concat', [1, 1], grid, axis=0)
         pixels = graph.op('Unsqueeze', gray, [0, 1])
         pixels = graph.op('Resize', pixels, '', '', size, mode='linear', coordinate_transformation_mode='align_corners')
@@ -113,7 +118,7 @@ def _normalise(graph: Graph, gray: str) -> str:
     Means are taken along rows first, which runtimes share among their threads; over all pixels at once they do not.
     """
 
-    def mean(x):
+    def mean(x: str) -> str:
         return graph.op('ReduceMean', graph.op('ReduceMean', x, axes=[1]), axes=[0])
 
     centred = graph.op('Sub', gray, mean(gray))

@@ -6,6 +6,7 @@ that sums in fp32 rounds no more than that, and less where it fuses layers.
 """
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.images import read_image
+from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, find_model
 from edgepoint2_ros.models.variants import VARIANTS
 from edgepoint2_ros.network.sparse import build_sparse
@@ -60,11 +62,11 @@ def round_explicitly(model: onnx.ModelProto) -> onnx.ModelProto:
     return rounded
 
 
-def open_model(model: onnx.ModelProto):
+def open_model(model: onnx.ModelProto) -> Callable[[np.ndarray], Rows]:
     """Return a function from an image uint8 (H, W, C) to xy, scores and descriptors, by ONNX Runtime."""
     session = import_onnxruntime().InferenceSession(model.SerializeToString(), providers=['CPUExecutionProvider'])
 
-    def run(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def run(image: np.ndarray) -> Rows:
         height, width = image.shape[:2]
         mask = np.ones((height // STRIDE * STRIDE, width // STRIDE * STRIDE), np.uint8)
         return tuple(session.run(['xy', 'scores', 'descriptors'], {'image': image, 'mask': mask}))

@@ -1,7 +1,7 @@
 """The layers of the network in a graph: one walk over them, and each as it stands. maps.py computes some otherwise."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -17,6 +17,11 @@ class Map(NamedTuple):
     channels: int
     pixels: int = 1
     signed: bool = True
+
+
+def parts_of(module: nn.Module) -> list[Any]:
+    """Return the parts of a module in order; their kinds, which torch does not type, are those of edgepoint2.py."""
+    return list(module.children())
 
 
 class Layers(Graph):
@@ -36,17 +41,18 @@ class Layers(Graph):
         """
 
         def block(x: Map, block: ConvBlock, exact: bool = False) -> Map:
-            return self.conv(x, block.layer[0], block.layer[1], relu=True, exact=exact)
+            conv, norm, _ = parts_of(block.layer)
+            return self.conv(x, conv, norm, relu=True, exact=exact)
 
         def residual(x: Map, block: ResNet) -> Map:
-            first, first_norm, _, second, second_norm = block.layer
+            first, first_norm, _, second, second_norm = parts_of(block.layer)
             inner = self.conv(self.conv(x, first, first_norm, relu=True), second, second_norm)
             skip = self.conv(x, block.skip, exact=True) if isinstance(block.skip, nn.Conv2d) else x
             return self.add(inner, skip, relu=True)
 
         network = self.network
         self.prefix = 'block1/'
-        first, second, third = network.block1
+        first, second, third = parts_of(network.block1)
         x1 = residual(block(block(Map(gray, 1), first, exact=True), second), third)  # H/2
         half_x1 = self.pool(x1, 2)  # H/4
         self.prefix = 'block2/'
@@ -55,12 +61,12 @@ class Layers(Graph):
         x3 = residual(self.pool(x2, 4), network.block3)  # H/32
 
         self.prefix = 'detection/'
-        first, _, second, _, last = network.score_head
+        first, _, second, _, last = parts_of(network.score_head)
         x = self.sum((x1, network.conv1, 1), (x2, network.conv2, 4), (x3, network.conv3, 16))
         scores = self.conv(self.conv(self.conv(x, first, relu=True), second, relu=True), last, exact=True)
 
         self.prefix = 'description/'
-        mix, grouped, _ = network.desc_head
+        mix, grouped, _ = parts_of(network.desc_head)
         return scores, block(self.join(mix, (half_x1, 1), (x2, 2), (x3, 8)), grouped)
 
     def conv(
@@ -68,7 +74,7 @@ class Layers(Graph):
     ) -> Map:
         """Append a convolution with its batch normalisation and ReLU; one that is ``exact`` is never in int8."""
         weights = self.store(*self.fold(conv, norm), self.kind)
-        shape = {'kernel_shape': conv.kernel_size, 'strides': conv.stride, 'pads': conv.padding * 2}
+        shape: dict[str, Any] = {'kernel_shape': conv.kernel_size, 'strides': conv.stride, 'pads': conv.padding * 2}
         result = self.op('Conv', x.name, *weights, group=conv.groups, **shape)
         return Map(self.op('Relu', result) if relu else result, conv.out_channels)
 
@@ -105,6 +111,7 @@ class Layers(Graph):
         weight = conv.weight.detach().double().numpy()
         offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
         if norm is not None:
+            assert norm.running_mean is not None and norm.running_var is not None  # torch keeps them unless told not to
             gain = (norm.weight / (norm.running_var + norm.eps).sqrt()).detach().double().numpy()
             weight = weight * gain[:, None, None, None]
             offset = norm.bias.detach().double().numpy() + (offset - norm.running_mean.double().numpy()) * gain

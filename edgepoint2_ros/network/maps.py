@@ -23,6 +23,8 @@ Outputs, where h and w are H and W floored to multiples of 32
     descriptors  float32 (1, h/4, w/4, D), not normalised.
 """
 
+from typing import Any
+
 import numpy as np
 import onnx
 from torch import nn
@@ -30,7 +32,7 @@ from torch import nn
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.graph import gray_image
-from edgepoint2_ros.network.layers import Layers, Map
+from edgepoint2_ros.network.layers import Layers, Map, parts_of
 
 LANES = 16  # float32 numbers of the widest vectors
 
@@ -75,7 +77,8 @@ class _WideLayers(Layers):
         self.prefix = 'input/'
         _, _, gray = gray_image(self)
         cells, descriptors = self.write(gray)
-        descriptors = self.conv(descriptors, self.network.desc_head[2])
+        *_, last = parts_of(self.network.desc_head)
+        descriptors = self.conv(descriptors, last)
         self.op('Reshape', self.op('Transpose', cells.name, perm=[0, 2, 3, 1]), [0, 0, -1, 4], name='cells')
         self.op('Transpose', descriptors.name, name='descriptors', perm=[0, 2, 3, 1])
         return self.model(
@@ -91,13 +94,13 @@ class _WideLayers(Layers):
         self, x: Map, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, exact: bool = False
     ) -> Map:
         """Append a convolution of as many pixels at once as fill the lanes."""
-        name, weight, offset = self.fold(conv, norm)
-        outputs, inputs, height, width = weight.shape
+        name, kernel, bias = self.fold(conv, norm)
+        outputs, inputs, height, width = kernel.shape
         pixels = max(1, LANES // outputs)
         down, right = conv.stride
         wide = np.zeros((pixels, outputs, inputs, height, width + right * (pixels - 1)))
         for pixel in range(pixels):
-            wide[pixel, ..., right * pixel : right * pixel + width] = weight
+            wide[pixel, ..., right * pixel : right * pixel + width] = kernel
         wide = wide.reshape(pixels * outputs, *wide.shape[2:])
         if exact or self.limits is None:
             weight = self.constant(wide, name=f'{name}.weight')
@@ -107,9 +110,9 @@ class _WideLayers(Layers):
             weight = self.op('DequantizeLinear', rounded, scale, self.constant(np.zeros(len(scale)), np.int8), axis=0)
         if not exact:
             x = self._round(x)
-        offset = self.constant(np.tile(offset, pixels), name=f'{name}.bias')
+        offset = self.constant(np.tile(bias, pixels), name=f'{name}.bias')
         packed = x.name if x.pixels == 1 else self._regroup(x.name, -1, x.channels)
-        shape = {'strides': (down, right * pixels), 'pads': conv.padding * 2}
+        shape: dict[str, Any] = {'strides': (down, right * pixels), 'pads': conv.padding * 2}
         result = self.op('Conv', packed, weight, offset, group=conv.groups, **shape)
         if relu and exact and self.limits is not None:
             # As Relu, OpenVINO would fold the rounding that follows into this convolution, which cannot do it, and add

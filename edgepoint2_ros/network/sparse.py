@@ -23,7 +23,7 @@ from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.models import BORDER, MAX_KEYPOINTS, MIN_CURVATURE, NMS_RADIUS, PAD_SCORE
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.graph import Graph, gray_image
-from edgepoint2_ros.network.layers import Layers
+from edgepoint2_ros.network.layers import Layers, parts_of
 
 MOST_KEYPOINTS = 3840  # TensorRT's TopK picks no more
 
@@ -53,8 +53,8 @@ def build_sparse(
 
     graph.prefix = 'input/'
     image_size, network_size, gray = gray_image(graph, branches=not half)
-    scores, head = graph.write(cast(gray, TensorProto.FLOAT16))
-    score_map = cast(graph.op('DepthToSpace', scores.name, blocksize=2, mode='CRD'), TensorProto.FLOAT)
+    cells, head = graph.write(cast(gray, TensorProto.FLOAT16))
+    score_map = cast(graph.op('DepthToSpace', cells.name, blocksize=2, mode='CRD'), TensorProto.FLOAT)
     graph.prefix = 'keypoints/'
     xy, scores = _keypoints(graph, score_map, network_size, max_keypoints, subpixel)
     descriptors = _sample_descriptors(graph, cast(head.name, TensorProto.FLOAT), xy, network_size)
@@ -138,9 +138,9 @@ def _sample_descriptors(graph: Layers, head: str, xy: str, network_size: str) ->
     grid = graph.op('Unsqueeze', grid, [0, 1])
     sampled = graph.op('GridSample', head, grid, mode='bilinear', padding_mode='zeros', align_corners=0)
     sampled = graph.op('Transpose', graph.op('Squeeze', sampled, [0, 2]), perm=[1, 0])
-    name, weight, offset = graph.fold(graph.network.desc_head[2])
-    weight = graph.constant(weight[:, :, 0, 0].T, name=f'{name}.weight.T')
-    offset = graph.constant(offset, name=f'{name}.bias')
-    descriptors = graph.op('Add', graph.op('MatMul', sampled, weight), offset)
+    *_, last = parts_of(graph.network.desc_head)
+    name, weight, offset = graph.fold(last)
+    product = graph.op('MatMul', sampled, graph.constant(weight[:, :, 0, 0].T, name=f'{name}.weight.T'))
+    descriptors = graph.op('Add', product, graph.constant(offset, name=f'{name}.bias'))
     length = graph.op('ReduceL2', descriptors, axes=[1], keepdims=1)
     return graph.op('Div', descriptors, graph.op('Max', length, 1e-12))

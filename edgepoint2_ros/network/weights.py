@@ -64,7 +64,7 @@ def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
     graph = onnx.load_from_string(read_part(model)).graph
     values = {tensor.name: torch.from_numpy(numpy_helper.to_array(tensor).copy()) for tensor in graph.initializer}
     network = EdgePoint2(model.variant).eval()
-    norms = []
+    norms: list[nn.BatchNorm2d] = []
     for name, conv in network.named_modules():
         if not isinstance(conv, nn.Conv2d):
             continue
@@ -76,6 +76,7 @@ def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
             continue
         layers, place = name.rsplit('.', 1)
         norm = network.get_submodule(f'{layers}.{int(place) + 1}')
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_var is not None  # follows what has no bias
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(offset)
         norms.append(norm)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+from typing import Any
 
 STOP = (signal.SIGINT, signal.SIGTERM)
 GRACE = 3.0  # seconds that work in progress gets at the end
@@ -15,7 +16,7 @@ os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 
-def main(args=None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start.
 
     The node lives in a thread, and this one waits for a signal, so that none interrupts anything halfway: all threads
@@ -41,7 +42,7 @@ def main(args=None) -> int:
     stop = threading.Event()
     codes = []
 
-    def serve():
+    def serve() -> None:
         try:
             codes.append(_serve(executor, stop))
         finally:
@@ -59,7 +60,7 @@ def main(args=None) -> int:
     return codes[0] if codes else 1
 
 
-def _serve(executor, stop) -> int:
+def _serve(executor: Any, stop: threading.Event) -> int:
     """Run the node in ``executor`` until ``stop`` is set and return the exit code."""
     from rclpy.logging import get_logger
 

@@ -3,9 +3,15 @@
 import functools
 import time
 from array import array
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Header
 
 try:
     from rclpy.event_handler import PublisherEventCallbacks
@@ -19,7 +25,7 @@ from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPE
 from edgepoint2_ros.node.losses import Losses, subscribe, with_events
 from edgepoint2_ros.node.offers import find_reliability
 
-DEAF = 'best-effort images are offered, and image_reliability asks for reliable ones; set it to auto or best_effort'
+DEAF = 'publishers offer best effort, image_reliability requests reliable; set it to auto or best_effort'
 
 
 class Camera:
@@ -31,12 +37,12 @@ class Camera:
         keypoints, overlay: publishers.
         places: publisher, or None where the node publishes no places.
         frame_id: of its last image.
-        health: what became of its images since activation.
+        health: counters of its images since activation.
         verdict: what its last diagnostics were about: their level, why no image and no mask came, whether it was idle.
         masks: those that came on its mask topic since activation.
     """
 
-    def __init__(self, node, name: str, topics: dict[str, str], transport: str, places: bool = False):
+    def __init__(self, node: Node, name: str, topics: dict[str, str], transport: str, places: bool = False):
         """Offer the topics of a camera.
 
         Args:
@@ -68,11 +74,11 @@ class Camera:
         self.overlay = node.create_publisher(Image, topics['overlay'], 1)
         self._stats = node.create_publisher(CameraStats, topics['stats'], 10)
         self._transport = transport
-        self._receive = None
-        self._image_subscription = None
-        self._mask_subscription = None
-        self._reliability = None  # that the images are asked with
-        self._mask_policies = None  # reliability and durability that the masks are asked with
+        self._receive: Callable[[Any], None] | None = None  # while the node is active
+        self._image_subscription: Any = None
+        self._mask_subscription: Any = None
+        self._reliability: ReliabilityPolicy | None = None  # that the images are asked with
+        self._mask_policies: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None  # that the masks are asked with
         self._adapts = False
         self.frame_id = ''
         self.reset()
@@ -89,7 +95,7 @@ class Camera:
         self.masks = Masks()
         self._losses = {'lost': Losses(), 'masks_lost': Losses()}
 
-    def subscribe(self, receive, settings, depth: int) -> None:
+    def subscribe(self, receive: Callable[[Any], None], settings: SimpleNamespace, depth: int) -> None:
         """Begin to receive.
 
         Args:
@@ -101,7 +107,7 @@ class Camera:
         self._adapts = settings.image_reliability == 'auto'
         self.adapt(settings)
 
-    def adapt(self, settings) -> None:
+    def adapt(self, settings: SimpleNamespace) -> None:
         """Ask for images as they are offered, and, where lazy, only while somebody subscribes to what comes of them.
 
         With reliability ``auto``, ask for reliable images where every publisher offers them, else for any. Best effort
@@ -129,7 +135,7 @@ class Camera:
             return
         else:
             self._node.destroy_subscription(self._image_subscription)
-        self._listen(asked)
+        self._listen(self._receive, asked)
 
     def unsubscribe(self) -> None:
         for subscription in (self._image_subscription, self._mask_subscription):
@@ -144,7 +150,7 @@ class Camera:
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
 
-    def is_wanted(self, settings) -> bool:
+    def is_wanted(self, settings: SimpleNamespace) -> bool:
         """Tell whether somebody subscribes to what is made of its images."""
         return (
             self.keypoints.get_subscription_count() > 0
@@ -160,7 +166,7 @@ class Camera:
         """Tell whether somebody looks at the overlay."""
         return self.overlay.get_subscription_count() > 0
 
-    def publish_overlay(self, canvas, header) -> None:
+    def publish_overlay(self, canvas: np.ndarray, header: Header) -> None:
         """Publish a picture (H, W, 3) uint8 BGR with the header of its image."""
         height, width = canvas.shape[:2]
         self.overlay.publish(
@@ -173,6 +179,11 @@ class Camera:
                 data=array('B', canvas.tobytes()),
             )
         )
+
+    def publish_place(self, place: Place) -> None:
+        """Publish the place of an image, where places are offered."""
+        if self.places is not None:
+            self.places.publish(place)
 
     def publish_stats(self, report: Report) -> None:
         """Publish a period as CameraStats."""
@@ -230,7 +241,7 @@ class Camera:
         publishers = self._node.get_publishers_info_by_topic(self._image_topic)
         fitting = [info for info in publishers if info.topic_type == TYPES[self._transport]]
         if not fitting:
-            return explain_types(self.topic, self._transport, self._published) or 'nobody publishes it'
+            return explain_types(self.topic, self._transport, self._published) or 'it has no publisher'
         offers_best_effort = all(info.qos_profile.reliability == ReliabilityPolicy.BEST_EFFORT for info in fitting)
         if offers_best_effort and self._reliability == ReliabilityPolicy.RELIABLE and not self._adapts:
             return DEAF
@@ -252,14 +263,22 @@ class Camera:
         types = dict(self._node.get_topic_names_and_types()).get(topic, [])
         return set(types) if self._node.count_publishers(topic) else set()
 
-    def _listen(self, reliability: ReliabilityPolicy) -> None:
+    def _listen(self, receive: Callable[[Any], None], reliability: ReliabilityPolicy) -> None:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=self._depth, reliability=reliability)
         self._image_subscription = self._subscribe(
-            self._type, self._image_topic, self._receive, qos, 'lost', incompatible_qos=self._explain_writer
+            self._type, self._image_topic, receive, qos, 'lost', incompatible_qos=self._explain_writer
         )
         self._reliability = reliability  # now that it is so
 
-    def _subscribe(self, kind, topic: str, receive, qos: QoSProfile, counter: str, **callbacks):
+    def _subscribe(
+        self,
+        kind: type,
+        topic: str,
+        receive: Callable[[Any], None],
+        qos: QoSProfile,
+        counter: str,
+        **callbacks: Any,
+    ) -> Any:
         """Return a subscription whose lost messages are counted in ``health`` under the name ``counter``."""
         count = functools.partial(setattr, self.health, counter)
         return subscribe(self._node, kind, topic, receive, qos, self._losses[counter], count, **callbacks)
@@ -275,32 +294,31 @@ class Camera:
             return
         are_reliable = all(offer.reliability == ReliabilityPolicy.RELIABLE for offer in offers)
         are_latched = all(offer.durability == DurabilityPolicy.TRANSIENT_LOCAL for offer in offers)
-        policies = {
-            'reliability': ReliabilityPolicy.RELIABLE if are_reliable else ReliabilityPolicy.BEST_EFFORT,
-            'durability': DurabilityPolicy.TRANSIENT_LOCAL if are_latched else DurabilityPolicy.VOLATILE,
-        }
+        reliability = ReliabilityPolicy.RELIABLE if are_reliable else ReliabilityPolicy.BEST_EFFORT
+        durability = DurabilityPolicy.TRANSIENT_LOCAL if are_latched else DurabilityPolicy.VOLATILE
+        policies = reliability, durability
         if policies == self._mask_policies:
             return
         if self._mask_subscription is not None:
             self._node.destroy_subscription(self._mask_subscription)
-        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, **policies)
+        qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, reliability=reliability, durability=durability)
         # Without the default callbacks, which would warn of a publisher that is heard in a moment.
         self._mask_subscription = self._subscribe(
             Image, self._mask_topic, self._receive_mask, qos, 'masks_lost', use_default_callbacks=False
         )
         self._mask_policies = policies
 
-    def _receive_mask(self, message) -> None:
+    def _receive_mask(self, message: Image) -> None:
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
-    def _explain_writer(self, event) -> None:
+    def _explain_writer(self, event: Any) -> None:
         if self._adapts:
             return  # it is asked for again in a moment, as it offers
-        self._node.get_logger().error(f'a publisher of {self.topic} cannot be heard: {DEAF}')
+        self._node.get_logger().error(f'QoS mismatch on {self.topic}: {DEAF}')
 
-    def _explain_reader(self, event) -> None:
+    def _explain_reader(self, event: Any) -> None:
         self._node.get_logger().warning(
-            f'a subscriber of {self.keypoints.topic_name} cannot hear it: it asks for more than is offered (reliable, '
+            f'QoS mismatch on {self.keypoints.topic_name}: a subscriber requests more than is offered (reliable, '
             f'volatile, no deadline); set its durability to volatile'
         )

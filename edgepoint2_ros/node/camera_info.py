@@ -1,12 +1,15 @@
 """The calibration of one camera, as its CameraInfo messages tell it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.offers import LatchedToo
 from edgepoint2_ros.odometry import Camera
 
@@ -22,7 +25,7 @@ class Calibration:
         info: the message that both come from.
     """
 
-    def __init__(self, node, topic: str, rectified: bool, on_change: Callable[[], None]):
+    def __init__(self, node: Node, topic: str, rectified: bool, on_change: Callable[[], None]):
         """Subscribe.
 
         Args:
@@ -35,7 +38,7 @@ class Calibration:
         self.image_size = 0, 0
         self.info: CameraInfo | None = None
         self._node, self._topic, self._rectified, self._on_change = node, topic, rectified, on_change
-        self._known: tuple | None = None  # what the latest message says of the images
+        self._known: tuple[Any, ...] | None = None  # what the latest message says of the images
         subscription = LatchedToo(node, CameraInfo, topic, self.take)
         node.create_timer(ADAPT_PERIOD, subscription.adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -61,7 +64,7 @@ class Calibration:
                     )
         self._on_change()
 
-    def check_size(self, message) -> None:
+    def check_size(self, message: KeypointArray) -> None:
         """Raise EdgePoint2Error where a KeypointArray is of images of another size."""
         width, height = self.image_size
         if (message.image_width, message.image_height) != (width, height):

@@ -1,13 +1,13 @@
 """Messages for /diagnostics."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.node import Node
 
 
 def to_status(
-    node: Any, task: str, level: int, reason: str, values: Mapping[str, object], hardware_id: str = ''
+    node: Node, task: str, level: int, reason: str, values: Mapping[str, object], hardware_id: str = ''
 ) -> DiagnosticStatus:
     """Return what one task of a node reports, under the node's name.
 
@@ -28,7 +28,7 @@ def to_status(
     )
 
 
-def to_diagnostics(node: Any, statuses: Iterable[DiagnosticStatus]) -> DiagnosticArray:
+def to_diagnostics(node: Node, statuses: Iterable[DiagnosticStatus]) -> DiagnosticArray:
     """Return statuses as one message, stamped now."""
     message = DiagnosticArray(status=list(statuses))
     message.header.stamp = node.get_clock().now().to_msg()

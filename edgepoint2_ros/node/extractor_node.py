@@ -1,46 +1,44 @@
 """The lifecycle node ``extractor``: images of one or more cameras in, keypoints out."""
 
 import functools
-import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
+from rclpy.parameter import Parameter
+from sensor_msgs.msg import CompressedImage, Image
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
-from edgepoint2_ros.images import to_array
-from edgepoint2_ros.masks import combine, read_mask_file
-from edgepoint2_ros.messages import encode, encode_place, to_nanoseconds
+from edgepoint2_ros.masks import read_mask_file
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
-from edgepoint2_ros.node.mailbox import Mailbox
-from edgepoint2_ros.node.overlay import draw_overlay
-from edgepoint2_ros.node.survival import Failures
+from edgepoint2_ros.node.survival import Failures, in_words
+from edgepoint2_ros.node.worker import Worker, capacity
 from edgepoint2_ros.places import open_vocabulary
 
-YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
-LOG_PERIOD = 5.0  # seconds between two log lines about bad images
 REPORT_PERIOD = 1.0  # seconds between two diagnostics
-MOST_SIZES = 1000  # of images that are remembered: a camera may crop each one in another way
-OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
+
+Transition = Callable[['ExtractorNode', LifecycleState], TransitionCallbackReturn]
 
 
-def explained(transition):
+def explained(transition: Transition) -> Transition:
     """Tell what goes wrong in a transition: rclpy would swallow it and call on_error."""
 
     @functools.wraps(transition)
-    def run(self, state: LifecycleState) -> TransitionCallbackReturn:
+    def run(self: 'ExtractorNode', state: LifecycleState) -> TransitionCallbackReturn:
         try:
             return transition(self, state)
         except Exception as error:
-            self._failure = f'{transition.__name__}: {_in_words(error)}'
+            self._failure = f'{transition.__name__}: {in_words(error)}'
             self.failures.add(error)
             raise
 
@@ -53,28 +51,23 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     The executor's thread only puts images into a mailbox; a worker thread extracts and publishes.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__('extractor', **kwargs)
         self.failures = Failures(self)
         self._failures_told = 0  # of them, in the diagnostics so far
-        self._extractor = None
-        self._vocabulary = None  # where places are published
+        self._extractor: Extractor | None = None
         self._cameras: list[Camera] = []
-        self._mailbox = None
-        self._worker = None
+        self._worker: Worker | None = None
         self._state = 'unconfigured'
         self._failure = ''  # why it is unconfigured, where that was not asked for
         self._waits_for = ''  # what the engine says while it is not ready
-        self._sizes: set[tuple] = set()  # shapes of images that the engine has run at
-        self._last_overlay = 0.0
-        self._last_complaint: dict[tuple[str, str], float] = {}
         parameters.declare(self)
         self.add_on_set_parameters_callback(self._change_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # By a steady clock: diagnostics go on while simulated time stands still or jumps.
         self.create_timer(REPORT_PERIOD, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def start(self, interrupted) -> bool:
+    def start(self, interrupted: Callable[[], bool]) -> bool:
         """Configure and activate, unless the parameter autostart is false.
 
         Args:
@@ -99,7 +92,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             topics = {name: parameters.name_topics(settings, name) for name in settings.cameras}
             self._static_masks = _read_masks(settings)
             extractor = Extractor(ExtractorSettings.of(settings), report=self._hear_engine)
-            self._vocabulary = open_vocabulary(extractor.model) if settings.place else None
+            vocabulary = open_vocabulary(extractor.model) if settings.place else None
             self._extractor = extractor
         except EdgePoint2Error as error:
             self.get_logger().error(str(error))
@@ -110,22 +103,22 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._cameras = [
             Camera(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
         ]
+        self._worker = Worker(self, extractor, vocabulary, self._cameras, settings, self._static_masks, self._be_ready)
         self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
 
     @explained
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        assert self._worker is not None  # since it was configured
         settings = self._settings
-        self._mailbox = Mailbox(len(self._cameras), _capacity(settings))
-        self._worker = threading.Thread(target=self._work, args=(self._mailbox,), name='extractor')
         self._worker.start()
         for number, camera in enumerate(self._cameras):
             camera.reset()
             camera.subscribe(
-                lambda message, number=number: self.receive(message, number),
+                functools.partial(self.receive, camera=number),
                 settings,
-                max(settings.image_depth, _capacity(settings)),  # a burst waits in the middleware first
+                max(settings.image_depth, capacity(settings)),  # a burst waits in the middleware first
             )
         self._state = 'active'
         self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self._cameras)}')
@@ -160,28 +153,17 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
-    def receive(self, message, camera: int = 0) -> None:
+    def receive(self, message: Image | CompressedImage, camera: int = 0) -> None:
         """Take an image message of a camera; it waits for the worker."""
-        now = time.monotonic()
-        health = self._cameras[camera].health
-        health.arrive(now, len(message.data))
-        idle = self._mailbox.is_idle
-        if self._mailbox.put((message, now), camera):
-            health.drop(_reason(self._settings))
-        if idle:
-            # Otherwise the executor, which prepares its next turn for half a millisecond, and the worker would share
-            # the interpreter at the moment that counts.
-            time.sleep(YIELD)
+        if self._worker is not None:
+            self._worker.take(message, camera)
 
     def stop(self) -> None:
-        """End the subscriptions and the worker, if there are any; an image in work is finished first."""
+        """End the subscriptions and the worker's thread, if there are any; an image in work is finished first."""
+        for camera in self._cameras:
+            camera.unsubscribe()
         if self._worker is not None:
-            for camera in self._cameras:
-                camera.unsubscribe()
-            for camera, count in zip(self._cameras, self._mailbox.close()):
-                camera.health.drop('stopped', count)
-            self._worker.join()
-            self._worker = None
+            self._worker.stop()
 
     def report(self) -> None:
         """Publish diagnostics, and the stats of the cameras while active."""
@@ -217,87 +199,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         for camera in self._cameras:
             camera.destroy()
         self._cameras = []
-        self._extractor = self._vocabulary = None
-        self._sizes.clear()
+        self._extractor = self._worker = None
         self._state = 'unconfigured'
-
-    def _work(self, mailbox: Mailbox) -> None:
-        while (got := mailbox.get()) is not None:
-            number, (message, arrival) = got
-            camera = self._cameras[number]
-            try:
-                self._serve(camera, message, arrival)
-            except Exception as error:  # whatever one image does, the next is processed
-                camera.health.drop('bad' if isinstance(error, EdgePoint2Error) else 'error', error=_in_words(error))
-                self._complain(camera, error, 'image')
-            self._waits_for = ''
-
-    def _serve(self, camera: Camera, message, arrival: float) -> None:
-        settings = self._settings  # one set of them for this image, whatever changes meanwhile
-        begun = time.monotonic()
-        image = to_array(message)
-        mask = self._mask(camera, message.header.stamp, image, settings)
-        read = time.monotonic()
-        features = self._extract(image, mask)
-        extracted = time.monotonic()
-        if self.context.ok():
-            camera.keypoints.publish(encode(features, message.header, settings.descriptor_encoding))
-        published = time.monotonic()
-        age = (self.get_clock().now().nanoseconds - to_nanoseconds(message.header.stamp)) * 1e-9
-        camera.frame_id = message.header.frame_id
-        times = (begun - arrival, read - begun, extracted - read, published - extracted, published - arrival, age)
-        camera.health.serve(len(features), times)
-        try:
-            if camera.are_places_wanted() and self.context.ok():
-                camera.places.publish(encode_place(self._vocabulary.describe(features), features, message.header))
-            if settings.overlay and camera.is_watched():
-                self._draw(camera, image, features, message.header)
-        except Exception as error:  # this image was answered
-            self.failures.add(error)
-
-    def _extract(self, image: np.ndarray, mask: np.ndarray | None):
-        """Return the features of an image; the first inference at a size takes longer, and all cameras wait for it."""
-        if image.shape in self._sizes:
-            return self._extractor.extract(image, mask)
-        if len(self._sizes) >= MOST_SIZES:
-            self._sizes.clear()
-        self._sizes.add(image.shape)
-        height, width = image.shape[:2]
-        begun = time.monotonic()
-        for camera in self._cameras:
-            camera.health.begin_warm_up(f'the first inference at {width} x {height} pixels')
-        try:
-            return self._extractor.extract(image, mask)
-        finally:
-            for camera in self._cameras:
-                camera.health.end_warm_up(time.monotonic() - begun)
-
-    def _mask(self, camera: Camera, stamp, image: np.ndarray, settings) -> np.ndarray | None:
-        """Return where keypoints are allowed in an image, or None for everywhere."""
-        masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
-        newest, moment = None, to_nanoseconds(stamp)
-        while True:
-            try:
-                newest = camera.masks.at(moment)
-                break
-            except Exception as error:  # that one is forgotten
-                camera.health.masks_bad += 1
-                camera.health.last_error = f'mask: {_in_words(error)}'
-                self._complain(camera, error, 'mask')
-        if newest is not None:
-            masks.append(newest)
-        elif lead := camera.masks.lead(moment):
-            camera.health.pass_masks(lead * 1e-9)
-        return combine(masks, settings.border, image.shape[1], image.shape[0])
-
-    def _draw(self, camera: Camera, image, features, header) -> None:
-        """Publish the overlay, unless images wait: then only once in a while."""
-        now = time.monotonic()
-        if not self._mailbox.is_empty and now < self._last_overlay + OVERLAY_PERIOD:
-            return
-        self._last_overlay = now
-        text = f'{camera.label}  {features.model}  {len(features)} keypoints  {camera.health.last_rate_out:.1f} Hz'
-        camera.publish_overlay(draw_overlay(image, features, text), header)
 
     def _status(self, task: str, level: int, reason: str, values: dict[str, str]) -> DiagnosticStatus:
         backend = '' if self._extractor is None else self._extractor.backend
@@ -319,60 +222,43 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             return self._status('engine', WARN, self._waits_for, values)
         return self._status('engine', ERROR if self._failure else OK, self._failure or self._state, values)
 
+    def _be_ready(self) -> None:
+        """Forget what the engine said while it was not ready: it has answered."""
+        self._waits_for = ''
+
     def _hear_engine(self, line: str) -> None:
         """Take a line of the engine about what takes long or did not work out."""
         if line.startswith('not ready: '):
             self._waits_for = line
         self.get_logger().warning(line)
 
-    def _complain(self, camera: Camera, error: Exception, what: str) -> None:
-        """Log an error that concerns one message, unless another of its kind was logged a moment ago."""
-        now = time.monotonic()
-        if not self.context.ok() or now < self._last_complaint.get((camera.name, what), -LOG_PERIOD) + LOG_PERIOD:
-            return
-        self._last_complaint[camera.name, what] = now
-        name = f'{camera.name}: ' if camera.name else ''
-        if isinstance(error, EdgePoint2Error):
-            self.get_logger().warning(f'{name}{what} dropped: {error}')
-        else:
-            self.get_logger().error(f'{name}{what} dropped: {_in_words(error)}')
-
-    def _change_parameters(self, changes) -> SetParametersResult:
-        configured = self._extractor is not None
+    def _change_parameters(self, changes: 'list[Parameter[Any]]') -> SetParametersResult:
+        extractor = self._extractor
         try:
-            values = parameters.check_changes({change.name: change.value for change in changes}, configured)
-            if configured:
-                self._apply(values)
+            wanted = {change.name: change.value for change in changes}
+            values = parameters.check_changes(wanted, configured=extractor is not None)
+            if extractor is not None:
+                self._apply(extractor, values)
         except Exception as error:  # one that left this callback would leave the request without an answer
             if not isinstance(error, EdgePoint2Error):
                 self.failures.add(error)
-            return SetParametersResult(successful=False, reason=_in_words(error))
+            return SetParametersResult(successful=False, reason=in_words(error))
         return SetParametersResult(successful=True)
 
-    def _apply(self, values: dict) -> None:
+    def _apply(self, extractor: Extractor, values: dict[str, Any]) -> None:
         """Change settings while configured, all of them or, by an EdgePoint2Error, none."""
         settings = SimpleNamespace(**{**vars(self._settings), **values})
         # First what can still be refused: a file that cannot be read, more keypoints than the model can give.
         static_masks = _read_masks(settings) if 'mask_file' in values else self._static_masks
-        self._extractor.max_keypoints = settings.max_keypoints
-        self._extractor.score_threshold = settings.score_threshold
+        extractor.max_keypoints = settings.max_keypoints
+        extractor.score_threshold = settings.score_threshold
         self._static_masks = static_masks
         self._settings = settings
         if self._worker is not None:
-            for camera, count in zip(self._cameras, self._mailbox.resize(_capacity(settings))):
-                camera.health.drop(_reason(settings), count)
+            self._worker.apply(settings, static_masks)
 
 
-def _capacity(settings) -> int:
-    return 1 if settings.queue_policy == 'newest' else settings.queue_size
-
-
-def _reason(settings) -> str:
-    """Return why an image makes room for another one."""
-    return 'newer' if settings.queue_policy == 'newest' else 'full'
-
-
-def _read_masks(settings) -> dict[str, np.ndarray]:
+def _read_masks(settings: SimpleNamespace) -> dict[str, np.ndarray]:
     """Return the mask files of the cameras by the cameras' names; none where the parameter is empty."""
     if not settings.mask_file:
         return {}
@@ -380,7 +266,3 @@ def _read_masks(settings) -> dict[str, np.ndarray]:
         return {name: read_mask_file(settings.mask_file.replace('{camera}', name)) for name in settings.cameras}
     except EdgePoint2Error as error:
         raise EdgePoint2Error(f'mask_file: {error}') from None
-
-
-def _in_words(error: Exception) -> str:
-    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'

@@ -4,10 +4,14 @@ tf2_ros does this and more; but it is compiled code, which a ROS 2 from pip lack
 rigidly a walk up the tree is all there is to it.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from geometry_msgs.msg import Pose, Transform, TransformStamped
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
 
@@ -15,7 +19,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 class Frames:
     """The frames that /tf_static tells of, and a voice on /tf."""
 
-    def __init__(self, node):
+    def __init__(self, node: Node) -> None:
         """Subscribe to /tf_static and offer /tf, as tf2_ros does.
 
         Raises:
@@ -34,7 +38,7 @@ class Frames:
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(TFMessage, '/tf_static', self.take, latched)
 
-    def take(self, message) -> None:
+    def take(self, message: Any) -> None:
         """Take the static transforms of a TFMessage; one that is no rigid motion is named and left out."""
         for each in message.transforms:
             try:
@@ -57,7 +61,7 @@ class Frames:
         (target_root, target_pose), (source_root, source_pose) = self.root(target), self.root(source)
         return np.linalg.inv(target_pose) @ source_pose if target_root == source_root else None
 
-    def send(self, header, child: str, pose: Pose) -> None:
+    def send(self, header: Header, child: str, pose: Pose) -> None:
         """Publish the transform from the header's frame to a child frame whose pose in it is known."""
         transform = TransformStamped(header=header, child_frame_id=child)
         place, shift = pose.position, transform.transform.translation

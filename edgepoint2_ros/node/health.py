@@ -87,9 +87,10 @@ class Health:
     idle: bool = False
     last_rate_out: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self._begun = self._since = self.now
-        self._frames = []  # (keypoints, *times in seconds) of each image processed in this period
+        # (keypoints, *times in seconds) of each image processed in this period
+        self._frames: list[tuple[float, ...]] = []
         self._before = self._counters()
         self._warm_up = ''  # what the engine does for the first time now
         self._warmed_up = ''  # and what is to be said of that in this period
@@ -109,7 +110,7 @@ class Health:
         if self.idle:
             self.idle, self._begun, self.last_arrival = False, now, None
 
-    def serve(self, keypoints: int, times: tuple) -> None:
+    def serve(self, keypoints: int, times: tuple[float, ...]) -> None:
         """Count an image that was answered, with the seconds of each of the STAGES."""
         self.processed += 1
         self._frames.append((keypoints, *times))
@@ -127,7 +128,7 @@ class Health:
 
     def begin_warm_up(self, what: str) -> None:
         """Note that the engine does something for the first time, which takes long: images are dropped meanwhile."""
-        self._warm_up, self._warmed_up = what, f'{what} goes on'
+        self._warm_up, self._warmed_up = what, f'{what} is running'
 
     def end_warm_up(self, seconds: float) -> None:
         """Note that this is done, and how long it took."""
@@ -216,13 +217,13 @@ def judge(report: Report, health: Health, topic: str, silence: str, masks: str =
         return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
     if report.unmasked and report.unmasked >= report.processed:
         return WARN, (
-            f'no mask counts: each is stamped {health.mask_lead:.2f} s or more after the images; give it the stamp of '
+            f'no mask applies: each is stamped {health.mask_lead:.2f} s or more after the images; give it the stamp of '
             f'the image that it was made from, or 0 to count for all'
         )
     if report.processed and report.keypoints == 0:
         return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
     if report.idle:
-        return OK, 'idle: nobody subscribes to keypoints, place or overlay'
+        return OK, 'idle: no subscribers to keypoints, place or overlay'
     if report.warm_up:
         return OK, f'{report.warm_up}{f", {behind} images dropped meanwhile" if behind else ""}'
     if not report.processed:
@@ -254,7 +255,7 @@ def explain_types(topic: str, transport: str, published: Callable[[str], set[str
         if TYPES[found] in published(place):
             if place == topic:
                 return f'it carries {TYPES[found]}, not {TYPES[transport]}: {mend}'
-            return f'nobody publishes it, but {place} carries {TYPES[found]}: {mend}'
+            return f'it has no publisher, but {place} carries {TYPES[found]}: {mend}'
     types = ', '.join(sorted(published(topic)))
     return types and f'it carries {types}, not {TYPES[transport]}'
 
@@ -270,4 +271,4 @@ def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:
     if len(times) == 0:
         return dict.fromkeys(STAGES, (math.nan,) * 3)
     columns = zip(times.mean(axis=0), np.percentile(times, 95, axis=0), times.max(axis=0))
-    return {stage: tuple(float(value) for value in column) for stage, column in zip(STAGES, columns)}
+    return {stage: (float(mean), float(high), float(most)) for stage, (mean, high, most) in zip(STAGES, columns)}

@@ -1,7 +1,7 @@
 """The launch description of a node, made from the table of its parameters."""
 
 from collections.abc import Iterable
-from typing import List  # noqa: UP035 (launch_ros does not take list[str])
+from typing import Any, List  # noqa: UP035 (launch_ros does not take list[str])
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
@@ -18,7 +18,7 @@ STRINGS = List[str]  # noqa: UP006
 USE_SIM_TIME = Parameter('use_sim_time', False, 'Take the time from the topic /clock, as a simulation gives it.')
 
 
-def describe(executable: str, parameters: Iterable[Parameter], params_file=NOT_GIVEN) -> LaunchDescription:
+def describe(executable: str, parameters: Iterable[Parameter], params_file: Any = NOT_GIVEN) -> LaunchDescription:
     """Return what starts a node, with an argument for its name, its namespace and each of its parameters.
 
     Args:
@@ -28,13 +28,13 @@ def describe(executable: str, parameters: Iterable[Parameter], params_file=NOT_G
     """
     every = [*parameters, USE_SIM_TIME]
 
-    def start(context) -> list:
+    def start(context: Any) -> list[Any]:
         return _start(context, executable, every)
 
     return LaunchDescription([*_arguments(executable, every, params_file), OpaqueFunction(function=start)])
 
 
-def _arguments(executable: str, parameters: list[Parameter], params_file) -> list:
+def _arguments(executable: str, parameters: list[Parameter], params_file: Any) -> list[Any]:
     arguments = [
         DeclareLaunchArgument('name', default_value=executable, description='Name of the node.'),
         DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node and its topics.'),
@@ -53,7 +53,7 @@ def _arguments(executable: str, parameters: list[Parameter], params_file) -> lis
     return arguments
 
 
-def _start(context, executable: str, parameters: list[Parameter]) -> list:
+def _start(context: Any, executable: str, parameters: list[Parameter]) -> list[Any]:
     values = {}
     for parameter in parameters:
         text = LaunchConfiguration(parameter.name).perform(context)

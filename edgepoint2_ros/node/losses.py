@@ -1,6 +1,11 @@
 """How many messages a subscription has lost, by what the middleware says of it and not a message more."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
+    from rclpy.qos import QoSProfile
 
 MOST_LOST = 100_000  # messages that can be lost at once: what says more is nonsense
 
@@ -13,7 +18,7 @@ class Losses:
     but only once another message comes, only while there is one publisher, and not in every middleware.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._told = 0  # by events
         self._missing = 0  # by the numbers, and by events where there were none
         self._last: int | None = None  # number
@@ -29,8 +34,7 @@ class Losses:
 
     def take(self, number: int | None) -> None:
         """Take the number of a message; None where it has none, or where several publishers number theirs."""
-        follows = number is not None and self._last is not None and 0 < number - self._last <= MOST_LOST
-        if follows:
+        if number is not None and self._last is not None and 0 < number - self._last <= MOST_LOST:
             self._missing += number - self._last - 1
         else:  # a beginning
             self._missing = self.count
@@ -51,7 +55,16 @@ def to_lost(change: int) -> int:
     return 1
 
 
-def subscribe(node, kind, topic: str, receive, qos, losses: Losses, count: Callable[[int], None], **callbacks):
+def subscribe(
+    node: 'Node',
+    kind: type,
+    topic: str,
+    receive: Callable[[Any], None],
+    qos: 'QoSProfile',
+    losses: Losses,
+    count: Callable[[int], None],
+    **callbacks: Any,
+) -> Any:
     """Return a subscription whose lost messages are counted.
 
     Args:
@@ -69,13 +82,13 @@ def subscribe(node, kind, topic: str, receive, qos, losses: Losses, count: Calla
 
     losses.take(None)
 
-    def receive_numbered(message, info) -> None:
+    def receive_numbered(message: Any, info: dict[str, Any]) -> None:
         alone = subscription.get_publisher_count() <= 1
         losses.take(info.get('publication_sequence_number') if alone else None)
         count(losses.count)
         receive(message)
 
-    def tell(event) -> None:
+    def tell(event: Any) -> None:
         losses.tell(event.total_count_change)
         count(losses.count)
 
@@ -87,7 +100,7 @@ def subscribe(node, kind, topic: str, receive, qos, losses: Losses, count: Calla
     return subscription
 
 
-def with_events(create, events, *arguments):
+def with_events(create: Callable[..., Any], events: Any, *arguments: Any) -> Any:
     """Return a publisher or subscription with event callbacks where the middleware has such events, else without."""
     try:
         from rclpy.event_handler import UnsupportedEventTypeError

@@ -2,9 +2,12 @@
 
 import threading
 from collections import deque
+from typing import Generic, TypeVar
+
+Item = TypeVar('Item')
 
 
-class Mailbox:
+class Mailbox(Generic[Item]):
     """One queue of bounded length for each camera; the cameras that have something waiting are served in turn.
 
     With ``capacity`` 1 the newest item of a camera wins, and nothing ever waits behind an older one. However fast one
@@ -15,14 +18,14 @@ class Mailbox:
     """
 
     def __init__(self, cameras: int = 1, capacity: int = 1):
-        self._queues = [deque() for _ in range(cameras)]
+        self._queues: list[deque[Item]] = [deque() for _ in range(cameras)]
         self._capacity = capacity
-        self._turns = deque()  # the cameras that have something waiting, the next one first
+        self._turns: deque[int] = deque()  # the cameras that have something waiting, the next one first
         self._changed = threading.Condition()
         self._open = True
         self.is_idle = False
 
-    def put(self, item, camera: int = 0) -> int:
+    def put(self, item: Item, camera: int = 0) -> int:
         """Add an item and return at once: how many older ones made room for it, 0 or 1."""
         with self._changed:
             if not self._open:
@@ -35,7 +38,7 @@ class Mailbox:
             self._changed.notify()
             return dropped
 
-    def get(self) -> tuple[int, object] | None:
+    def get(self) -> tuple[int, Item] | None:
         """Wait for an item and take it out; return its camera and it, or None once the mailbox is closed."""
         with self._changed:
             self.is_idle = True
@@ -69,7 +72,7 @@ class Mailbox:
             return [_shorten(queue, 0) for queue in self._queues]
 
 
-def _shorten(queue: deque, length: int) -> int:
+def _shorten(queue: deque[Item], length: int) -> int:
     """Drop the oldest items beyond ``length`` and return how many there were."""
     dropped = max(0, len(queue) - length)
     for _ in range(dropped):

@@ -57,7 +57,7 @@ class Moments:
         return self._collect()
 
     def _collect(self) -> list[Moment]:
-        ready = []
+        ready: list[Moment] = []
         for place in range(len(self._waiting) - 1, -1, -1):  # the newest first: older ones that still wait are late
             stamp, keypoints = self._waiting[place]
             depth = self._nearest(stamp)

@@ -3,12 +3,14 @@
 Topics are named as they were before remapping: rclpy remaps whatever it is given, a full name a second time.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 
 
-def find_reliability(node: Any, topic: str) -> ReliabilityPolicy | None:
+def find_reliability(node: Node, topic: str) -> ReliabilityPolicy | None:
     """Return the reliability that every publisher of a topic offers, or None where there is no publisher."""
     offers = {offer.qos_profile.reliability for offer in node.get_publishers_info_by_topic(topic)}
     if not offers:
@@ -19,7 +21,7 @@ def find_reliability(node: Any, topic: str) -> ReliabilityPolicy | None:
 class LatchedToo:
     """A subscription that hears, beside what is published from now on, what was latched before the node started."""
 
-    def __init__(self, node: Any, kind: type, topic: str, receive: Any):
+    def __init__(self, node: Node, kind: type, topic: str, receive: Callable[[Any], None]):
         """Subscribe; `adapt` is for the caller to call now and then.
 
         Args:

@@ -11,12 +11,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from edgepoint2_ros import messages
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.models.variants import NAMES
+
+if TYPE_CHECKING:
+    from rcl_interfaces.msg import SetParametersResult
+    from rclpy.node import Node
+    from rclpy.parameter import Parameter as NodeParameter
+else:
+    Node = object  # rclpy is not needed to read the table
 
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
 
@@ -41,7 +49,7 @@ class Parameter:
     maximum: int | float | None = None  # none where only the minimum counts
     live: bool = False
     allowed: str = ''  # in words, where the rest does not say it
-    test: Callable[[object], bool] = lambda value: True
+    test: Callable[[Any], bool] = lambda value: True
 
     @property
     def type(self) -> type:
@@ -58,7 +66,7 @@ class Parameter:
             return f'{_TYPE_NAMES[self.type]} from {self.minimum}' + (f' to {self.maximum}' if self.maximum else '')
         return _TYPE_NAMES[self.type]
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         """Return ``value`` as the parameter's type: an integer will do for a number.
 
         Raises:
@@ -68,16 +76,18 @@ class Parameter:
             value = float(value)
         if self.type is list and isinstance(value, (tuple, array)):
             value = list(value)
-        if (
-            type(value) is not self.type
-            or (self.choices and value not in self.choices)
-            or (self.minimum is not None and not self.minimum <= value <= (self.maximum or value))
-            or not self.test(value)
-        ):
+        if type(value) is not self.type or not self._allows(value):
             raise EdgePoint2Error(f'parameter {self.name}: expected {self.expected}, got {value!r}')
         return value
 
-    def parse(self, text: str):
+    def _allows(self, value: Any) -> bool:
+        return (
+            (not self.choices or value in self.choices)
+            and (self.minimum is None or self.minimum <= value <= (self.maximum or value))
+            and self.test(value)
+        )
+
+    def parse(self, text: str) -> Any:
         """Return the value that ``text``, written as in a parameter file, gives; needs PyYAML.
 
         Raises:
@@ -93,7 +103,7 @@ class Parameter:
             return self.check(text)
 
 
-def _are_cameras(names: list) -> bool:
+def _are_cameras(names: list[Any]) -> bool:
     return names == [''] or (
         0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
     )
@@ -117,20 +127,20 @@ PARAMETERS = (
     Parameter(
         'precision',
         DEFAULTS.precision,
-        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16 and fp32.',
+        'Arithmetic of the network: `auto` is fp16 on TensorRT; on a CPU the fastest of int8, bf16, fp16 and fp32.',
         PRECISIONS,
     ),
     Parameter(
         'threads',
         DEFAULTS.threads,
-        'Threads of the runtime; 0 takes every core, or half of four and more where that is faster.',
+        'Threads of the runtime; 0 uses every core or, from four on, half of them if that is faster.',
         minimum=0,
         maximum=256,
     ),
     Parameter(
         'max_keypoints',
         DEFAULTS.max_keypoints,
-        'Most keypoints of an image. CPUs give any number, TensorRT at most what the model was made for: 2048 for '
+        'Maximum number of keypoints per image. CPUs return any number, TensorRT at most that of the model: 2048 for '
         'all that ship; for up to 3840 `edgepoint2 models download T-32 --max-keypoints 3840` and `weights: official`.',
         minimum=1,
         live=True,
@@ -146,7 +156,7 @@ PARAMETERS = (
     Parameter(
         'descriptor_encoding',
         'float32',
-        'How descriptors travel; `int8` takes a quarter of the bytes.',
+        'Encoding of the descriptors in messages; `int8` takes a quarter of the bytes.',
         messages.ENCODINGS,
         live=True,
     ),
@@ -201,15 +211,14 @@ PARAMETERS = (
     Parameter(
         'place',
         False,
-        'Publish one vector for each whole image on the topic `place`, by which the same place is found again, while '
-        'somebody subscribes.',
+        'Publish a global descriptor of each image on the topic `place`, for place recognition, while subscribed.',
     ),
-    Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while somebody subscribes.', live=True),
+    Parameter('overlay', True, 'Draw keypoints on the topic `overlay` while subscribed.', live=True),
     Parameter(
         'image_reliability',
         'auto',
-        'Reliability of the image subscriptions: `auto` asks for what the publishers offer, and follows them within a '
-        'second; `best_effort` hears every publisher; `reliable` only the reliable ones, but loses few of the images '
+        'Reliability of the image subscriptions: `auto` requests what the publishers offer, and adapts within a '
+        'second; `best_effort` matches every publisher; `reliable` only reliable ones, but loses few of the images '
         'that exceed the buffers of Fast DDS (0.5 MB).',
         ('auto', 'best_effort', 'reliable'),
     ),
@@ -223,7 +232,7 @@ PARAMETERS = (
     Parameter(
         'lazy',
         False,
-        'Take images only while somebody subscribes to `keypoints`, `place` or `overlay`; looked at once a second.',
+        'Take images only while `keypoints`, `place` or `overlay` has a subscriber; checked once a second.',
         live=True,
     ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
@@ -231,7 +240,7 @@ PARAMETERS = (
 _BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
 
 
-def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict:
+def declare(node: Node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict[str, Any]:
     """Declare every parameter on an rclpy node and return the values by name.
 
     They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
@@ -262,7 +271,7 @@ def declare(node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = Fal
     return values
 
 
-def _warn_of_unknown(node, names: list[str]) -> None:
+def _warn_of_unknown(node: Node, names: list[str]) -> None:
     """Log each value that the command line or a parameter file gives to a parameter that does not exist."""
     import rclpy.parameter
 
@@ -275,14 +284,14 @@ def _warn_of_unknown(node, names: list[str]) -> None:
             node.get_logger().warning(f'parameter {name} does not exist, its value is not used{hint}')
 
 
-class AcceptsUnchanged:
+class AcceptsUnchanged(Node):
     """For an rclpy node: a parameter may be set to the value that it has, whether or not it may change now.
 
     So `ros2 param load` can load what `ros2 param dump` wrote. Parameters that may change at any time are set
     nevertheless: a mask file may have another content.
     """
 
-    def set_parameters_atomically(self, parameter_list):
+    def set_parameters_atomically(self, parameter_list: 'list[NodeParameter[Any]]') -> 'SetParametersResult':
         from rcl_interfaces.msg import SetParametersResult
 
         changes = [parameter for parameter in parameter_list if not self._is_unchanged(parameter)]
@@ -290,7 +299,7 @@ class AcceptsUnchanged:
             return SetParametersResult(successful=True)
         return super().set_parameters_atomically(changes)
 
-    def _is_unchanged(self, parameter) -> bool:
+    def _is_unchanged(self, parameter: 'NodeParameter[Any]') -> bool:
         known = _BY_NAME.get(parameter.name)
         if (known is not None and known.live) or not self.has_parameter(parameter.name):
             return False
@@ -299,12 +308,12 @@ class AcceptsUnchanged:
         return parameter.to_parameter_msg().value == present.to_parameter_msg().value
 
 
-def read(node) -> SimpleNamespace:
+def read(node: Node) -> SimpleNamespace:
     """Return the values of all parameters as attributes."""
     return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
 
 
-def name_topics(settings, camera: str) -> dict[str, str]:
+def name_topics(settings: SimpleNamespace, camera: str) -> dict[str, str]:
     """Return the names of a camera's topics, before remapping, by what they carry: image, mask, keypoints and so on.
 
     Raises:
@@ -326,7 +335,7 @@ def name_topics(settings, camera: str) -> dict[str, str]:
     return topics
 
 
-def check_changes(changes: dict, configured: bool) -> dict:
+def check_changes(changes: dict[str, Any], configured: bool) -> dict[str, Any]:
     """Return those of the changes that concern this table, checked.
 
     Args:
@@ -362,7 +371,7 @@ def to_yaml() -> str:
     return '\n'.join(lines[:-1]) + '\n'
 
 
-def _to_text(value) -> str:
+def _to_text(value: Any) -> str:
     """Return a value as YAML has it."""
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,6 +1,7 @@
 """The order of stamps, and images of two cameras of the same time. Stamps are nanoseconds."""
 
 from collections import deque
+from typing import Any
 
 from edgepoint2_ros.errors import EdgePoint2Error
 
@@ -24,7 +25,7 @@ def is_back(stamp: int, last: int) -> bool:
 class Stamps:
     """Tells apart messages that come out of order and time that jumps back."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._last = 0
 
     def take(self, stamp: int) -> float:
@@ -49,20 +50,20 @@ class Pairs:
         forgotten: right images, and left ones that waited when time jumped back.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.alone = self.forgotten = 0
-        self._left: deque = deque()  # (stamp, item), in order
-        self._right: deque = deque()
+        self._left: deque[tuple[int, Any]] = deque()  # (stamp, item), in order
+        self._right: deque[tuple[int, Any]] = deque()
 
-    def add_left(self, stamp: int, item) -> list[tuple]:
+    def add_left(self, stamp: int, item: Any) -> list[tuple[Any, Any]]:
         """Take a left image and return what is ready: (left, right) items, None for a missing right one."""
         return self._add(self._left, stamp, item)
 
-    def add_right(self, stamp: int, item) -> list[tuple]:
+    def add_right(self, stamp: int, item: Any) -> list[tuple[Any, Any]]:
         """Take a right image and return what is ready, as add_left does."""
         return self._add(self._right, stamp, item)
 
-    def _add(self, queue: deque, stamp: int, item) -> list[tuple]:
+    def _add(self, queue: deque[tuple[int, Any]], stamp: int, item: Any) -> list[tuple[Any, Any]]:
         if queue and is_back(stamp, queue[-1][0]):
             self._forget_after(stamp + REORDERED)
         queue.append((stamp, item))

@@ -12,11 +12,23 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgepoint2_ros.errors import EdgePoint2Error
+
+if TYPE_CHECKING:
+    from rclpy.node import Node
 
 PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
 PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
+
+
+def in_words(error: Exception) -> str:
+    """Return an error of this package as it is, any other one with its type."""
+    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
 
 
 class Failures:
@@ -27,7 +39,7 @@ class Failures:
         last: the latest in words, with its place in the code; empty while there is none.
     """
 
-    def __init__(self, node):
+    def __init__(self, node: 'Node') -> None:
         self._node = node
         self._lock = threading.Lock()
         self._logged: dict[str, float] = {}  # when, by place
@@ -44,7 +56,7 @@ class Failures:
             if not self._node.context.ok() or now < self._logged.get(place, -math.inf) + LOG_PERIOD:
                 return
             self._logged[place] = now
-            line = f'a callback failed, the node goes on ({self.count} so far): {self.last}'
+            line = f'a callback failed, the node keeps running ({self.count} so far): {self.last}'
         self._node.get_logger().error(line)
 
 
@@ -60,7 +72,7 @@ def provide_log_folder() -> None:
         os.environ['ROS_LOG_DIR'] = folder
 
 
-def run(name: str, make_node, args=None) -> int:
+def run(name: str, make_node: Callable[[], Any], args: list[str] | None = None) -> int:
     """Run a node until Ctrl-C or SIGTERM and return the exit code; what keeps it from starting is said in one line.
 
     Args:
@@ -94,7 +106,7 @@ def run(name: str, make_node, args=None) -> int:
     return 0
 
 
-def spin(executor, node, stop, timeout_sec: float | None = None) -> None:
+def spin(executor: Any, node: Any, stop: threading.Event, timeout_sec: float | None = None) -> None:
     """Serve the callbacks of a node, whatever they raise, until an event is set or ROS is shut down.
 
     Args:
@@ -123,7 +135,7 @@ def _is_writable(folder: str) -> bool:
     return os.access(folder, os.W_OK)
 
 
-def _free(node) -> None:
+def _free(node: Any) -> None:
     """Let go of what rclpy was about to serve.
 
     Where not the callback fails but what comes before it, the taking of a message (no memory, a request that cannot be

@@ -149,15 +149,15 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
 
     def _publish(self, moments: list[Moment]) -> None:
         for keypoints, image, depth in moments:
-            infos = [self._infos.get(topic) for topic in self._info_topics]
-            if None in infos:
-                missing = [self.resolve_topic_name(topic) for topic in self._info_topics if topic not in self._infos]
+            missing = [self.resolve_topic_name(topic) for topic in self._info_topics if topic not in self._infos]
+            if missing:
                 self._drop('no camera_info', f'waiting for {" and ".join(missing)}')
                 continue
+            infos = [self._infos[topic] for topic in self._info_topics]
             for info in infos:
                 info.header.stamp = image.header.stamp
             try:
-                result = to_rtabmap(keypoints, image, infos[0], depth, *infos[1:], messages=self._messages)
+                result = to_rtabmap(keypoints, image, infos[0], depth, infos[1] if infos[1:] else None, self._messages)
             except EdgePoint2Error as error:
                 self._drop('bad', str(error))
                 continue
@@ -171,7 +171,8 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
 
     def _report(self) -> None:
         """Ask for what is offered, and publish diagnostics."""
-        for part in (self._image, self._second, *self._calibrations):
+        parts: tuple[Input | LatchedToo, ...] = (self._image, self._second, *self._calibrations)
+        for part in parts:
             part.adapt()
         dropped = self._dropped | self._moments.missed
         lost = sum(losses.count for losses in (self._losses, self._image.losses, self._second.losses))

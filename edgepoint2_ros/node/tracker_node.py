@@ -6,6 +6,8 @@ edgepoint2_ros.tracking does the work. docs/nodes/tracker.md describes topics an
 import os
 import sys
 from array import array
+from collections.abc import Callable
+from typing import Any
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
@@ -41,7 +43,7 @@ VINS_IDS = 2**24  # numbers that a float32 tells apart
 REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoints can be dropped
 
 
-def _are_cameras(names: list) -> bool:
+def _are_cameras(names: list[str]) -> bool:
     return len(names) in (1, 2) and len(set(names)) == len(names) and (len(names) == 1 or all(names))
 
 
@@ -71,7 +73,7 @@ PARAMETERS = (
 class TrackerNode(AcceptsUnchanged, Node):
     """Follows the keypoints that arrive."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__('tracker')
         self.failures = Failures(self)
         values = declare(self, PARAMETERS, read_only=True)
@@ -101,7 +103,7 @@ class TrackerNode(AcceptsUnchanged, Node):
                 self, KeypointArray, f'{prefix}keypoints', receive, QoSProfile(depth=10), losses, self._count_lost
             )
 
-    def _count_lost(self, _) -> None:
+    def _count_lost(self, _: int) -> None:
         self._lost = sum(losses.count for losses in self._losses)
 
     def _calibrate(self) -> None:
@@ -117,18 +119,19 @@ class TrackerNode(AcceptsUnchanged, Node):
         if self._tracker is not None:
             self._next_id = self._tracker.next_id
         self._tracker = None
-        cameras = [calibration.camera for calibration in self.calibrations]
-        if None in cameras:
+        cameras = [calibration.camera for calibration in self.calibrations if calibration.camera is not None]
+        if len(cameras) < len(self.calibrations):
             return
-        stereo = {}
+        right, motion = None, None
         if len(cameras) == 2:
+            right = cameras[1]
+            left_info, right_info = (calibration.info for calibration in self.calibrations)
             try:
-                motion = read_stereo(*(calibration.info for calibration in self.calibrations), self._rectified)
+                motion = read_stereo(left_info, right_info, self._rectified)
             except EdgePoint2Error as error:
                 self.get_logger().error(f'camera_info cannot be used: {error}')
                 return
-            stereo = {'right': cameras[1], 'right_from_left': motion}
-        self._tracker = Tracker(cameras[0], **stereo, **self._settings, first_id=self._next_id)
+        self._tracker = Tracker(cameras[0], right, motion, **self._settings, first_id=self._next_id)
 
     def _take(self, message: KeypointArray) -> None:
         self._received += 1
@@ -143,7 +146,7 @@ class TrackerNode(AcceptsUnchanged, Node):
     def _take_right(self, message: KeypointArray) -> None:
         self._pair(self._pairs.add_right, message)
 
-    def _pair(self, add, message: KeypointArray) -> None:
+    def _pair(self, add: Callable[[int, Any], list[tuple[Any, Any]]], message: KeypointArray) -> None:
         try:
             ready = add(to_nanoseconds(message.header.stamp), message)
         except EdgePoint2Error as error:
@@ -287,7 +290,7 @@ def to_vins(tracks: Tracks, header: Header) -> PointCloud:
         seen &= np.isfinite(tracks.rays).all(axis=1)
         ids = (tracks.ids[seen] % VINS_IDS).astype(np.float32)
         columns = [ids, np.full(len(ids), camera), *xy[seen].T, *velocities[seen].T, *np.zeros((3, len(ids)))]
-        sides.append((rays[seen], np.float32(columns)))
+        sides.append((rays[seen], np.array(columns, np.float32)))
     rays, channels = (np.concatenate(parts, axis=axis) for parts, axis in zip(zip(*sides), (0, 1)))
     return PointCloud(
         header=header,
@@ -299,7 +302,7 @@ def to_vins(tracks: Tracks, header: Header) -> PointCloud:
     )
 
 
-def main(args=None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C and return the exit code."""
     return run('tracker', TrackerNode, args)
 

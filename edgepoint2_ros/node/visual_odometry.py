@@ -6,6 +6,7 @@ topics and parameters.
 
 import os
 import sys
+from typing import Any
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait. One thread is as
 # fast, with half the CPU time; beside a busy process with a fifth of it.
@@ -35,7 +36,7 @@ UNKNOWN = 1e6  # variance of what is not known
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
 
 
-def _are_variances(values) -> bool:
+def _are_variances(values: Any) -> bool:
     return len(values) == 6 and all(type(value) in (int, float) and 0 < value < np.inf for value in values)
 
 
@@ -80,7 +81,7 @@ PARAMETERS = (
 class VisualOdometryNode(AcceptsUnchanged, Node):
     """Follows the camera whose keypoints arrive."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__('visual_odometry')
         self.failures = Failures(self)
         values = declare(self, PARAMETERS, read_only=True)
@@ -133,8 +134,8 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             return
         try:
             features = decode(message)
-            self._follow_time(to_nanoseconds(message.header.stamp))
-            self._follow_weights(features.model, features.digest)
+            self._follow_time(to_nanoseconds(message.header.stamp), self._odometry.camera)
+            self._follow_weights(features.model, features.digest, self._odometry.camera)
             odometry = self._odometry
             before = odometry.state
             pose = odometry.track(features)
@@ -149,7 +150,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         else:
             self._publish(message.header, pose)
 
-    def _follow_time(self, stamp: int) -> None:
+    def _follow_time(self, stamp: int, camera: Camera) -> None:
         """Start anew where time jumps back: a recording begins again, or simulated time does.
 
         Raises:
@@ -157,15 +158,15 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         """
         older = self._stamps.take(stamp)
         if older:
-            self._start_anew(self._odometry.camera)
+            self._start_anew(camera)
             self.get_logger().warning(f'time jumps back by {older:.3f} s: the map and the path start anew')
 
-    def _follow_weights(self, model: str, digest: str) -> None:
+    def _follow_weights(self, model: str, digest: str, camera: Camera) -> None:
         """Start anew where the extractor has another model: its descriptors have nothing in common with the map's."""
         last, self._weights = self._weights, (model, digest)
         if last in (None, self._weights):
             return
-        self._start_anew(self._odometry.camera)
+        self._start_anew(camera)
         self.get_logger().warning(
             f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: the map starts anew',
             throttle_duration_sec=REPORT_PERIOD,
@@ -178,7 +179,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             pose: (4, 4) of the camera, as VisualOdometry.track gives it.
             camera: the camera's optical frame.
         """
-        if self._base_frame in ('', camera):
+        if self._frames is None or self._base_frame in ('', camera):
             return AHEAD @ pose
         mount = self._frames.find(self._base_frame, camera)
         if mount is None:
@@ -207,19 +208,19 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             linear.x, linear.y, linear.z, angular.x, angular.y, angular.z = velocity
             odometry.twist.covariance = self._twist_covariance
         self._odometry_publisher.publish(odometry)
-        if self._publishes_tf:
-            self._publish_tf(odometry)
+        if self._publishes_tf and self._frames is not None:
+            self._publish_tf(self._frames, odometry)
         self._path.header = odometry.header
         self._path.poses.append(PoseStamped(header=odometry.header, pose=odometry.pose.pose))
         del self._path.poses[: max(0, len(self._path.poses) - self._path_length)]
         if self._path_publisher.get_subscription_count():
             self._path_publisher.publish(self._path)
 
-    def _publish_tf(self, odometry: Odometry) -> None:
+    def _publish_tf(self, frames: Frames, odometry: Odometry) -> None:
         child = odometry.child_frame_id
-        root, _ = self._frames.root(child)
+        root, _ = frames.root(child)
         if child and child == root:
-            self._frames.send(odometry.header, child, odometry.pose.pose)
+            frames.send(odometry.header, child, odometry.pose.pose)
             return
         reason = f'{child} has a parent in the tree of {root}, and a frame has only one' if child else 'it has no name'
         self.get_logger().error(
@@ -242,7 +243,7 @@ def to_velocity(before: np.ndarray, now: np.ndarray, seconds: float) -> np.ndarr
     return np.concatenate([shift, turn]) / seconds
 
 
-def main(args=None) -> int:
+def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C and return the exit code."""
     return run('visual_odometry', VisualOdometryNode, args)
 

@@ -1,11 +1,8 @@
-"""Where the demo's camera takes its frames from: a virtual flight over photographs, a folder of images or a video.
-
-A source gives ``image(k)``, frame k as (H, W) uint8 gray or (H, W, 3) uint8 BGR, and ``motion(k, l)``, the homography
-(3, 3) that maps pixels of frame k to pixels of frame l, or None where nobody knows it.
-"""
+"""Where the demo's camera takes its frames from: a virtual flight over photographs, a folder of images or a video."""
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -21,7 +18,19 @@ _WALL = (('motorcycle_left.png', 'coffee.png', 'rocket.jpg'), ('brick.png', 'ast
 _TILE = (800, 600)  # width, height in pixels of the wall
 
 
-def open_source(path: str | None, colour: bool = False):
+class Source(Protocol):
+    """Frames by number, without end."""
+
+    def image(self, k: int, /) -> np.ndarray:
+        """Return frame k, (H, W) uint8 gray or (H, W, 3) uint8 BGR."""
+        ...
+
+    def motion(self, k: int, l: int, /) -> np.ndarray | None:  # noqa: E741
+        """Return the homography (3, 3) that maps pixels of frame k to pixels of frame l, or None if nobody knows."""
+        ...
+
+
+def open_source(path: str | None, colour: bool = False) -> Source:
     """Return the source for a path: a folder, a video file, or None for the virtual flight.
 
     Raises:
@@ -111,7 +120,9 @@ class Video:
 def find_photographs() -> Path | None:
     """Return the folder of the photographs that scikit-image ships, or None where it is not installed."""
     package = find_spec('skimage')
-    return None if package is None else Path(package.submodule_search_locations[0]) / 'data'
+    if package is None or not package.submodule_search_locations:
+        return None
+    return Path(package.submodule_search_locations[0]) / 'data'
 
 
 def _build_wall(colour: bool) -> np.ndarray:

@@ -8,6 +8,9 @@ import numpy as np
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
 MATRIX = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
 FRAME_RATE = 30
+Triple = tuple[float, float, float]
+Plane = tuple[np.ndarray, tuple[float, float], list[np.ndarray]]
+
 HALL = (8.0, 3.5, 14.0)  # metres: width, height, length
 BOARDS = 14  # that stand about in the hall
 
@@ -68,12 +71,12 @@ class Walk:
         return np.clip(image, 0, 255).astype(np.uint8)
 
 
-def _furnish(photographs: Sequence[np.ndarray], rng: np.random.Generator) -> list:
+def _furnish(photographs: Sequence[np.ndarray], rng: np.random.Generator) -> list[Plane]:
     """Return planes: (4, 4) from plane to hall, (width, height) in metres, pyramid of the photograph."""
     pyramids = [_pyramid(photograph) for photograph in photographs]
     width, height, length = HALL
     # Each wall is tiled, so that a photograph covers some metres only: middle, outward turn, size, number of tiles.
-    walls = [
+    walls: list[tuple[Triple, Triple, tuple[float, float], int]] = [
         ((0, 0, length / 2), (0, 0, 0), (width, height), 3),
         ((-width / 2, 0, 0), (0, -np.pi / 2, 0), (length, height), 5),
         ((width / 2, 0, 0), (0, np.pi / 2, 0), (length, height), 5),
@@ -104,7 +107,7 @@ def _place(middle: Sequence[float], turn: Sequence[float]) -> np.ndarray:
 
 def _pyramid(photograph: np.ndarray) -> list[np.ndarray]:
     gray = cv2.cvtColor(photograph, cv2.COLOR_BGR2GRAY) if photograph.ndim == 3 else photograph
-    levels = [gray.astype(np.float32)]
+    levels: list[np.ndarray] = [gray.astype(np.float32)]
     while min(levels[-1].shape) > 64:
         levels.append(cv2.resize(levels[-1], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA))
     return levels

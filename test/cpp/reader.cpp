@@ -8,26 +8,104 @@
 // An error of the header is printed on stderr, with exit code 1.
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <ctime>
 #include <fstream>
 #include <iostream>
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "edgepoint2_ros/keypoint_array.hpp"
+#ifndef WITHOUT_MIDDLEWARE
 #include "rcutils/allocator.h"
 #include "rmw/rmw.h"
 #include "rosidl_typesupport_cpp/message_type_support.hpp"
+#endif
 
 using edgepoint2_ros::msg::KeypointArray;
 
-KeypointArray read(const std::string & path)
+std::vector<char> read_bytes(const std::string & path)
 {
   std::ifstream file(path, std::ios::binary);
-  std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+#ifdef WITHOUT_MIDDLEWARE  // for other processors: what a middleware does, by hand
+
+// Reads little-endian CDR: each number at a multiple of its size after the four bytes that name the representation.
+class Cdr
+{
+public:
+  explicit Cdr(const std::string & path) : bytes_(read_bytes(path)) {}
+
+  template<typename Number>
+  void take(Number & number)
+  {
+    using Bits = std::conditional_t<
+      sizeof(Number) == 4, std::uint32_t, std::conditional_t<sizeof(Number) == 2, std::uint16_t, std::uint8_t>>;
+    static_assert(sizeof(Bits) == sizeof(Number));
+    next_ = (next_ + sizeof(Bits) - 1) / sizeof(Bits) * sizeof(Bits);
+    Bits bits = 0;
+    for (std::size_t i = 0; i < sizeof(Bits); ++i) {
+      bits = static_cast<Bits>(bits | static_cast<Bits>(static_cast<unsigned char>(bytes_.at(4 + next_ + i))) << 8 * i);
+    }
+    std::memcpy(&number, &bits, sizeof(bits));
+    next_ += sizeof(Bits);
+  }
+
+  template<typename Number>
+  void take(std::vector<Number> & numbers)
+  {
+    std::uint32_t size = 0;
+    take(size);
+    numbers.resize(size);
+    for (auto & number : numbers) {
+      take(number);
+    }
+  }
+
+  void take(std::string & text)
+  {
+    std::vector<char> letters;  // with a 0 at the end
+    take(letters);
+    text.assign(letters.begin(), letters.end() - 1);
+  }
+
+private:
+  std::vector<char> bytes_;
+  std::size_t next_ = 0;
+};
+
+KeypointArray read(const std::string & path)
+{
+  Cdr cdr(path);
+  KeypointArray message;
+  cdr.take(message.header.stamp.sec);
+  cdr.take(message.header.stamp.nanosec);
+  cdr.take(message.header.frame_id);
+  cdr.take(message.model);
+  cdr.take(message.digest);
+  cdr.take(message.image_width);
+  cdr.take(message.image_height);
+  cdr.take(message.x);
+  cdr.take(message.y);
+  cdr.take(message.score);
+  cdr.take(message.descriptor_size);
+  cdr.take(message.descriptor_encoding);
+  cdr.take(message.descriptors);
+  return message;
+}
+
+#else
+
+KeypointArray read(const std::string & path)
+{
+  auto bytes = read_bytes(path);
   rmw_serialized_message_t serialised = rmw_get_zero_initialized_serialized_message();
   serialised.buffer = reinterpret_cast<std::uint8_t *>(bytes.data());
   serialised.buffer_length = serialised.buffer_capacity = bytes.size();
@@ -39,6 +117,8 @@ KeypointArray read(const std::string & path)
   }
   return message;
 }
+
+#endif
 
 edgepoint2_ros::Guide read_guide(const std::string & path)
 {

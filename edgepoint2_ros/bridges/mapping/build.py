@@ -239,7 +239,7 @@ def map_images(database: Path, images: Path, model: Path, total: int) -> None:
     shutil.rmtree(trials)
     if best is None:
         raise EdgePoint2Error(
-            f'{images}: the images do not hold together: pairs overlap, but no third image confirms any. {MOVE}'
+            f'{images}: the images cannot be connected: pairs overlap, but no third image confirms any. {MOVE}'
         )
 
 

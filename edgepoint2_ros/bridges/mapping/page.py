@@ -102,7 +102,7 @@ def _view(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> t
         'cameras': [[*centre.round(5).tolist(), *(axes @ turn).round(5).ravel().tolist()]
                     for centre, turn in zip(centres, turns)],
         'shape': [[camera.width / camera.mean_focal_length() / 2, camera.height / camera.mean_focal_length() / 2]
-                  for camera in (image.camera for image in images)],
+                  for camera in (model.cameras[image.camera_id] for image in images)],
     }  # fmt: skip
     return view, {number: place for place, number in enumerate(numbers)}
 
@@ -125,11 +125,12 @@ def _choose_pairs(
     """Return pairs of neighbours from all over the map, and those far apart in the order that share most points."""
     names = [image.name for image in images]
     neighbours = [(a, b) for a, b in zip(names, names[1:]) if seen[a].keys() & seen[b].keys()]
-    places = np.unique(np.linspace(0, len(neighbours) - 1, PAIRS).astype(int)) if neighbours else []
+    places = np.unique(np.linspace(0, len(neighbours) - 1, PAIRS).astype(int)).tolist() if neighbours else []
     common = Counter({
         (a, b): len(seen[a].keys() & seen[b].keys()) for k, a in enumerate(names) for b in names[k + FAR :]
     })  # fmt: skip
-    far, used = [], set()
+    far: list[tuple[str, str]] = []
+    used: set[str] = set()
     for pair, count in common.most_common():
         if count and len(far) < PAIRS and not used & {*pair}:
             far.append(pair)

@@ -8,7 +8,7 @@ import numpy as np
 from rosbags.rosbag2 import StoragePlugin, Writer
 from rosbags.typesys import Stores, get_typestore
 
-from edgepoint2_ros.bridges.bags import VERSION
+from edgepoint2_ros.bridges.bag_output import VERSION
 
 FRAME = 'map'
 TOPIC = '/poses'

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from edgepoint2_ros.bridges.bags import IMAGES, only_topic
+from edgepoint2_ros.bridges.bag_contents import IMAGES, only_topic
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.files import own_names

@@ -40,8 +40,7 @@ def import_cudart(gpu: Gpu) -> Any:
     Raises:
         EngineError: cuda-python is not installed, or does not fit the driver.
     """
-    major, minor = map(int, gpu.cuda.split('.'))
-    advice = f'pip install "cuda-python>={major},<{major}.{minor + 1}"'  # not each minor version has a release
+    advice = advise_cuda_python(gpu.cuda)
     try:
         try:
             from cuda.bindings import runtime as cudart
@@ -53,6 +52,21 @@ def import_cudart(gpu: Gpu) -> Any:
     if int(code):
         raise EngineError(f'cuda-python does not fit the driver, which runs CUDA {gpu.cuda} ({code.name}): {advice}')
     return cudart
+
+
+def advise_cuda_python(cuda: str) -> str:
+    """Say how to get the cuda-python that fits a driver.
+
+    Args:
+        cuda: the newest CUDA that the driver runs, like 12.6.
+    """
+    major, minor = map(int, cuda.split('.'))
+    if major < 12:
+        return 'this needs a driver of CUDA 12 or later'
+    # Not each minor version has a release, and those before 12.2 lack functions that are called here; within a major
+    # version, a driver runs what is newer than it, too.
+    first = 2 if major == 12 else 0
+    return f'pip install "cuda-python>={major}.{first},<{major}.{max(minor, first) + 1}"'
 
 
 def version_of(tensorrt: Any) -> str:
@@ -68,7 +82,7 @@ def logger_of(tensorrt: Any) -> Any:
     """
     severity = tensorrt.ILogger.Severity
 
-    class Logger(tensorrt.ILogger):
+    class Logger(tensorrt.ILogger):  # type: ignore[misc]  # TensorRT comes at run time
         def __init__(self) -> None:
             tensorrt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=10)
@@ -88,6 +102,19 @@ def logger_of(tensorrt: Any) -> Any:
                 self.latest = message
 
     return Logger()
+
+
+def create(make: Callable[[], Any], what: str, logger: Any) -> Any:
+    """Return what ``make`` makes with the logger: a builder or a runtime of TensorRT.
+
+    Raises:
+        EngineError: TensorRT refuses the GPU or the driver; why, it tells its logger alone.
+    """
+    logger.forget()
+    try:
+        return make()
+    except Exception as error:  # pybind11 makes a TypeError of the null pointer
+        raise EngineError(f'TensorRT cannot make a {what}: {logger.reasons()} ({error})') from None
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from edgepoint2_ros.engines.base import Shape
-from edgepoint2_ros.engines.tensorrt.bindings import logger_of
+from edgepoint2_ros.engines.tensorrt.bindings import create, logger_of
 from edgepoint2_ros.errors import EngineError
 
 
@@ -20,8 +20,7 @@ def build_plan(tensorrt: Any, onnx: bytes, inputs: dict[str, Shape], timing: byt
         EngineError: TensorRT refuses; its own words are in the message.
     """
     logger = logger_of(tensorrt)
-    logger.forget()
-    builder = tensorrt.Builder(logger)
+    builder = create(lambda: tensorrt.Builder(logger), 'builder', logger)
     network = parse(tensorrt, builder, onnx, inputs)
     config = builder.create_builder_config()
     if not hasattr(tensorrt.NetworkDefinitionCreationFlag, 'STRONGLY_TYPED'):

@@ -145,9 +145,9 @@ def report_while(work: Callable[[], T], line: Callable[[float], str], report: Re
 
     It runs in a thread of its own, so that the caller can still be interrupted.
     """
-    outcome = []
+    outcome: list[T | EngineError] = []
 
-    def run():
+    def run() -> None:
         try:
             outcome.append(work())
         except Exception as error:
@@ -161,6 +161,7 @@ def report_while(work: Callable[[], T], line: Callable[[float], str], report: Re
         thread.join(plan_cache.REPORT_PERIOD)
         if thread.is_alive():
             report(line(time.monotonic() - start))
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    result = outcome[0]
+    if isinstance(result, EngineError):
+        raise result
+    return result

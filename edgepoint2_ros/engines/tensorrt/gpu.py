@@ -28,7 +28,7 @@ def find_gpu() -> Gpu:
     except OSError:
         raise EngineError('no NVIDIA driver is installed (there is no libcuda.so.1)') from None
 
-    def ask(function: str, *arguments) -> None:
+    def ask(function: str, *arguments: object) -> None:
         code = getattr(driver, function)(*arguments)
         if code:
             raise EngineError(f'the NVIDIA driver finds no GPU to use ({function}: error {code})')

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.engines.base import Shape
-from edgepoint2_ros.engines.tensorrt.bindings import call, logger_of
+from edgepoint2_ros.engines.tensorrt.bindings import call, create, logger_of
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, Model
 
-Tensors = dict[str, tuple[Shape, type]]
+Tensors = dict[str, tuple[Shape, type[np.uint8] | type[np.float32]]]
 
 INPUTS = ('image', 'mask')
 OUTPUTS = ('xy', 'scores', 'descriptors')
@@ -45,8 +45,7 @@ class Plan:
         self._cudart = cudart
         self._resources = contextlib.ExitStack()  # what is to be freed, the latest first
         self._logger = logger = logger_of(tensorrt)
-        logger.forget()
-        self._runtime = tensorrt.Runtime(logger)
+        self._runtime = create(lambda: tensorrt.Runtime(logger), 'runtime', logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
         if self._engine is None:
             raise PlanRefused(f'TensorRT cannot open the plan: {logger.reasons()}')
@@ -65,7 +64,8 @@ class Plan:
             self._resources.callback(cudart.cudaFree, self._device[name])
             pinned = int(call(cudart.cudaMallocHost, size))
             self._resources.callback(cudart.cudaFreeHost, pinned)
-            self._host[name] = np.frombuffer((ctypes.c_uint8 * size).from_address(pinned), dtype).reshape(shape)
+            memory = memoryview((ctypes.c_uint8 * size).from_address(pinned))
+            self._host[name] = np.frombuffer(memory, dtype).reshape(shape)
             self._context.set_tensor_address(name, self._device[name])
 
         self._host['image'].fill(0)
@@ -94,7 +94,7 @@ class Plan:
     def _check_tensors(self, tensorrt: Any, tensors: Tensors) -> None:
         """Hold the plan against what the buffers are made for."""
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        types = {np.uint8: tensorrt.DataType.UINT8, np.float32: tensorrt.DataType.FLOAT}
+        types: dict[type, Any] = {np.uint8: tensorrt.DataType.UINT8, np.float32: tensorrt.DataType.FLOAT}
         held = {
             name: (tuple(self._engine.get_tensor_shape(name)), self._engine.get_tensor_dtype(name)) for name in names
         }

@@ -1,0 +1,64 @@
+"""A calibrated camera: its matrix and the distortion of its lens."""
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from edgepoint2_ros.errors import EdgePoint2Error
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A calibrated camera, with the fields k, d and distortion_model of a CameraInfo message.
+
+    Attributes:
+        matrix: (3, 3) camera matrix, pixels.
+        distortion: (n,) coefficients, n = 4, 5, 8, 12 or 14, for equidistant 4; none or zeros for rectified images.
+        model: ``plumb_bob``, ``rational_polynomial``, or ``equidistant`` for fisheye lenses.
+    """
+
+    matrix: np.ndarray
+    distortion: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    model: str = 'plumb_bob'
+
+    def __post_init__(self) -> None:
+        # USAC of OpenCV reads a matrix as if its rows followed each other, which those of a part of P do not.
+        matrix = np.ascontiguousarray(self.matrix, float)
+        object.__setattr__(self, 'matrix', matrix)
+        if (
+            matrix.shape != (3, 3)
+            or not np.isfinite(matrix).all()
+            or not (matrix.diagonal() > 0).all()
+            or np.tril(matrix, -1).any()
+            or matrix[2, 2] != 1
+        ):
+            raise EdgePoint2Error(
+                'camera matrix: expected (3, 3) with positive focal lengths and finite numbers, as '
+                f'[fx, 0, cx], [0, fy, cy], [0, 0, 1], got {matrix.tolist()}'
+            )
+        if self.model not in ('', 'plumb_bob', 'rational_polynomial', 'equidistant'):
+            raise EdgePoint2Error(
+                f'distortion model {self.model!r} is unknown: expected plumb_bob, rational_polynomial or equidistant'
+            )
+        count = len(self.distortion)
+        if self.model == 'equidistant':  # RealSense cameras send a fifth coefficient, which is 0
+            expected = '4 (equidistant; a fifth may be 0)'
+            fits = count in (0, 4) or (count == 5 and self.distortion[4] == 0)
+        else:
+            expected = '0, 4, 5, 8, 12 or 14'
+            fits = count in (0, 4, 5, 8, 12, 14)
+        if not fits:
+            raise EdgePoint2Error(f'distortion: expected {expected} coefficients, got {count}')
+        if not np.isfinite(self.distortion).all():
+            raise EdgePoint2Error(f'distortion: expected finite coefficients, got {list(self.distortion)}')
+
+    def undistort(self, xy: np.ndarray) -> np.ndarray:
+        """Return where pixels (N, 2) would be without distortion: (N, 2) float64."""
+        xy = np.asarray(xy, np.float64).reshape(-1, 1, 2)
+        if len(xy) == 0 or not np.any(self.distortion):
+            return xy[:, 0]
+        distortion = np.asarray(self.distortion, np.float64)
+        if self.model == 'equidistant':
+            return cv2.fisheye.undistortPoints(xy, self.matrix, distortion[:4], P=self.matrix)[:, 0]
+        return cv2.undistortPoints(xy, self.matrix, distortion, P=self.matrix)[:, 0]
