@@ -1,9 +1,9 @@
 """Tracks: which keypoints show the same place, image after image. Plain numpy and OpenCV, no ROS.
 
 A track is expected where its motion takes it. A sample of the tracks, matched with the whole image, tells how far the
-camera turned or moved otherwise; then each track is searched near its place, by its descriptor, and what was found has
-to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images and is found
-again by its descriptor. New tracks start from the best keypoints where there are none.
+camera turned or moved otherwise; then each track is searched near its place, by the mean of its descriptors, and what
+was found has to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images
+and is found again by its descriptors. New tracks start from the best keypoints where there are none.
 """
 
 from dataclasses import dataclass, fields
@@ -134,7 +134,7 @@ class Tracker:
             right_from_left: (4, 4), maps points from the left camera's frame to the right one's.
             max_tracks: most tracks of an image.
             max_lost: images that a track is searched in after the last one that showed it.
-            min_cosine: least cosine of two descriptors of one track.
+            min_cosine: least cosine of a keypoint's descriptor and the mean of its track's.
             first_id: number of the first track, where those of another Tracker are to go on.
 
         Raises:
