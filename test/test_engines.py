@@ -87,6 +87,7 @@ def test_openvino_computes_with_vectors_here_or_is_refused(official_model):
 def test_onnx_runtime_is_not_even_imported_where_it_would_crash(official_model, monkeypatch):
     pytest.importorskip('openvino')
     monkeypatch.setattr(engines.onnxruntime, 'find_cpu', lambda: Cpu('emulated', frozenset(), foreign=True))
+    monkeypatch.setattr(OpenVinoEngine, 'layers', lambda self, image_shape: VECTOR)
     with pytest.raises(EngineError, match='ONNX Runtime crashes in an emulator'):
         open_engine(official_model('T-32'), 'onnxruntime')
     assert open_engine(official_model('T-32'), 'auto').backend == 'openvino'
