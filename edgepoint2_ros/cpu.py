@@ -18,10 +18,12 @@ class Cpu:
     Attributes:
         name: its model; on ARM that of the board, with implementer and part of each kind of core.
         flags: all that it can do, by the kernel's names.
+        foreign: the description is that of an x86 CPU on ARM, as some emulators show that of their host.
     """
 
     name: str
     flags: frozenset[str]
+    foreign: bool = False
 
     @property
     def extensions(self) -> list[str]:
@@ -33,7 +35,7 @@ def find_cpu(cpuinfo: Path = Path('/proc/cpuinfo'), board: Path = Path('/proc/de
     """Return the CPU of this machine; what cannot be read is left out."""
     # An emulator may show the host's cpuinfo: the flags of another architecture stand under another key.
     arm = platform.machine() == 'aarch64'
-    models, cores, flags = set(), [], set()
+    models, cores, flags, foreign = set(), [], set(), False
     for line in _read(cpuinfo).splitlines():
         key, _, value = (part.strip() for part in line.partition(':'))
         if key == 'model name':
@@ -44,10 +46,12 @@ def find_cpu(cpuinfo: Path = Path('/proc/cpuinfo'), board: Path = Path('/proc/de
             cores[-1] += f' {value}'
         elif key == ('Features' if arm else 'flags'):
             flags.update(value.split())
+        elif key == 'flags':
+            foreign = True
     names = sorted(models) or [_read(board).strip('\0\n') or platform.machine()]
     if arm:
         names += sorted(f'({core})' for core in set(cores))
-    return Cpu(' '.join(names), frozenset(flags))
+    return Cpu(' '.join(names), frozenset(flags), foreign)
 
 
 def _read(path: Path) -> str:

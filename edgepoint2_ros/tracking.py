@@ -1,9 +1,9 @@
 """Tracks: which keypoints show the same place, image after image. Plain numpy and OpenCV, no ROS.
 
 A track is expected where its motion takes it. A sample of the tracks, matched with the whole image, tells how far the
-camera turned or moved otherwise; then each track is searched near its place, by its descriptor, and what was found has
-to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images and is found
-again by its descriptor. New tracks start from the best keypoints where there are none.
+camera turned or moved otherwise; then each track is searched near its place, by the mean of its descriptors, and what
+was found has to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images
+and is found again by its descriptors. New tracks start from the best keypoints where there are none.
 """
 
 from dataclasses import dataclass, fields
@@ -18,9 +18,9 @@ from edgepoint2_ros.odometry import Camera
 
 MAX_TRACKS = 400
 MAX_LOST = 5  # images that a track is searched in after the last one that showed it
-SPARE = 1.3  # tracks that are followed for each that is returned: those that last are returned
+SPARE = 1.15  # tracks that are followed for each that is returned: those that last are returned
 CELL = 0.4  # side of the cells with at most one new track, in distances between evenly spread tracks
-RATIO = 0.95  # of the distances of the best and the second best descriptor near an expected place
+LATEST = 0.25  # share of the latest descriptor in the mean that a track is searched by
 ANCHORS = 100  # tracks that are matched with the whole image,
 ANCHOR_KEYPOINTS = 1024  # with its best keypoints,
 ANCHOR_RATIO = 0.9  # and by this ratio
@@ -29,9 +29,11 @@ NEAR = 0.05  # of the longer side of the image: neighbours so near move alike
 REACH = 6.0  # pixels around an expected place that are searched at least
 MAX_GAP = 1.0  # seconds between images over which motion goes on
 MIN_FIT = 8  # tracks that an epipolar geometry is found with
-ERROR = 1.0  # pixels between a keypoint and its epipolar line
-MAX_ERROR = 3.0  # the same for a track that was lost, whose last place is a guess
+FIT_ERROR = 1.0  # pixels between a keypoint and its epipolar line, where that is fitted
+ERROR = 1.75  # the same of a track that agrees: keypoints jitter by a pixel
+MAX_ERROR = 3.0  # the same of a track that was lost, whose last place is a guess
 STEREO_ERROR = 2.0  # pixels between a keypoint of the right image and its epipolar line
+STEREO_RATIO = 0.95  # of the distances of the best and the second best descriptor near that line
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class _Pool:
     velocity: np.ndarray  # (P, 2) of the same per second
     right: np.ndarray  # (P, 2) ray to it in the right camera then; NaN where that did not see it
     stamps: np.ndarray  # (P,) when
-    descriptors: np.ndarray  # (P, D) as it was seen
+    descriptors: np.ndarray  # (P, D) running mean of those it was seen by, of unit length
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -132,7 +134,7 @@ class Tracker:
             right_from_left: (4, 4), maps points from the left camera's frame to the right one's.
             max_tracks: most tracks of an image.
             max_lost: images that a track is searched in after the last one that showed it.
-            min_cosine: least cosine of two descriptors of one track.
+            min_cosine: least cosine of a keypoint's descriptor and the mean of its track's.
             first_id: number of the first track, where those of another Tracker are to go on.
 
         Raises:
@@ -199,7 +201,7 @@ class Tracker:
             return keypoints
         places, radius = self._expect(features, elapsed)
         known = _as_features(pool.xy, pool.descriptors, features)
-        pairs = match_guided(known, features, places, radius, min_cosine=self._min_cosine, ratio=RATIO)
+        pairs = match_guided(known, features, places, radius, min_cosine=self._min_cosine)
         seen, found = pairs.T
         flat = self._undistort(features.xy[found])
         good = self._agree(seen, flat)
@@ -212,7 +214,8 @@ class Tracker:
             pool.velocity[seen] = (flat - pool.flat[seen]) / (stamp - pool.stamps[seen])[:, None]
         pool.xy = places
         pool.flat[seen] = flat
-        pool.descriptors[seen] = features.descriptors[found]
+        mean = (1 - LATEST) * pool.descriptors[seen] + LATEST * features.descriptors[found]
+        pool.descriptors[seen] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
         pool.ages[seen] += 1
         pool.lost += 1
         pool.lost[seen] = 0
@@ -344,7 +347,7 @@ class Tracker:
             fundamental=stereo.fundamental,
             distance=STEREO_ERROR,
             min_cosine=self._min_cosine,
-            ratio=RATIO,
+            ratio=STEREO_RATIO,
         )
         ray, right_ray = _to_rays(pool.flat[pairs[:, 0]], stereo.left), _to_rays(flat[pairs[:, 1]], stereo.right)
         one = np.ones((len(pairs), 1))
@@ -390,7 +393,7 @@ def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | Non
     """
     if len(first) < MIN_FIT:
         return None
-    fundamental, agree = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, ERROR, 0.99, 500)
+    fundamental, agree = cv2.findFundamentalMat(first, second, cv2.FM_RANSAC, FIT_ERROR, 0.99, 500)
     if agree is not None and np.count_nonzero(agree) >= MIN_FIT:
         good = agree.ravel() > 0
         fundamental, _ = cv2.findFundamentalMat(first[good], second[good], cv2.FM_8POINT)

@@ -1,14 +1,16 @@
 """Tracks of EdgePoint2 beside those of optical flow (KLT) on Shi-Tomasi corners, on sequences with known poses.
 
-    pip install evo
+    pip install evo scipy
     python examples/tracking.py DIR [DIR ...]                     # layouts as for examples/odometry.py
     python examples/tracking.py DIR --model S-64 --every 3        # every third image
     python examples/tracking.py DIR --picture tracks.jpg          # the tracks over the last image
 
 KLT is that of VINS-Fusion's front end: windows of 21x21 on four levels, followed back to within half a pixel, new
 corners where no track is within 30 pixels (150 tracks; nearer for more). A track is followed after n images where the
-image shows it still; it is right where it lies within 2 pixels of the epipolar line that the true poses give. Times are
-of one core and of the tracking alone: without the extraction for EdgePoint2, with the search for corners for KLT.
+image shows it still; it is right where it lies within 2 pixels of the epipolar line that the recorded poses give. Over
+many images these are not that exact: refined are those near them that fit the tracks of both kinds best, as many of
+each; images with too few tracks of either kind are left out. Times are of one core and of the tracking alone: without
+the extraction for EdgePoint2, with the search for corners for KLT.
 """
 
 import argparse
@@ -24,6 +26,7 @@ import cv2
 import numpy as np
 from evo.core import sync
 from odometry import read_sequence
+from scipy.optimize import least_squares
 
 from edgepoint2_ros.drawing import draw_tracks
 from edgepoint2_ros.evaluation.metrics import epipolar_errors
@@ -38,6 +41,7 @@ GAPS = (1, 10, 30)  # images
 RIGHT = 2.0  # pixels from the epipolar line
 KLT = {'winSize': (21, 21), 'maxLevel': 3}
 BACK = 0.5  # pixels between a corner and where it is when followed there and back
+MIN_TRACKS = 8  # of each kind that a motion is refined by
 MIN_DISTANCE = 30  # pixels between corners, for 150 of them
 
 
@@ -91,24 +95,70 @@ def follow(track, items) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
     return seen, 1e3 * float(np.median(times))
 
 
-def measure(seen: list, camera: Camera, poses: list[np.ndarray | None]) -> list[float]:
-    """Return the mean length of a track, and for each of GAPS the shares in % of those followed, and right of these."""
-    lengths = np.unique(np.concatenate([ids for ids, _ in seen]), return_counts=True)[1]
-    figures = [float(lengths.mean())]
+def pair_up(seen: list, camera: Camera, gap: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return where the tracks that an image shows and ``gap`` images later, too, lie in both, undistorted (F, 2)."""
+    pairs = []
+    for (ids, xy), (later_ids, later_xy) in zip(seen, seen[gap:]):
+        _, a, b = np.intersect1d(ids, later_ids, return_indices=True)
+        pairs.append((camera.undistort(xy[a]), camera.undistort(later_xy[b])))
+    return pairs
+
+
+def refine(motion: np.ndarray, camera: Camera, pairs: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
+    """Return the motion (4, 4) near a recorded one that fits the tracks of all methods best, as many of each.
+
+    None where a method has too few.
+    """
+    count = min(len(a) for a, _ in pairs)
+    distance = np.linalg.norm(motion[:3, 3])
+    if count < MIN_TRACKS or distance == 0:
+        return None
+    chosen = [np.random.default_rng(0).permutation(len(a))[:count] for a, _ in pairs]
+    first, second = (np.concatenate([pair[k][rows] for pair, rows in zip(pairs, chosen)]) for k in (0, 1))
+
+    def turn(change: np.ndarray) -> np.ndarray:
+        moved = np.eye(4)
+        moved[:3, :3] = cv2.Rodrigues(change[:3] / camera.matrix[0, 0])[0] @ motion[:3, :3]
+        moved[:3, 3] = motion[:3, 3] / distance + change[3:] / 20
+        return moved
+
+    def errors(change: np.ndarray) -> np.ndarray:
+        return epipolar_errors(first, second, camera.matrix, camera.matrix, turn(change))
+
+    return turn(least_squares(errors, np.zeros(6), loss='cauchy', max_nfev=30).x)
+
+
+def measure(methods: dict[str, list], camera: Camera, poses: list[np.ndarray | None]) -> dict[str, list[float]]:
+    """Return for each method the mean length of its tracks, their mean number in an image, and shares in %.
+
+    For each of GAPS there are three: of tracks that are followed, and of these right by the recorded poses and right by
+    the refined ones.
+    """
+    figures = {}
+    for name, seen in methods.items():
+        lengths = np.unique(np.concatenate([ids for ids, _ in seen]), return_counts=True)[1]
+        figures[name] = [float(lengths.mean()), float(np.mean([len(ids) for ids, _ in seen]))]
     for gap in GAPS:
-        begun = followed = judged = right = 0
-        for (ids, xy), (later_ids, later_xy), pose, later in zip(seen, seen[gap:], poses, poses[gap:]):
-            _, a, b = np.intersect1d(ids, later_ids, return_indices=True)
-            begun += len(ids)
-            followed += len(a)
-            if pose is None or later is None:
-                continue
-            motion = np.linalg.inv(later) @ pose
-            flat, later_flat = camera.undistort(xy[a]), camera.undistort(later_xy[b])
-            errors = epipolar_errors(flat, later_flat, camera.matrix, camera.matrix, motion)
-            judged += len(errors)
-            right += np.count_nonzero(errors <= RIGHT)
-        figures += [100 * followed / max(begun, 1), 100 * right / max(judged, 1)]
+        pairs = {name: pair_up(seen, camera, gap) for name, seen in methods.items()}
+        motions = [
+            None if pose is None or later is None else np.linalg.inv(later) @ pose
+            for pose, later in zip(poses, poses[gap:])
+        ]
+        refined = [
+            None if motion is None else refine(motion, camera, list(found))
+            for motion, *found in zip(motions, *pairs.values())
+        ]
+        for name, seen in methods.items():
+            begun = sum(len(ids) for ids, _ in seen[:-gap])
+            figures[name].append(100 * sum(len(a) for a, _ in pairs[name]) / max(begun, 1))
+            for geometries in (motions, refined):
+                errors = [
+                    epipolar_errors(*found, camera.matrix, camera.matrix, motion)
+                    for found, motion in zip(pairs[name], geometries)
+                    if motion is not None
+                ]
+                right = np.concatenate([np.zeros(0), *errors]) <= RIGHT
+                figures[name].append(100 * float(right.mean()) if len(right) else float('nan'))
     return figures
 
 
@@ -135,8 +185,8 @@ def main() -> int:
     cv2.setNumThreads(1)
     extractor = Extractor(options.model, max_keypoints=options.max_keypoints, threads=1)
     settings = {} if options.min_cosine is None else {'min_cosine': options.min_cosine}
-    titles = ' '.join(f'{f"after {gap}":>9} {"right":>6}' for gap in GAPS)
-    print(f'{"sequence":22} {"tracks of":10} {"most":>4} {"length":>7} {titles} {"ms":>6}')
+    titles = ' '.join(f'{f"after {gap}":>9} {"right":>6} {"refined":>7}' for gap in GAPS)
+    print(f'{"sequence":22} {"tracks of":10} {"most":>4} {"tracks":>6} {"length":>6} {titles} {"ms":>6}')
     for folder in options.sequences:
         images, truth, (fx, fy, cx, cy) = read_sequence(folder)
         camera = Camera(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]))
@@ -147,13 +197,18 @@ def main() -> int:
             tracker = Tracker(camera, max_tracks=count, **settings)
             tracks, own = follow(tracker.track, features)
             flow, klt = follow(Flow(count).track, [(image,) for _, image in images])
-            for name, seen, taken in (
-                (options.model, [(found.ids.astype(int), found.xy) for found in tracks], own),
-                ('KLT', flow, klt),
-            ):
-                length, *shares = measure(seen, camera, poses)
-                columns = ' '.join(f'{a:8.1f}% {b:5.1f}%' for a, b in zip(shares[::2], shares[1::2]))
-                print(f'{folder.name[:22]:22} {name:10} {count:4} {length:7.1f} {columns} {taken:6.2f}', flush=True)
+            methods = {options.model: [(found.ids.astype(int), found.xy) for found in tracks], 'KLT': flow}
+            figures = measure(methods, camera, poses)
+            for name, taken in ((options.model, own), ('KLT', klt)):
+                length, number, *shares = figures[name]
+                columns = ' '.join(
+                    f'{a:8.1f}% {b:5.1f}% {c:6.1f}%'.replace('nan%', ' - ')
+                    for a, b, c in zip(shares[::3], shares[1::3], shares[2::3])
+                )
+                print(
+                    f'{folder.name[:22]:22} {name:10} {count:4} {number:6.0f} {length:6.1f} {columns} {taken:6.2f}',
+                    flush=True,
+                )
         if options.picture:
             cv2.imwrite(str(options.picture), draw_tracks(images[-1][1], [(t.ids, t.xy) for t in tracks]))
     return 0

@@ -68,3 +68,9 @@ def test_without_files_the_architecture_is_left(describe, tmp_path):
 
 def test_this_machine_is_known():
     assert find_cpu().name
+
+
+def test_the_cpuinfo_of_an_emulators_host_is_recognised(describe):
+    assert describe('aarch64', XEON).foreign
+    assert not describe('aarch64', TWO_KINDS).foreign
+    assert not describe('x86_64', XEON).foreign

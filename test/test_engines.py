@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros import engines
-from edgepoint2_ros.cpu import find_cpu
+from edgepoint2_ros.cpu import Cpu, find_cpu
 from edgepoint2_ros.engines import open_engine
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.openvino import Layer, OpenVinoEngine
@@ -59,6 +59,7 @@ def test_openvino_is_refused_on_a_cpu_for_which_it_has_only_scalar_code(official
     pytest.importorskip('openvino')
     model = official_model('T-32')
     monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    monkeypatch.setattr(engines.onnxruntime, 'find_cpu', lambda: Cpu('ARM', frozenset()))
     for layers, backend in ((VECTOR, 'openvino'), (SCALAR, 'onnxruntime')):
         monkeypatch.setattr(OpenVinoEngine, 'layers', lambda self, image_shape, layers=layers: layers)
         engine = open_engine(model, 'auto')
@@ -81,6 +82,14 @@ def test_openvino_computes_with_vectors_here_or_is_refused(official_model):
     ]
     assert kernels
     assert not [kernel for kernel in kernels if kernel.startswith('ref')]
+
+
+def test_onnx_runtime_is_not_even_imported_where_it_would_crash(official_model, monkeypatch):
+    pytest.importorskip('openvino')
+    monkeypatch.setattr(engines.onnxruntime, 'find_cpu', lambda: Cpu('emulated', frozenset(), foreign=True))
+    with pytest.raises(EngineError, match='ONNX Runtime crashes in an emulator'):
+        open_engine(official_model('T-32'), 'onnxruntime')
+    assert open_engine(official_model('T-32'), 'auto').backend == 'openvino'
 
 
 @pytest.mark.parametrize('error', [RuntimeError('no home'), KeyError('uid'), OSError(13, 'no'), TypeError('broken')])

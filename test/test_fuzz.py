@@ -120,7 +120,7 @@ def test_after_any_message_the_next_good_image_is_answered(transport, count, goo
     for each in (node, reader):
         executor.add_node(each)
     assert node.start(lambda: False)
-    camera = node._cameras[0]
+    camera = node.cameras[0]
     wait_until(lambda: camera.keypoints.get_subscription_count() == 1)
 
     if transport == 'raw':

@@ -357,7 +357,7 @@ def test_an_exception_in_one_image_never_stops_the_next(gray, ros):
 
     node = ExtractorNode(namespace='inside')
     assert node.start(lambda: False)
-    health = node._cameras[0].health
+    health = node.cameras[0].health
     image = SimpleNamespace(
         height=480, width=640, encoding='mono8', step=640, is_bigendian=0, data=array('B', gray.tobytes())
     )
@@ -399,7 +399,7 @@ def test_a_camera_that_cannot_be_reported_hides_nothing_of_the_others(ros, monke
     assert node.start(lambda: False)
     monkeypatch.setattr(node._diagnostics, 'publish', reported.append)
     with monkeypatch.context() as patch:
-        patch.setattr(node._cameras[0], 'publish_stats', fail)
+        patch.setattr(node.cameras[0], 'publish_stats', fail)
         node.report()
     node.report()
     first, second = ([(each.name.split(': ')[1], each.level) for each in message.status] for message in reported)
@@ -411,15 +411,15 @@ def test_a_camera_that_cannot_be_reported_hides_nothing_of_the_others(ros, monke
 
 
 def test_an_overlay_that_cannot_be_drawn_is_counted_and_the_image_answered(gray, ros, monkeypatch):
-    from edgepoint2_ros.node import extractor_node
+    from edgepoint2_ros.node import extractor_node, worker
 
-    monkeypatch.setattr(extractor_node, 'draw_overlay', lambda *_: 1 / 0)
+    monkeypatch.setattr(worker, 'draw_overlay', lambda *_: 1 / 0)
     node = extractor_node.ExtractorNode(namespace='undrawn')
     assert node.start(lambda: False)
-    monkeypatch.setattr(node._cameras[0], 'is_watched', lambda: True)
+    monkeypatch.setattr(node.cameras[0], 'is_watched', lambda: True)
     node.receive(Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes())))
     wait_until(lambda: node.failures.count == 1)
-    assert node._cameras[0].health.processed == 1
+    assert node.cameras[0].health.processed == 1
     node.stop()
     node.destroy_node()
 
@@ -435,7 +435,7 @@ def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros):
     assert status.message == 'not ready: building a plan for 640x480, 5 s so far'
     image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
     node.receive(image)
-    wait_until(lambda: node._cameras[0].health.processed == 1)
+    wait_until(lambda: node.cameras[0].health.processed == 1)
     wait_until(lambda: node._engine_status().message == 'active')
     node.stop()
     node.destroy_node()
@@ -446,7 +446,7 @@ def test_the_first_inference_at_a_size_is_said_to_be_that_and_no_overload(gray, 
 
     node = ExtractorNode(namespace='warm_up')
     assert node.start(lambda: False)
-    camera = node._cameras[0]
+    camera = node.cameras[0]
     reports = []
     node._diagnostics = SimpleNamespace(publish=reports.append)
     small = np.ascontiguousarray(gray[:240, :320])

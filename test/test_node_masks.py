@@ -147,7 +147,7 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
     node = ExtractorNode(namespace='lost_masks')
     try:
         assert node.start(lambda: False)
-        camera = node._cameras[0]
+        camera = node.cameras[0]
         image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
         reports = []
         node._diagnostics = SimpleNamespace(publish=reports.append)

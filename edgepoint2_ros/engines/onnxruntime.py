@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines.base import Backend, CpuEngine, Report
+from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model
 
 BACKEND = Backend('onnxruntime', 'ONNX Runtime', 'onnxruntime', ('fp32',), 'runs on every CPU')
@@ -16,7 +18,12 @@ def import_onnxruntime() -> Any:
     """Import ONNX Runtime, here and nowhere else: without its telemetry, unless the environment asks for that.
 
     From 1.29 on it looks a host of Microsoft up and writes into the user's cache as soon as it is imported.
+
+    Raises:
+        EngineError: it would end the process here.
     """
+    if find_cpu().foreign:
+        raise EngineError('ONNX Runtime crashes in an emulator that shows the /proc/cpuinfo of its x86 host')
     os.environ.setdefault('ORT_DISABLE_TELEMETRY', '1')
     import onnxruntime
 

@@ -49,6 +49,10 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     """Subscribes to the images of its cameras while active and answers each one processed by a message of keypoints.
 
     The executor's thread only puts images into a mailbox; a worker thread extracts and publishes.
+
+    Attributes:
+        cameras: while it is configured.
+        failures: exceptions in its callbacks that nobody had foreseen.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -56,7 +60,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.failures = Failures(self)
         self._failures_told = 0  # of them, in the diagnostics so far
         self._extractor: Extractor | None = None
-        self._cameras: list[Camera] = []
+        self.cameras: list[Camera] = []
         self._worker: Worker | None = None
         self._state = 'unconfigured'
         self._failure = ''  # why it is unconfigured, where that was not asked for
@@ -100,10 +104,10 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             return TransitionCallbackReturn.FAILURE
         finally:
             self._waits_for = ''
-        self._cameras = [
+        self.cameras = [
             Camera(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
         ]
-        self._worker = Worker(self, extractor, vocabulary, self._cameras, settings, self._static_masks, self._be_ready)
+        self._worker = Worker(self, extractor, vocabulary, self.cameras, settings, self._static_masks, self._be_ready)
         self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
@@ -113,7 +117,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         assert self._worker is not None  # since it was configured
         settings = self._settings
         self._worker.start()
-        for number, camera in enumerate(self._cameras):
+        for number, camera in enumerate(self.cameras):
             camera.reset()
             camera.subscribe(
                 functools.partial(self.receive, camera=number),
@@ -121,14 +125,14 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
                 max(settings.image_depth, capacity(settings)),  # a burst waits in the middleware first
             )
         self._state = 'active'
-        self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self._cameras)}')
+        self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self.cameras)}')
         return TransitionCallbackReturn.SUCCESS
 
     @explained
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         self.stop()
         self.report()
-        for camera in self._cameras:
+        for camera in self.cameras:
             health = camera.health
             dropped = ', '.join(f'{count} {reason}' for reason, count in health.dropped.items() if count)
             self.get_logger().info(
@@ -160,7 +164,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
 
     def stop(self) -> None:
         """End the subscriptions and the worker's thread, if there are any; an image in work is finished first."""
-        for camera in self._cameras:
+        for camera in self.cameras:
             camera.unsubscribe()
         if self._worker is not None:
             self._worker.stop()
@@ -168,7 +172,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     def report(self) -> None:
         """Publish diagnostics, and the stats of the cameras while active."""
         statuses = []
-        for camera in self._cameras if self._state == 'active' else ():
+        for camera in self.cameras if self._state == 'active' else ():
             try:
                 statuses.append(self._report_camera(camera))
             except Exception as error:  # whatever one camera does, the others are reported, and this, too
@@ -196,9 +200,9 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
 
     def _release(self) -> None:
         self.stop()
-        for camera in self._cameras:
+        for camera in self.cameras:
             camera.destroy()
-        self._cameras = []
+        self.cameras = []
         self._extractor = self._worker = None
         self._state = 'unconfigured'
 

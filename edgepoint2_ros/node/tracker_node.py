@@ -65,7 +65,13 @@ PARAMETERS = (
         minimum=0,
         maximum=1000,
     ),
-    Parameter('min_cosine', 0.7, 'Least cosine of two descriptors of one track.', minimum=-1.0, maximum=1.0),
+    Parameter(
+        'min_cosine',
+        0.7,
+        "Least cosine of a keypoint's descriptor and the mean of its track's.",
+        minimum=-1.0,
+        maximum=1.0,
+    ),
     Parameter('vins', False, 'Publish `feature_tracker/feature` for the estimator of VINS-Fusion, too.'),
 )
 
