@@ -33,6 +33,7 @@ def test_every_convolution_is_counted_in_its_stage():
 
 @pytest.mark.slow
 def test_the_table_has_every_stage_and_adds_up(official_model, monkeypatch, capsys):
+    pytest.importorskip('torch', reason='torch is not installed')
     official_model('T-32')
     monkeypatch.setattr(profile, 'FRAMES', 4)
     monkeypatch.setattr(profile, 'SIDE', 64)

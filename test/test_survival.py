@@ -181,7 +181,7 @@ def test_every_callback_of_the_extractor_may_fail(official_model, photograph, ri
     with served(node):
         camera.connect()
         wait_until(lambda: clock.get_subscription_count())
-        # Of the events those of a camera that cannot be heard, and of a reader that cannot hear.
+        # Of the events those of QoS mismatches: with a publisher, and with a subscriber.
         events = ('REQUESTED_INCOMPATIBLE_QOS /breaking/image', 'OFFERED_INCOMPATIBLE_QOS /breaking/keypoints')
         waiting = break_once(node, lambda name: not name.startswith('event') or name.endswith(events))
         assert sum(name.startswith('event') for name in waiting) == 2

@@ -66,6 +66,16 @@ def test_a_track_shows_one_point_for_as_long_as_it_is_seen():
         assert np.isin(tracks.ids[visible], tracks_after.ids).mean() > 0.9
 
 
+def test_keypoints_that_jitter_by_a_pixel_stay_tracks():
+    scene, shares = Scene(noise=0.5), []
+    seen = follow(Tracker(Camera(MATRIX)), scene, range(40))
+    check_identity(scene, seen)
+    for (features, tracks), (after, tracks_after) in zip(seen[5:], seen[6:]):
+        visible = np.isin(scene.points_of(features, tracks.keypoints), scene.points_of(after, np.arange(len(after))))
+        shares.append(np.isin(tracks.ids[visible], tracks_after.ids).mean())
+    assert np.mean(shares) > 0.95
+
+
 def test_ages_count_the_images_and_the_longest_followed_come_first():
     counts = {}
     for images, (_, tracks) in enumerate(follow(Tracker(Camera(MATRIX), max_tracks=50), Scene(), range(30)), 1):

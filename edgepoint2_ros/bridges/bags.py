@@ -1,7 +1,7 @@
 """Bags: images of a recording in, a bag of their KeypointArray messages out. Needs no ROS.
 
 Reads what `recordings` reads, rosbag2 and ROS 1, and writes rosbag2 by `bag_output`: whatever interrupts an extraction,
-the same call goes on behind it.
+the same call resumes there.
 """
 
 from collections import Counter
