@@ -38,7 +38,7 @@ class ExtractorSettings:
     precision: str = 'auto'
     threads: int = 0
     max_keypoints: int = MAX_KEYPOINTS
-    score_threshold: float = -5.0
+    score_threshold: float = -8.0
 
     @classmethod
     def of(cls, source: object) -> 'ExtractorSettings':

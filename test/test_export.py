@@ -65,7 +65,7 @@ def test_every_variant_agrees_with_the_dense_reference_on_both_runtimes(variant,
     model = open_model(export_model(network, tmp_path / 'model.onnx', subpixel=False))
     engines = {backend: open_engine(model, backend, 'fp32') for backend in ('onnxruntime', 'openvino')}
     for name, image in views.items():
-        expected = extract_dense(network, image)
+        expected = extract_dense(network, image, score_threshold=THRESHOLD)
         assert len(expected[0]) > 20, name
         found = {backend: run(engine, image) for backend, engine in engines.items()}
         for backend, features in found.items():
@@ -134,7 +134,7 @@ def test_descriptors_are_of_unit_length(engine, photograph):
 
 def test_subpixel_refinement_moves_keypoints_by_half_a_pixel_at_most(engine, network, photograph):
     refined, scores, _ = run(engine, photograph)
-    whole, expected, _ = extract_dense(network, photograph)
+    whole, expected, _ = extract_dense(network, photograph, score_threshold=THRESHOLD)
     shift = np.abs(refined[:, None] - whole[None]).max(axis=2).min(axis=1)
     assert shift.max() <= 0.5 + 1e-4
     assert np.median(shift) > 0.05

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from edgepoint2_ros.messages import decode
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
-DEFAULTS = {'max_keypoints': 2048, 'border': 0, 'mask_file': '', 'queue_policy': 'newest', 'score_threshold': -5.0}
+DEFAULTS = {'max_keypoints': 2048, 'border': 0, 'mask_file': '', 'queue_policy': 'newest', 'score_threshold': -8.0}
 
 pytestmark = pytest.mark.slow
 

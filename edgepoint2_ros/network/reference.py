@@ -15,7 +15,7 @@ from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 
 @torch.inference_mode()
 def extract_dense(
-    network: EdgePoint2, image: np.ndarray, top_k: int = 2048, score_threshold: float = -5.0
+    network: EdgePoint2, image: np.ndarray, top_k: int = 2048, score_threshold: float = -8.0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return xy (N, 2), scores (N,) and unit descriptors (N, D), float32, best score first, of one image.
 

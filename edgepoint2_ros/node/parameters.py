@@ -148,7 +148,7 @@ PARAMETERS = (
     Parameter(
         'score_threshold',
         DEFAULTS.score_threshold,
-        'Keypoints score above this raw logit; -5 is a probability of 0.7 %.',
+        'Keypoints score above this raw logit. Lower values return weaker keypoints where a scene has few.',
         minimum=-1000.0,
         maximum=1000.0,
         live=True,
