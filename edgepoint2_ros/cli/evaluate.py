@@ -25,6 +25,7 @@ from edgepoint2_ros.evaluation.pairs import (
     read_pose_pairs,
 )
 from edgepoint2_ros.evaluation.rooms import make_rooms
+from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.progress import show_progress
 
@@ -72,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
     parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
     parser.add_argument(
+        '--score-threshold',
+        type=float,
+        default=DEFAULTS.score_threshold,
+        help='of the models, a raw logit (default: %(default)s)',
+    )
+    parser.add_argument(
         '--resize',
         type=int,
         default=640,
@@ -108,7 +115,8 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     scenes = [name_scene(listing) for listing in options.pairs or ()]
     if len(set(scenes)) < len(scenes):
         raise EdgePoint2Error(f'--pairs: expected files or folders of different names, got {", ".join(scenes)}')
-    models = [EdgePoint2Method(spec, options.max_keypoints) for spec in options.models]
+    threshold = options.score_threshold
+    models = [EdgePoint2Method(spec, options.max_keypoints, score_threshold=threshold) for spec in options.models]
     twice = [name for name, count in Counter(model.name for model in models).items() if count > 1]
     if twice:
         raise EdgePoint2Error(f'{twice[0]} is named twice: its results would be added up')
@@ -129,6 +137,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,
+        'score threshold of the models': threshold,
         'seed of the synthetic pairs and rooms': options.seed,
         'estimations of each pose and homography': options.seeds,
         'OpenCV': cv2.__version__,

@@ -5,7 +5,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from edgepoint2_ros.extractor import Extractor
+from edgepoint2_ros.extractor import DEFAULTS, Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 
@@ -29,11 +29,24 @@ class EdgePoint2Method:
         spec: ``T-32`` for the default weights, or with an ``@``: ``T-32@official``, ``T-32@path/to/model.onnx``.
         max_keypoints: most keypoints of an image.
         precision: fp32, so that the scores are the model's and not the machine's, or another.
+        score_threshold: keypoints score above it, raw logits.
     """
 
-    def __init__(self, spec: str, max_keypoints: int, precision: str = 'fp32'):
+    def __init__(
+        self,
+        spec: str,
+        max_keypoints: int,
+        precision: str = 'fp32',
+        score_threshold: float = DEFAULTS.score_threshold,
+    ):
         name, _, weights = spec.partition('@')
-        self.extractor = Extractor(name, weights=weights or 'auto', precision=precision, max_keypoints=max_keypoints)
+        self.extractor = Extractor(
+            name,
+            weights=weights or 'auto',
+            precision=precision,
+            max_keypoints=max_keypoints,
+            score_threshold=score_threshold,
+        )
         self.name = f'{self.extractor.variant} {weights}'.strip()
 
     def extract(self, image: np.ndarray) -> Features:
