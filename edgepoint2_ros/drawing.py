@@ -11,6 +11,8 @@ from edgepoint2_ros.features import Features
 
 GOOD = (80, 220, 80)  # BGR
 BAD = (60, 60, 235)
+# Of plots. Told apart by every common kind of colour blindness (Okabe and Ito).
+COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _DOT = (0, 200, 255)
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
 

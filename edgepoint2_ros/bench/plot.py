@@ -6,12 +6,10 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
-from edgepoint2_ros.drawing import import_matplotlib
+from edgepoint2_ros.drawing import COLOURS, import_matplotlib
 
 SUFFIXES = ('.svg', '.png')
-INK, GRAY = '#222222', '#888888'
-# Told apart by every common kind of colour blindness (Okabe and Ito); black and gray are for what is compared with.
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+INK, GRAY = '#222222', '#888888'  # for what is compared with
 
 
 def write_plot(path: Path, report: dict[str, Any]) -> None:

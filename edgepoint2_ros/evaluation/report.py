@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from edgepoint2_ros.drawing import draw_matches, import_matplotlib
+from edgepoint2_ros.drawing import COLOURS, draw_matches, import_matplotlib
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import (
@@ -26,8 +27,6 @@ from edgepoint2_ros.evaluation.benchmark import (
     summarise,
 )
 
-# Told apart by every common kind of colour blindness (Okabe and Ito).
-COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000', '#999999')
 COUNTS = ('keypoints', 'matches')  # columns that are no percentages
 DIFFERENCES = 'difference (standard error)'
 DRAWN_MATCHES = 200  # most lines in one picture
@@ -157,7 +156,7 @@ def write_page(
         EdgePoint2Error: matplotlib is not installed.
     """
     methods = list(dict.fromkeys(result.method for result in results))
-    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
+    colours = dict(zip(methods, itertools.cycle((*COLOURS, '#000000', '#999999'))))
     parts = [
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>EdgePoint2 evaluation</title>',
         f'<style>{_STYLE}</style><h1>EdgePoint2 evaluation</h1>',
