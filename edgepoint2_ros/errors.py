@@ -23,3 +23,8 @@ class MessageError(EdgePoint2Error):
 
 class BagError(EdgePoint2Error):
     """A recording that cannot be read, or one that cannot be written."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return an error of this package as it is, any other one with its type."""
+    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.bridges.rtabmap import to_responses
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match as match_features
@@ -208,8 +208,7 @@ class Plugin:
         return self._extractor
 
     def _complain(self, what: str, error: BaseException) -> None:
-        kind = '' if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: '
-        text = f'{what}: {kind}{" ".join(str(error).split())}'
+        text = f'{what}: {" ".join(in_words(error).split())}'
         if text not in self._complaints and len(self._complaints) < MAX_COMPLAINTS:
             self._complaints.add(text)
             self._print(text)

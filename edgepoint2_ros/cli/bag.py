@@ -15,7 +15,7 @@ from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, rem
 from edgepoint2_ros.bridges.bag_output import STORAGES, Progress
 from edgepoint2_ros.bridges.bags import PART, Job, extract
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import ExtractorSettings
 from edgepoint2_ros.files import own_names, refuse_existing
 from edgepoint2_ros.messages import ENCODINGS
@@ -94,8 +94,7 @@ def _extract(options: argparse.Namespace) -> int:
                 _report(job, progress)
             except Exception as error:  # whatever one bag does, the others are extracted
                 failed += 1
-                what = error if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
-                print(f'edgepoint2: {job.source}: {what}', file=sys.stderr)
+                print(f'edgepoint2: {job.source}: {in_words(error)}', file=sys.stderr)
     return 1 if failed else 0
 
 

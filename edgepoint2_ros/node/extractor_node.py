@@ -14,14 +14,14 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
 
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.masks import read_mask_file
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
-from edgepoint2_ros.node.survival import Failures, in_words
+from edgepoint2_ros.node.survival import Failures
 from edgepoint2_ros.node.worker import Worker, capacity
 from edgepoint2_ros.places import open_vocabulary
 
@@ -94,7 +94,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.report()  # opening can take minutes, and no timer runs meanwhile
         try:
             topics = {name: parameters.name_topics(settings, name) for name in settings.cameras}
-            self._static_masks = _read_masks(settings)
+            static_masks = _read_masks(settings)
             extractor = Extractor(ExtractorSettings.of(settings), report=self._hear_engine)
             vocabulary = open_vocabulary(extractor.model) if settings.place else None
             self._extractor = extractor
@@ -107,7 +107,9 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.cameras = [
             Camera(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
         ]
-        self._worker = Worker(self, extractor, vocabulary, self.cameras, settings, self._static_masks, self._be_ready)
+        self._worker = Worker(
+            self, self.failures, extractor, vocabulary, self.cameras, settings, static_masks, self._be_ready
+        )
         self._state = 'inactive'
         self.get_logger().info(self._extractor.description)
         return TransitionCallbackReturn.SUCCESS
@@ -253,10 +255,9 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         """Change settings while configured, all of them or, by an EdgePoint2Error, none."""
         settings = SimpleNamespace(**{**vars(self._settings), **values})
         # First what can still be refused: a file that cannot be read, more keypoints than the model can give.
-        static_masks = _read_masks(settings) if 'mask_file' in values else self._static_masks
+        static_masks = _read_masks(settings) if 'mask_file' in values else None
         extractor.max_keypoints = settings.max_keypoints
         extractor.score_threshold = settings.score_threshold
-        self._static_masks = static_masks
         self._settings = settings
         if self._worker is not None:
             self._worker.apply(settings, static_masks)

@@ -16,19 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgepoint2_ros.errors import EdgePoint2Error
-
 if TYPE_CHECKING:
     from rclpy.node import Node
 
 PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
 PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
-
-
-def in_words(error: Exception) -> str:
-    """Return an error of this package as it is, any other one with its type."""
-    return str(error) if isinstance(error, EdgePoint2Error) else f'{type(error).__name__}: {error}'
 
 
 class Failures:

@@ -4,16 +4,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from rclpy.clock import Clock
-from rclpy.context import Context
-from rclpy.impl.rcutils_logger import RcutilsLogger
+from rclpy.node import Node
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
@@ -22,7 +20,7 @@ from edgepoint2_ros.messages import encode, encode_place, to_nanoseconds
 from edgepoint2_ros.node.camera import Camera
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.overlay import draw_overlay
-from edgepoint2_ros.node.survival import Failures, in_words
+from edgepoint2_ros.node.survival import Failures
 from edgepoint2_ros.places import Vocabulary
 
 YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
@@ -33,24 +31,12 @@ OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overlo
 Arrival = tuple[Any, float]  # an image message and when it came
 
 
-class Host(Protocol):
-    """What the worker asks of its node."""
-
-    failures: Failures
-
-    @property
-    def context(self) -> Context: ...
-
-    def get_clock(self) -> Clock: ...
-
-    def get_logger(self) -> RcutilsLogger: ...
-
-
 class Worker:
     """Serves the images of the cameras on a thread of its own while it is started.
 
     Args:
         node: whose cameras they are.
+        failures: the node's; takes what goes wrong after an image was answered.
         extractor: of the features; used by the worker's thread alone, but for its settings.
         vocabulary: where places are published.
         cameras: in the order of their numbers.
@@ -61,7 +47,8 @@ class Worker:
 
     def __init__(
         self,
-        node: Host,
+        node: Node,
+        failures: Failures,
         extractor: Extractor,
         vocabulary: Vocabulary | None,
         cameras: Sequence[Camera],
@@ -70,6 +57,7 @@ class Worker:
         served: Callable[[], None],
     ):
         self._node = node
+        self._failures = failures
         self._extractor = extractor
         self._vocabulary = vocabulary
         self._cameras = cameras
@@ -96,9 +84,10 @@ class Worker:
             self._thread.join()
             self._thread = None
 
-    def apply(self, settings: SimpleNamespace, static_masks: dict[str, np.ndarray]) -> None:
-        """Take other settings, from the next image on."""
-        self._static_masks = static_masks
+    def apply(self, settings: SimpleNamespace, static_masks: dict[str, np.ndarray] | None) -> None:
+        """Take other settings, and where they are given other masks, from the next image on."""
+        if static_masks is not None:
+            self._static_masks = static_masks
         self._settings = settings
         if self._thread is not None:
             for camera, count in zip(self._cameras, self._mailbox.resize(capacity(settings))):
@@ -149,7 +138,7 @@ class Worker:
             if settings.overlay and camera.is_watched():
                 self._draw(camera, image, features, message.header)
         except Exception as error:  # this image was answered
-            self._node.failures.add(error)
+            self._failures.add(error)
 
     def _extract(self, image: np.ndarray, mask: np.ndarray | None) -> Features:
         """Return the features of an image; the first inference at a size takes longer, and all cameras wait for it."""
@@ -201,11 +190,11 @@ class Worker:
         if not self._node.context.ok() or now < self._last_complaint.get((camera.name, what), -LOG_PERIOD) + LOG_PERIOD:
             return
         self._last_complaint[camera.name, what] = now
-        name = f'{camera.name}: ' if camera.name else ''
+        line = f'{f"{camera.name}: " if camera.name else ""}{what} dropped: {in_words(error)}'
         if isinstance(error, EdgePoint2Error):
-            self._node.get_logger().warning(f'{name}{what} dropped: {error}')
+            self._node.get_logger().warning(line)
         else:
-            self._node.get_logger().error(f'{name}{what} dropped: {in_words(error)}')
+            self._node.get_logger().error(line)
 
 
 def capacity(settings: SimpleNamespace) -> int:
