@@ -40,6 +40,14 @@ os.environ['XDG_DATA_HOME'] = str(ROOT / 'build' / 'test-data' / hashlib.sha256(
 os.environ['XDG_CACHE_HOME'] = str(ROOT / 'build' / 'test-cache')
 
 
+def pytest_collection_modifyitems(config, items):
+    """Let tests that start real processes fail once: on a busy machine the middleware loses messages."""
+    if config.pluginmanager.hasplugin('rerunfailures'):
+        for item in items:
+            if item.get_closest_marker('slow'):
+                item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope='session')
 def official_model():
     """Return a function that gives the default model of a variant: shipped, or official; or skips without weights."""
