@@ -1,6 +1,8 @@
 import argparse
 import json
 import re
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import cv2
@@ -245,6 +247,29 @@ def test_a_folder_without_the_official_code_is_named(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EdgePoint2Error, match='expected a clone of HITCSC/EdgePoint2'):
         open_contender(Contender('official', 'T-32'), 500)
+
+
+def test_the_official_code_may_be_named_from_here_and_leaves_here_as_it_was(monkeypatch, tmp_path):
+    torch = pytest.importorskip('torch', reason='torch is not installed')
+    (tmp_path / 'clone').mkdir()
+    torch.save(torch.tensor([3.0, 4.0]), tmp_path / 'clone' / 'weights.pth')
+    (tmp_path / 'clone' / 'edgepoint2.py').write_text(
+        'import torch\n'
+        'class EdgePoint2Wrapper(torch.nn.Module):\n'
+        '    def __init__(self, name, keypoints):\n'
+        '        super().__init__()\n'
+        '        self.place = torch.load("weights.pth")[None]\n'
+        '    def forward(self, image):\n'
+        '        return [{"keypoints": self.place, "scores": torch.ones(1), "descriptors": torch.eye(1, 32)}]\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('EDGEPOINT2_OFFICIAL_CODE', 'clone')
+    monkeypatch.setattr(sys, 'path', sys.path.copy())
+    monkeypatch.delitem(sys.modules, 'edgepoint2', raising=False)
+    extract = open_contender(Contender('official', 'T-32'), 500)
+    assert extract(np.zeros((48, 64), np.uint8)).xy.tolist() == [[3.0, 4.0]]
+    assert Path.cwd() == tmp_path
+    del sys.modules['edgepoint2']
 
 
 @pytest.mark.slow

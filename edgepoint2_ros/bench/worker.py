@@ -177,9 +177,8 @@ def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
         import torch
     except ImportError as error:
         raise EdgePoint2Error(f'needs torch ({error})') from None
-    folder = os.environ[OFFICIAL_CODE]
-    sys.path.insert(0, folder)
-    os.chdir(folder)  # it looks for its weights there
+    folder, here = Path(os.environ[OFFICIAL_CODE]).resolve(), Path.cwd()
+    sys.path.insert(0, str(folder))
     try:
         from edgepoint2 import EdgePoint2Wrapper
     except ImportError as error:
@@ -190,7 +189,11 @@ def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
     if half and not torch.cuda.is_available():
         raise EdgePoint2Error('torch sees no CUDA device here')
     device = 'cuda' if half else 'cpu'
-    network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval().to(device)
+    os.chdir(folder)  # it looks for its weights there
+    try:
+        network = EdgePoint2Wrapper(contender.model.replace('-', ''), keypoints).eval().to(device)
+    finally:
+        os.chdir(here)
 
     def extract(image: np.ndarray) -> Features:
         gray = torch.from_numpy(image if image.ndim == 2 else image.mean(axis=2)).to(device)
