@@ -179,6 +179,7 @@ class TestFile:
         (['--frames', '0'], '--frames: expected 1 or more, got 0'),
         (['--rounds', '0'], '--rounds: expected 1 or more, got 0'),
         (['--keypoints', '0'], '--keypoints: expected 1 or more, got 0'),
+        (['--busy', '-1'], '--busy: expected 0 or more, got -1'),
         (['--cameras', '2', '0'], '--cameras: expected 1 or more, got 0'),
         (['--plot', 'bench.gif'], '--plot: expected a file .svg or .png, got bench.gif'),
         (['--json', '/proc/bench.json'], '/proc/bench.json cannot be written'),
@@ -304,7 +305,8 @@ class TestRun:
         cv2.imwrite(str(folder / 'photographs' / 'astronaut.png'), photograph)
         args = ['--models', 'T-32', '--frames', '3', '--rounds', '1', '--keypoints', '500', '--threads', '0']
         args += ['--backends', 'onnxruntime', 'openvino', 'auto', '--precisions', 'fp32', 'fp16', '--cameras', '2']
-        args += ['--accuracy', str(folder / 'photographs'), '--json', str(folder / 'report.json')]
+        args += ['--accuracy', str(folder / 'photographs'), '--json', str(folder / 'report.json'), '--busy', '1']
+        args += ['--paces', 'camera', 'back-to-back', 'cold', '10-hz']
         assert main(['bench', *args, '--report', str(folder / 'report.md')]) == 0
         outcome = json.loads((folder / 'report.json').read_text())
         assert (folder / 'report.md').read_text() == f'# edgepoint2 bench\n\n{format_report(outcome)}\n'
@@ -312,10 +314,13 @@ class TestRun:
 
     def test_has_every_contender_at_every_pace(self, outcome):
         lines = format_report(outcome).splitlines()
-        assert '| ms at 30 Hz | ms back to back | ms cold |' in lines[2]
+        assert '| ms at 30 Hz | ms back to back | ms at 10 Hz | ms cold |' in lines[2]
         for name in ('T-32, auto', 'ORB (OpenCV)', 'SIFT (OpenCV)', 'T-32, ONNX Runtime fp32', 'T-32, OpenVINO fp32'):
             assert sum(line.startswith(f'| {name} |') for line in lines) == 1
         assert 'dense reference, PyTorch' in format_report(outcome)  # a line, where there is no torch
+
+    def test_says_what_it_ran_beside(self, outcome):
+        assert 'beside 1 busy process;' in f'{format_report(outcome)};'.replace('\n', ';')
 
     def test_names_a_precision_that_is_refused(self, outcome):
         lines = format_report(outcome).splitlines()
@@ -326,7 +331,7 @@ class TestRun:
             for run in result['runs']:
                 assert run['first_s'] > 0
                 assert 20 < run['peak_mb'] < 2000
-                assert [len(pace['ms']) for pace in run['paces'].values()] == [3, 3, 1]
+                assert [len(pace['ms']) for pace in run['paces'].values()] == [3, 3, 3, 1]
                 for pace in run['paces'].values():
                     assert pace['cpu_ms'] > 0
                     assert 100 < pace['keypoints'] <= 510

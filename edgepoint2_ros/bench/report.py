@@ -20,7 +20,13 @@ TITLES = {
     'auto': '',  # its precision is auto
     **{name: backend.title for name, backend in BACKENDS.items()},
 }
-PACES = {'camera': 'at 30 Hz', 'back-to-back': 'back to back', 'cold': 'cold'}
+PACES = {
+    'camera': 'at 30 Hz',
+    'back-to-back': 'back to back',
+    'cold': 'cold',
+    '15-hz': 'at 15 Hz',
+    '10-hz': 'at 10 Hz',
+}
 
 _NOTES = """\
 Milliseconds are medians (10 to 90 %); ratios are of medians. Cold: a frame every 250 ms, and before each the caches
@@ -114,6 +120,8 @@ def format_machine(report: dict[str, Any]) -> str:
     machine, settings = report['machine'], report['settings']
     versions = ', '.join(f'{name} {version}' for name, version in machine['versions'].items())
     how = '{rounds} x {frames} frames, at most {keypoints} keypoints'.format(**settings)
+    if settings.get('busy'):
+        how += f', beside {settings["busy"]} busy process{"es" if settings["busy"] > 1 else ""}'
     return f'{machine["processor"]}, {machine["cores"]} cores; {versions}; {how}'
 
 

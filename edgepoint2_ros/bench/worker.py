@@ -19,7 +19,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 
-PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0, 'cold': 0.25}  # seconds from frame to frame
+PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0, 'cold': 0.25, '15-hz': 1 / 15, '10-hz': 0.1}  # seconds a frame
 COLD_SHARE = 3  # cold frames take their time: one is timed where the other paces time so many
 SCRATCH = 2**27  # bytes, more than caches hold
 WARM_UP = 5  # frames

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -64,9 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--paces',
         nargs='+',
         choices=PERIODS,
-        default=list(PERIODS),
-        help='30 frames a second, one by one, 4 a second with cold caches (default: all)',
+        default=['camera', 'back-to-back', 'cold'],
+        help='30 frames a second, one by one, 4 a second with cold caches; or 15 or 10 a second (default: the first 3)',
     )
+    add('--busy', type=int, default=0, metavar='N', help='processes that compute beside all that is timed (default: 0)')
     add('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
     add('--frames', type=int, default=30, help='frames a round and pace, cold a third (default: %(default)s)')
     add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
@@ -106,7 +108,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse at once what would be in vain after minutes of measuring."""
-    for name, least in (('keypoints', 1), ('frames', 1), ('rounds', 1), ('threads', 0), ('cameras', 1)):
+    for name, least in (('keypoints', 1), ('frames', 1), ('rounds', 1), ('threads', 0), ('cameras', 1), ('busy', 0)):
         for value in np.atleast_1d(getattr(options, name)):
             if value < least:
                 raise EdgePoint2Error(f'--{name}: expected {least} or more, got {value}')
@@ -149,8 +151,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     results: list[dict[str, Any]] = [
         {'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)
     ]
-    settings = {'keypoints': options.keypoints, 'frames': options.frames, 'rounds': options.rounds}
-    with tempfile.TemporaryDirectory() as folder:
+    settings = {name: getattr(options, name) for name in ('keypoints', 'frames', 'rounds', 'busy')}
+    with tempfile.TemporaryDirectory() as folder, _busy(options.busy):
         _write_frames(Path(folder), options.sizes)
         job = {'keypoints': options.keypoints, 'folder': folder, 'frames': options.frames}
         _time_all(results, options, job)
@@ -215,6 +217,18 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
     frames = [flight.image(k * 15) for k in range(IMAGES)]
     for size in sizes:
         np.save(folder / f'{size}.npy', [cv2.resize(frame, parse_size(size)) for frame in frames])
+
+
+@contextmanager
+def _busy(count: int) -> Iterator[None]:
+    """Let so many processes compute without a pause meanwhile, as a planner or a mapper does on a robot."""
+    processes = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: dict[str, Any]) -> None:
