@@ -188,7 +188,7 @@ class TestFile:
     ],
 )
 def test_an_impossible_option_is_refused_before_anything_runs(args, complaint, monkeypatch, capsys):
-    monkeypatch.setattr(bench, '_ask', lambda *args, **rest: pytest.fail('a worker was started'))
+    monkeypatch.setattr(bench.subprocess, 'Popen', lambda *args, **rest: pytest.fail('a worker was started'))
     assert main(['bench', *args]) == 1
     assert complaint in capsys.readouterr().err
 
@@ -197,7 +197,7 @@ class TestMatrix:
     def contenders(self, *args, models=('T-32', 'E-64')):
         parser = argparse.ArgumentParser()
         bench.add_arguments(parser)
-        return bench._list_contenders(parser.parse_args(args), list(models))
+        return bench.list_contenders(parser.parse_args(args), list(models))
 
     def test_holds_every_combination(self):
         args = ('--threads', '1', '2', '--sizes', '640x480', '320x240', '--backends', 'onnxruntime', 'openvino')

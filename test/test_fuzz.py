@@ -133,14 +133,14 @@ def test_after_any_message_the_next_good_image_is_answered(transport, count, goo
     for batch in range(count // 100):
         for _ in range(100):
             if transport == 'raw' and generator.random.random() < 0.3:
-                camera._receive_mask(generator.image())
+                camera.receive_mask(generator.image())
             else:
                 node.receive(generator.image() if transport == 'raw' else generator.compressed())
                 sent += 1
         # Good masks follow the bad ones, so that keypoints are allowed again.
         mask = Image(height=1, width=1, step=1, encoding='mono8', data=array('B', [255]))
         mask.header.stamp.sec = -(2**31)
-        camera._receive_mask(mask)
+        camera.receive_mask(mask)
         answerable.header.stamp.sec, answerable.header.stamp.nanosec = -(2**31), batch
         node.receive(answerable)
         sent += 1

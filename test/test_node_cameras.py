@@ -106,7 +106,7 @@ def test_the_newest_mask_at_or_before_the_image_counts(left, gray):
     upper, lower = np.zeros_like(gray), np.zeros_like(gray)
     upper[:240] = 255
     lower[240:] = 255
-    stamp = left._stamp + 1000
+    stamp = left.answer(gray).header.stamp.sec + 1000
     left.send_mask(upper, stamp=stamp)
     left.send_mask(lower, stamp=stamp + 10)
     for after, allowed in ((0, (0, 240)), (9, (0, 240)), (10, (239, 480)), (1000, (239, 480))):

@@ -20,6 +20,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 
+from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.msg import KeypointArray
 
 pytestmark = pytest.mark.slow
@@ -208,6 +209,7 @@ import rclpy
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Image
 
+from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.msg import KeypointArray
 
 rclpy.init()
@@ -395,17 +397,19 @@ def test_a_camera_that_cannot_be_reported_hides_nothing_of_the_others(ros, monke
         raise OverflowError('int too big to convert')
 
     cameras = rclpy.Parameter('cameras', value=['left', 'right'])
-    node, reported = ExtractorNode(namespace='half', parameter_overrides=[cameras]), []
+    node = ExtractorNode(namespace='half', parameter_overrides=[cameras])
     assert node.start(lambda: False)
-    monkeypatch.setattr(node._diagnostics, 'publish', reported.append)
     with monkeypatch.context() as patch:
         patch.setattr(node.cameras[0], 'publish_stats', fail)
         node.report()
+    engine, camera = node.statuses
+    assert '1 callbacks failed: OverflowError: int too big to convert (' in engine.message
+    assert (engine.level, camera.level) == (DiagnosticStatus.ERROR, DiagnosticStatus.OK)
+    assert camera.name.endswith(': right')
     node.report()
-    first, second = ([(each.name.split(': ')[1], each.level) for each in message.status] for message in reported)
-    assert first == [('engine', DiagnosticStatus.ERROR), ('right', DiagnosticStatus.OK)]
-    assert '1 callbacks failed: OverflowError: int too big to convert (' in reported[0].status[0].message
-    assert second == [(name, DiagnosticStatus.OK) for name in ('engine', 'left', 'right')]
+    assert [(each.name.split(': ')[1], each.level) for each in node.statuses] == [
+        (name, DiagnosticStatus.OK) for name in ('engine', 'left', 'right')
+    ]
     node.stop()
     node.destroy_node()
 
@@ -424,19 +428,26 @@ def test_an_overlay_that_cannot_be_drawn_is_counted_and_the_image_answered(gray,
     node.destroy_node()
 
 
-def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros):
-    from edgepoint2_ros.node.extractor_node import ExtractorNode
+def test_an_engine_that_is_not_ready_is_seen_in_the_diagnostics(gray, ros, monkeypatch):
+    from edgepoint2_ros.node import extractor_node
 
-    node = ExtractorNode(namespace='building')
+    def open_extractor(settings, report):
+        reports.append(report)
+        return Extractor(settings, report=report)
+
+    reports = []
+    monkeypatch.setattr(extractor_node, 'Extractor', open_extractor)
+    node = extractor_node.ExtractorNode(namespace='building')
     assert node.start(lambda: False)
-    node._hear_engine('not ready: building a plan for 640x480, 5 s so far')
-    status = node._engine_status()
+    reports[0]('not ready: building a plan for 640x480, 5 s so far')  # as TensorRT says
+    node.report()
+    status = node.statuses[0]
     assert status.level == DiagnosticStatus.WARN
     assert status.message == 'not ready: building a plan for 640x480, 5 s so far'
     image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
     node.receive(image)
     wait_until(lambda: node.cameras[0].health.processed == 1)
-    wait_until(lambda: node._engine_status().message == 'active')
+    wait_until(lambda: node.statuses[0].message == 'active', node.report)
     node.stop()
     node.destroy_node()
 
@@ -447,8 +458,6 @@ def test_the_first_inference_at_a_size_is_said_to_be_that_and_no_overload(gray, 
     node = ExtractorNode(namespace='warm_up')
     assert node.start(lambda: False)
     camera = node.cameras[0]
-    reports = []
-    node._diagnostics = SimpleNamespace(publish=reports.append)
     small = np.ascontiguousarray(gray[:240, :320])
     for pixels, first in ((gray, True), (gray, False), (small, True), (gray, False)):
         height, width = pixels.shape
@@ -457,7 +466,7 @@ def test_the_first_inference_at_a_size_is_said_to_be_that_and_no_overload(gray, 
             node.receive(image)
         wait_until(lambda: camera.health.waiting == 0)
         node.report()
-        status = reports[-1].status[1]
+        status = node.statuses[1]
         if first:
             assert status.level == DiagnosticStatus.OK
             assert status.message.startswith(f'the first inference at {width} x {height} pixels took ')
@@ -476,8 +485,14 @@ def test_a_transition_that_fails_is_explained_and_can_be_tried_again(ros):
     node.trigger_configure()
     subscribe, node.create_subscription = node.create_subscription, None  # no middleware at hand fails here
     node.trigger_activate()
-    assert node._failure == "on_activate: TypeError: 'NoneType' object is not callable"
     assert node.failures.count == 1
+    node.report()
+    engine, *_ = node.statuses
+    assert "1 callbacks failed: TypeError: 'NoneType' object is not callable (" in engine.message
+    node.report()
+    [engine] = node.statuses
+    assert engine.level == DiagnosticStatus.ERROR
+    assert engine.message == "on_activate: TypeError: 'NoneType' object is not callable"
     node.create_subscription = subscribe
     assert node.start(lambda: False)
     node.stop()

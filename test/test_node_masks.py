@@ -1,7 +1,6 @@
 """Masks on their topic, over DDS: large ones, latched ones, lost ones, and ones that come from the future."""
 
 from array import array
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,8 +121,7 @@ def test_a_mask_that_is_later_than_every_image_is_said(start, rig, gray, left_ha
     process = start('later')
     camera = rig('later')
     camera.connect()
-    stamp = camera._stamp
-    camera.send_mask(left_half, stamp=stamp + 3600)
+    camera.send_mask(left_half, stamp=camera.answer(gray).header.stamp.sec + 3600)
     answers = []
 
     def is_said(status) -> bool:
@@ -149,8 +147,6 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
         assert node.start(lambda: False)
         camera = node.cameras[0]
         image = Image(height=480, width=640, step=640, encoding='mono8', data=array('B', gray.tobytes()))
-        reports = []
-        node._diagnostics = SimpleNamespace(publish=reports.append)
 
         def process() -> None:
             processed = camera.health.processed
@@ -162,7 +158,7 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
             camera.health.masks_lost += lost  # as the middleware's event does
             process()
             node.report()
-            status = reports[-1].status[1]
+            status = node.statuses[1]
             assert status.level == level
             assert ('3 masks lost on the way here, older ones count instead' in status.message) == (level == WARN)
             assert {pair.key: pair.value for pair in status.values}['masks lost by the middleware'] == '3'

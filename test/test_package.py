@@ -1,5 +1,6 @@
 """The package as others meet it: its metadata, its layers, and its installation by colcon and by pip."""
 
+import ast
 import os
 import re
 import shutil
@@ -61,6 +62,26 @@ def test_every_ros_package_that_is_imported_is_a_dependency():
 def test_every_requirement_is_pinned(path):
     lines = [line for line in path.read_text().splitlines() if line and not line.startswith(('#', '-r '))]
     assert all(re.match(r'[\w.-]+==[\w.]+(;|$)', line) for line in lines), lines
+
+
+def test_tests_reach_no_private_members():
+    def private(name: str) -> bool:
+        return name.startswith('_') and not name.startswith('__') and name[1:].isidentifier()
+
+    reached = []
+    for path in (ROOT / 'test').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = []
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) not in ('self', 'cls'):
+                names = [node.attr]
+            elif isinstance(node, ast.ImportFrom):
+                names = [*node.module.split('.'), *(alias.name for alias in node.names)]
+            elif isinstance(node, (ast.Call, ast.Tuple)):  # setattr(module, '_name', ...), or as a parameter of a test
+                parts = node.args if isinstance(node, ast.Call) else node.elts
+                names = [str(part.value) for part in parts if isinstance(part, ast.Constant)]
+            found = [name for name in names if private(name) and name != '_replace']  # that of a named tuple is public
+            reached += [f'{path.name}:{node.lineno}: {name}' for name in found]
+    assert reached == []
 
 
 def test_what_runs_models_needs_neither_ros_nor_torch():

@@ -79,7 +79,7 @@ def test_what_the_user_has_chosen_stays(home, monkeypatch):
     for text, blocked in ((None, True), ('0', True), ('nonsense', True), ('1', False)):
         if text is not None:
             consent.write_text(text)
-        with openvino._without_telemetry():
+        with openvino.without_telemetry():
             assert (sys.modules.get('openvino_telemetry', 'free') is None) == blocked
         assert 'openvino_telemetry' not in sys.modules
 

@@ -77,12 +77,12 @@ def test_the_features_are_those_of_the_cpu(start, model, photograph, lines):
     assert 'passed its self-check: ' in lines[-1]
 
 
-def test_the_next_start_takes_the_plan_from_the_cache(start, photograph, lines, monkeypatch):
+def test_the_next_start_takes_the_plan_from_the_cache(start, model, photograph, lines):
     first, module = start()
     first.prepare((480, 640, 3))
     plan = next(cache_directory().glob('T-32-640x480x3-2048-*-Orin.plan')).read_bytes()
     lines.clear()
-    again = open_engine(first._model, 'tensorrt', report=lines.append)
+    again = open_engine(model, 'tensorrt', report=lines.append)
     assert np.count_nonzero(again.run(photograph, NO_MASK)[1] > -5) > 500
     assert module.builds == 1
     assert lines == []

@@ -585,10 +585,10 @@ def test_keypoints_that_the_arithmetic_fails_on_are_dropped(error, monkeypatch):
         node = VisualOdometryNode()
         node.calibration.take(CameraInfo(width=640, height=480, k=np.ravel(MATRIX), distortion_model='plumb_bob'))
         with monkeypatch.context() as patch:
-            patch.setattr(node._odometry, 'track', fail)
-            node._take(encode(features, Header()))
-        node._take(encode(features, Header()))
-        assert node._odometry.state == 'starting'
+            patch.setattr(node.odometry, 'track', fail)
+            node.take(encode(features, Header()))
+        node.take(encode(features, Header()))
+        assert node.odometry.state == 'starting'
         node.destroy_node()
     finally:
         rclpy.try_shutdown()

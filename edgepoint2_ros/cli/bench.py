@@ -149,7 +149,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         find_photographs([options.accuracy])  # raises where there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
     results: list[dict[str, Any]] = [
-        {'contender': asdict(each), 'runs': [], 'error': ''} for each in _list_contenders(options, models)
+        {'contender': asdict(each), 'runs': [], 'error': ''} for each in list_contenders(options, models)
     ]
     settings = {name: getattr(options, name) for name in ('keypoints', 'frames', 'rounds', 'busy')}
     with tempfile.TemporaryDirectory() as folder, _busy(options.busy):
@@ -178,7 +178,7 @@ def _provide_models(names: Sequence[str]) -> list[str]:
     return models
 
 
-def _list_contenders(options: argparse.Namespace, models: list[str]) -> list[Contender]:
+def list_contenders(options: argparse.Namespace, models: list[str]) -> list[Contender]:
     """Return the matrix: at each size and number of threads ORB, SIFT, and the models on the runtimes."""
     cores = len(os.sched_getaffinity(0))
     threads = sorted({count or cores for count in options.threads})

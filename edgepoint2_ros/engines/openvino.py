@@ -45,13 +45,14 @@ def import_openvino() -> Any:
 
     As soon as it is imported, it starts a process that calls Google Analytics, and writes into the user's home.
     """
-    with _without_telemetry():
+    with without_telemetry():
         import openvino
     return openvino
 
 
 @contextmanager
-def _without_telemetry() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
+    """Keep openvino_telemetry from being imported meanwhile, unless the user has opted in."""
     # `opt_in_out --opt_out` would write into the home, too, and call home to say so. Where openvino_telemetry cannot be
     # imported, OpenVINO takes a stub of its own.
     name = 'openvino_telemetry'

@@ -137,6 +137,11 @@ class Camera:
             self._node.destroy_subscription(self._image_subscription)
         self._listen(self._receive, asked)
 
+    def receive_mask(self, message: Image) -> None:
+        """Take a mask message, for the images from its stamp on."""
+        self.health.masks_received += 1
+        self.masks.put(to_nanoseconds(message.header.stamp), message)
+
     def unsubscribe(self) -> None:
         for subscription in (self._image_subscription, self._mask_subscription):
             if subscription is not None:
@@ -304,13 +309,9 @@ class Camera:
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, reliability=reliability, durability=durability)
         # Without the default callbacks, which would warn of a publisher that is heard in a moment.
         self._mask_subscription = self._subscribe(
-            Image, self._mask_topic, self._receive_mask, qos, 'masks_lost', use_default_callbacks=False
+            Image, self._mask_topic, self.receive_mask, qos, 'masks_lost', use_default_callbacks=False
         )
         self._mask_policies = policies
-
-    def _receive_mask(self, message: Image) -> None:
-        self.health.masks_received += 1
-        self.masks.put(to_nanoseconds(message.header.stamp), message)
 
     def _explain_writer(self, event: Any) -> None:
         if self._adapts:

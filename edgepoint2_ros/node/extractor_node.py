@@ -53,11 +53,13 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     Attributes:
         cameras: while it is configured.
         failures: exceptions in its callbacks that nobody had foreseen.
+        statuses: the latest diagnostics: of the engine, then while active of each camera.
     """
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('extractor', **kwargs)
         self.failures = Failures(self)
+        self.statuses: list[DiagnosticStatus] = []
         self._failures_told = 0  # of them, in the diagnostics so far
         self._extractor: Extractor | None = None
         self.cameras: list[Camera] = []
@@ -180,7 +182,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             except Exception as error:  # whatever one camera does, the others are reported, and this, too
                 self.failures.add(error)
         failures = self.failures.count
-        self._diagnostics.publish(to_diagnostics(self, [self._engine_status(), *statuses]))
+        self.statuses = [self._engine_status(), *statuses]
+        self._diagnostics.publish(to_diagnostics(self, self.statuses))
         self._failures_told = failures
 
     def _report_camera(self, camera: Camera) -> DiagnosticStatus:

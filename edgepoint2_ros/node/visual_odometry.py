@@ -79,7 +79,13 @@ PARAMETERS = (
 
 
 class VisualOdometryNode(AcceptsUnchanged, Node):
-    """Follows the camera whose keypoints arrive."""
+    """Follows the camera whose keypoints arrive.
+
+    Attributes:
+        failures: exceptions in its callbacks that nobody had foreseen.
+        calibration: of the camera.
+        odometry: what follows it; None without a usable calibration.
+    """
 
     def __init__(self) -> None:
         super().__init__('visual_odometry')
@@ -96,7 +102,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self._twist_covariance = to_covariance(values['twist_covariance_diagonal'])
         self._path_length = values['path_length']
         self._path = Path()
-        self._odometry: VisualOdometry | None = None
+        self.odometry: VisualOdometry | None = None
         self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
         self._stamps = Stamps()
         self._last: tuple[int, np.ndarray] | None = None  # stamp and pose of the image before, if it has one
@@ -106,25 +112,26 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self.calibration = Calibration(self, 'camera_info', values['rectified'], self._take_camera)
         # A second of images may wait: a keyframe takes longer than the images between keyframes. Reliable, because the
         # middleware loses best-effort messages that exceed its buffers (0.5 MB).
-        self.create_subscription(KeypointArray, 'keypoints', self._take, QoSProfile(depth=30))
+        self.create_subscription(KeypointArray, 'keypoints', self.take, QoSProfile(depth=30))
 
     def _take_camera(self) -> None:
         """Start anew with the camera that camera_info describes now."""
         camera = self.calibration.camera
         if camera is None:
-            self._odometry = None
+            self.odometry = None
             return
         self._start_anew(camera)
         width, height = self.calibration.image_size
         self.get_logger().info(f'camera of {width}x{height} pixels: move it sideways to start')
 
     def _start_anew(self, camera: Camera) -> None:
-        self._odometry = VisualOdometry(camera, **self._settings)
+        self.odometry = VisualOdometry(camera, **self._settings)
         self._path.poses.clear()
         self._last = None
 
-    def _take(self, message: KeypointArray) -> None:
-        if self._odometry is None:
+    def take(self, message: KeypointArray) -> None:
+        """Follow the camera to the image of these keypoints."""
+        if self.odometry is None:
             self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=REPORT_PERIOD)
             return
         try:
@@ -134,9 +141,9 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             return
         try:
             features = decode(message)
-            self._follow_time(to_nanoseconds(message.header.stamp), self._odometry.camera)
-            self._follow_weights(features.model, features.digest, self._odometry.camera)
-            odometry = self._odometry
+            self._follow_time(to_nanoseconds(message.header.stamp), self.odometry.camera)
+            self._follow_weights(features.model, features.digest, self.odometry.camera)
+            odometry = self.odometry
             before = odometry.state
             pose = odometry.track(features)
         except (EdgePoint2Error, cv2.error, np.linalg.LinAlgError) as error:  # whatever one does, the next is taken
