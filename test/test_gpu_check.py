@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import pytest
@@ -40,24 +41,27 @@ original, tensorrt.open_engine = tensorrt.open_engine, open_engine
 # A few steps of the tool's training, on the CPU.
 TRAINING = """
 import json, sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from edgepoint2_ros.distillation import train
+from test_gpu_check import load_tool
 
-tool = SourceFileLoader('gpu_check', sys.argv[1]).load_module()
-tool.STEPS, tool.WARM_UP, train.BASIS_VIEWS = 3, 1, 4
-print(json.dumps(tool.train([Path(sys.argv[2])], device='cpu')))
+train.BASIS_VIEWS = 4
+print(json.dumps(load_tool().train([Path(sys.argv[1])], device='cpu')))
 """
 
 
-@pytest.fixture(scope='module')
-def tool():
-    """The tool as a module, with as little to do as it can have."""
+def load_tool() -> ModuleType:
+    """Return the tool as a module, with as little to do as it can have."""
     loader = SourceFileLoader('gpu_check', str(TOOL))
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader('gpu_check', loader))
     loader.exec_module(module)
     module.RUNS, module.SIDE, module.STEPS, module.WARM_UP = 5, 64, 3, 1
     return module
+
+
+@pytest.fixture(scope='module')
+def tool():
+    return load_tool()
 
 
 @pytest.fixture
@@ -109,9 +113,10 @@ class TestSteps:
     def test_the_training_runs_and_learns_from_the_given_images(self, photograph, tmp_path):
         pytest.importorskip('torch', reason='torch is not installed')
         cv2.imwrite(str(tmp_path / 'astronaut.png'), photograph)
-        environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'cache')}
+        path = os.pathsep.join(map(str, (ROOT, ROOT / 'test')))
+        environment = {**os.environ, 'XDG_CACHE_HOME': str(tmp_path / 'cache'), 'PYTHONPATH': path}
         # In a process of its own, as the tool does it: the loader of the pairs forks.
-        command = [sys.executable, '-c', TRAINING, TOOL, tmp_path / 'astronaut.png']
+        command = [sys.executable, '-c', TRAINING, tmp_path / 'astronaut.png']
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout.splitlines()[-1])
