@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -144,7 +145,10 @@ class TestCommand:
     @pytest.mark.parametrize(
         ('change', 'message'),
         [
-            (('--max-keypoints', '100'), 'made with --resize 320 and --max-keypoints 200: expected 320 and 100'),
+            (('--resize', '160'), r'results\.csv was made with --resize 320: expected 160'),
+            (('--max-keypoints', '100'), r'results\.csv was made with --max-keypoints 200: expected 100'),
+            (('--score-threshold', '-5'), r'results\.csv was made with --score-threshold -8\.0: expected -5\.0'),
+            (('--seed', '1'), r'results\.csv was made with --seed 0: expected 1'),
             (('--pairs', 'room'), 'ORB was measured on other pairs: of 1 there and 1 here 0 are the same'),
             (('--with', 'table.txt'), 'expected results.csv of this version'),
             (('--with', 'none.csv'), r'none\.csv cannot be read: No such file'),
@@ -153,13 +157,13 @@ class TestCommand:
     def test_results_that_cannot_be_compared(self, tmp_path, model, photograph, change, message):
         paths = {name: self.scene(tmp_path, name, photograph) for name in ('street', 'room')}
         paths.update({name: tmp_path / name for name in ('table.txt', 'none.csv')})
-        arguments = f'T-32@{model}', '--resize', '320', '--output', tmp_path
-        run(*arguments, '--pairs', paths['street'], '--max-keypoints', '200')
-        now = {'--pairs': paths['street'], '--max-keypoints': '200', '--with': tmp_path / 'results.csv'}
+        arguments = f'T-32@{model}', '--output', tmp_path
+        same = {'--pairs': paths['street'], '--resize': '320', '--max-keypoints': '200'}
+        run(*arguments, *chain.from_iterable(same.items()))
+        now = {**same, '--with': tmp_path / 'results.csv'}
         now[change[0]] = paths.get(change[1], change[1])
         with pytest.raises(EdgePoint2Error, match=message):
-            now_options = (part for option in now.items() for part in option)
-            run(*arguments, '--models-only', *now_options, '--output', tmp_path / 'now')
+            run(*arguments, '--models-only', *chain.from_iterable(now.items()), '--output', tmp_path / 'now')
 
     def test_scenes_of_one_name(self, tmp_path, model):
         paths = [tmp_path / 'a' / 'street' / 'pairs.txt', tmp_path / 'b' / 'street.txt']

@@ -7,6 +7,8 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import report
 from edgepoint2_ros.evaluation.benchmark import MATCH_THRESHOLDS, Result
 
+OPTIONS = {'resize': 640, 'score_threshold': -8.0}
+
 
 def results(method, gain=0.0, pairs=3, scenes=('street', 'room')):
     rng = np.random.default_rng(0)
@@ -58,8 +60,8 @@ class TestTable:
 class TestCsv:
     def test_comes_back_as_it_was(self, tmp_path):
         written = results('A') + homographies('A')
-        report.write_csv(tmp_path / 'results.csv', written, 640, 1024)
-        read = report.read_csv(tmp_path / 'results.csv', 640, 1024)
+        report.write_csv(tmp_path / 'results.csv', written, OPTIONS)
+        read = report.read_csv(tmp_path / 'results.csv', OPTIONS)
         assert len(read) == len(written)
         for one, other in zip(read, written):
             for name in ('benchmark', 'group', 'pair', 'method', 'sources', 'keypoints', 'matches', 'right'):
@@ -68,8 +70,8 @@ class TestCsv:
             np.testing.assert_array_equal(one.accuracy, other.accuracy)
             np.testing.assert_array_equal(one.errors, other.errors)
 
-    @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', 'long_side,max_keypoints\n640,\n', '\x00'])
+    @pytest.mark.parametrize('text', ['', 'a,b\n1,2\n', 'resize,score_threshold\n640,\n', '\x00'])
     def test_another_file_is_refused(self, tmp_path, text):
         (tmp_path / 'other.csv').write_text(text)
         with pytest.raises(EdgePoint2Error, match=r'other\.csv: expected results\.csv'):
-            report.read_csv(tmp_path / 'other.csv', 640, 1024)
+            report.read_csv(tmp_path / 'other.csv', OPTIONS)

@@ -29,6 +29,8 @@ from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.progress import show_progress
 
+# Options that results must share to be compared.
+SHARED = ('resize', 'max_keypoints', 'score_threshold', 'seed')
 PICTURE_EVERY = 5  # pairs; of these the page shows some
 ROOMS = 50
 
@@ -68,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         dest='earlier',
         metavar='FILE',
-        help='results.csv of earlier runs on the same pairs, to compare with what they measured',
+        help='results.csv of earlier runs on the same pairs with the same options, to compare with',
     )
     parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
     parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
@@ -122,7 +124,8 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         raise EdgePoint2Error(f'{twice[0]} is named twice: its results would be added up')
     opencv = () if options.models_only else ('ORB', 'SIFT')
     methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
-    earlier = [report.read_csv(path, options.resize, options.max_keypoints) for path in options.earlier]
+    shared = {name: getattr(options, name) for name in SHARED}
+    earlier = [report.read_csv(path, shared) for path in options.earlier]
     results, pictures = _run_benchmarks(options, methods)
     for path, more in zip(options.earlier, earlier):
         results += _join(path, more, results)
@@ -133,7 +136,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     table = report.format_table(results, rivals)
     table_file, csv_file, page = outputs
     table_file.write_text(table, encoding='utf-8')
-    report.write_csv(csv_file, results, options.resize, options.max_keypoints)
+    report.write_csv(csv_file, results, shared)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',
         'keypoints at most': options.max_keypoints,

@@ -5,7 +5,7 @@ import csv
 import html
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +74,17 @@ def format_table(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -
     return '\n'.join(lines)
 
 
-def write_csv(path: Path, results: Sequence[Result], long_side: int, max_keypoints: int) -> None:
+def write_csv(path: Path, results: Sequence[Result], options: Mapping[str, float]) -> None:
     """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses).
 
-    ``long_side`` of the images and ``max_keypoints`` are what the results were found with.
+    ``options``: those of the command, by name, that results must share to be compared; each is a column.
     """
     estimations = max(len(result.errors) for result in results)
     with Path(path).open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(
-            ['benchmark', 'group', 'pair', 'method', 'sources', 'long_side', 'max_keypoints', 'keypoints', 'matches']
-            + ['right', 'repeatability']
+            ['benchmark', 'group', 'pair', 'method', 'sources', *options]
+            + ['keypoints', 'matches', 'right', 'repeatability']
             + [f'error_{number}' for number in range(estimations)]
             + [f'accuracy_{pixels}px' for pixels in MATCH_THRESHOLDS]
         )
@@ -93,28 +93,26 @@ def write_csv(path: Path, results: Sequence[Result], long_side: int, max_keypoin
             accuracy = [''] * len(MATCH_THRESHOLDS) if result.accuracy is None else result.accuracy.tolist()
             writer.writerow(
                 [result.benchmark, result.group, result.pair, result.method, '|'.join(result.sources)]
-                + [long_side, max_keypoints, result.keypoints, result.matches, result.right]
+                + [*options.values(), result.keypoints, result.matches, result.right]
                 + ['' if result.repeatability is None else result.repeatability]
                 + [*errors, *[''] * (estimations - len(errors)), *accuracy]
             )
 
 
-def read_csv(path: Path, long_side: int, max_keypoints: int) -> list[Result]:
+def read_csv(path: Path, options: Mapping[str, float]) -> list[Result]:
     """Return the results that `write_csv` wrote.
 
     Raises:
-        EdgePoint2Error: the file cannot be read, is another, or was made with other images or numbers of keypoints.
+        EdgePoint2Error: the file cannot be read, is another, or was made with other options.
     """
     results = []
     try:
         with Path(path).open(newline='', encoding='utf-8') as file:
             for row in csv.DictReader(file):
-                made_with = int(row['long_side']), int(row['max_keypoints'])
-                if made_with != (long_side, max_keypoints):
-                    raise EdgePoint2Error(
-                        f'{path} was made with --resize {made_with[0]} and --max-keypoints {made_with[1]}: '
-                        f'expected {long_side} and {max_keypoints}'
-                    )
+                for name, expected in options.items():
+                    if float(row[name]) != expected:
+                        option = '--' + name.replace('_', '-')
+                        raise EdgePoint2Error(f'{path} was made with {option} {row[name]}: expected {expected}')
                 accuracy = [row[f'accuracy_{pixels}px'] for pixels in MATCH_THRESHOLDS]
                 results.append(
                     Result(
