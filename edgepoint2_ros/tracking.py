@@ -17,6 +17,7 @@ from edgepoint2_ros.matching import check_comparable, match, match_guided
 from edgepoint2_ros.odometry import Camera
 
 MAX_TRACKS = 400
+MIN_COSINE = 0.7  # between a keypoint's descriptor and the mean of its track's
 MAX_LOST = 5  # images that a track is searched in after the last one that showed it
 SPARE = 1.15  # tracks that are followed for each that is returned: those that last are returned
 CELL = 0.4  # side of the cells with at most one new track, in distances between evenly spread tracks
@@ -123,7 +124,7 @@ class Tracker:
         right_from_left: np.ndarray | None = None,
         max_tracks: int = MAX_TRACKS,
         max_lost: int = MAX_LOST,
-        min_cosine: float = 0.7,
+        min_cosine: float = MIN_COSINE,
         first_id: int = 0,
     ):
         """Prepare to track.

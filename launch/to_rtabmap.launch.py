@@ -3,8 +3,7 @@
 from launch import LaunchDescription
 
 from edgepoint2_ros.node.launching import describe
-from edgepoint2_ros.node.to_rtabmap import PARAMETERS
 
 
 def generate_launch_description() -> LaunchDescription:
-    return describe('to_rtabmap', PARAMETERS)
+    return describe('to_rtabmap')

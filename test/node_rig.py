@@ -1,6 +1,5 @@
 """What the tests of the node share: the node as a process, and a camera with readers of what the node publishes."""
 
-import re
 import signal
 import subprocess
 import sys
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import rclpy
-import yaml
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from lifecycle_msgs.srv import ChangeState, GetState
@@ -278,14 +276,6 @@ def end_rigs(rigs) -> None:
         rig.process.kill()
         rig.process.wait()
         rig.node.destroy_node()
-
-
-def read_documented(page: str) -> dict:
-    """Return the defaults in the table of parameters of a page below docs/nodes, by name."""
-    text = (ROOT / 'docs' / 'nodes' / page).read_text(encoding='utf-8')
-    [table] = re.findall(r'\| Parameter \| Default \|.*\n\|.*\n((?:\|.*\n)+)', text)
-    documented = re.findall(r'^\| `(\w+)` \| `(.*?)` \|', table, re.MULTILINE)
-    return {name: yaml.safe_load(default) for name, default in documented}
 
 
 def wait_until(condition, meanwhile=lambda: time.sleep(0.02)) -> None:

@@ -184,7 +184,7 @@ def test_settings_have_one_default_in_python_for_the_commands_the_bags_and_the_n
     add_extractor_arguments(parser)
     assert ExtractorSettings.of(parser.parse_args([])) == DEFAULTS
     assert inspect.signature(Extractor).parameters['model'].default == DEFAULTS
-    parameters = pytest.importorskip('edgepoint2_ros.node.parameters').PARAMETERS
+    parameters = pytest.importorskip('edgepoint2_ros.node.parameters').EXTRACTOR
     assert ExtractorSettings.of(SimpleNamespace(**{each.name: each.default for each in parameters})) == DEFAULTS
     bags = pytest.importorskip('edgepoint2_ros.bridges.bags', reason='rosbags is not installed')
     assert bags.Job(Path(), Path()).extractor == DEFAULTS

@@ -348,7 +348,7 @@ def test_the_table_is_what_the_node_declares(shared):
 
     _, rig = shared
     names = set(rig.call(ListParameters, 'list_parameters', ListParameters.Request()).result.names)
-    assert names >= {parameter.name for parameter in parameters.PARAMETERS}
+    assert names >= {parameter.name for parameter in parameters.EXTRACTOR}
 
 
 def _blocks(pid: int, number: int) -> bool:

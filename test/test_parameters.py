@@ -1,4 +1,4 @@
-"""The one table of parameters, and the documents made from it."""
+"""The tables of parameters, and the documents made from them."""
 
 import subprocess
 import sys
@@ -9,19 +9,20 @@ import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.models.variants import NAMES
-from edgepoint2_ros.node.parameters import PARAMETERS, TOPICS, check_changes, name_topics, to_markdown, to_yaml
+from edgepoint2_ros.node.parameters import EXTRACTOR, TABLES, TOPICS, check_changes, name_topics, to_markdown, to_yaml
 
 ROOT = Path(__file__).parents[1]
 REWRITE = 'run `python -m edgepoint2_ros.node.parameters`'
-BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+BY_NAME = {parameter.name: parameter for parameter in EXTRACTOR}
 
 
-def test_every_default_is_allowed_and_described():
-    for parameter in PARAMETERS:
+@pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
+def test_every_default_is_allowed_and_described(table):
+    for parameter in table:
         value = parameter.check(parameter.default)
         assert type(value) is parameter.type
         assert parameter.description.endswith('.')
-    assert len(BY_NAME) == len(PARAMETERS)
+    assert len({parameter.name for parameter in table}) == len(table)
 
 
 def test_every_variant_is_listed():
@@ -153,17 +154,19 @@ def test_changes_are_checked_together_and_others_parameters_are_left_alone():
         check_changes({'score_threshold': 1.0, 'max_keypoints': -5}, configured=True)
 
 
-def test_the_yaml_file_is_the_table():
-    assert (ROOT / 'config' / 'extractor.yaml').read_text() == to_yaml(), REWRITE
+@pytest.mark.parametrize('node', TABLES)
+def test_the_parameter_file_is_the_table(node):
+    assert (ROOT / 'config' / f'{node}.yaml').read_text() == to_yaml(node), REWRITE
     yaml = pytest.importorskip('yaml', reason='PyYAML is not installed')
-    values = yaml.safe_load(to_yaml())['/**']['ros__parameters']
-    assert values == {parameter.name: parameter.check(parameter.default) for parameter in PARAMETERS}
+    values = yaml.safe_load(to_yaml(node))['/**']['ros__parameters']
+    assert values == {parameter.name: parameter.check(parameter.default) for parameter in TABLES[node]}
 
 
-def test_the_page_of_the_node_has_the_table():
-    page = (ROOT / 'docs' / 'nodes' / 'extractor.md').read_text()
+@pytest.mark.parametrize('node', TABLES)
+def test_the_page_of_the_node_has_the_table(node):
+    page = (ROOT / 'docs' / 'nodes' / f'{node}.md').read_text()
     start, end = '<!-- parameters -->\n', '<!-- /parameters -->'
-    assert page.split(start)[1].split(end)[0] == to_markdown(), REWRITE
+    assert page.split(start)[1].split(end)[0] == to_markdown(TABLES[node]), REWRITE
 
 
 def test_the_table_needs_no_ros():

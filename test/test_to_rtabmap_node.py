@@ -20,7 +20,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_rtabmap import Frame
 
 from edgepoint2_ros.msg import KeypointArray
-from edgepoint2_ros.node.to_rtabmap import PARAMETERS
 
 ROOT = Path(__file__).parents[1]
 TIMEOUT = 30.0
@@ -293,10 +292,3 @@ def _run(arguments: list[str], environment: dict) -> tuple[int, str]:
         timeout=TIMEOUT,
     )
     return done.returncode, done.stdout
-
-
-def test_the_documentation_has_every_parameter_with_its_default():
-    page = (ROOT / 'docs' / 'nodes' / 'to_rtabmap.md').read_text(encoding='utf-8')
-    for parameter in PARAMETERS:
-        default = str(parameter.default).lower() if isinstance(parameter.default, bool) else parameter.default
-        assert f'| `{parameter.name}` | `{default}` |' in page

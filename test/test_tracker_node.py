@@ -14,7 +14,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from node_rig import end_rigs, read_documented, wait_until
+from node_rig import end_rigs, wait_until
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, PointCloud
 from std_msgs.msg import Header
@@ -24,7 +24,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray, Tracks
 from edgepoint2_ros.node.camera_info import read_stereo
-from edgepoint2_ros.node.tracker_node import CHANNELS, PARAMETERS, VINS_IDS, to_vins
+from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, to_vins
 from edgepoint2_ros.odometry import Camera
 from edgepoint2_ros.tracking import Tracker
 
@@ -356,12 +356,6 @@ def test_bad_parameters_are_refused_in_one_line(name, value, expected):
     assert process.returncode == 1
     assert process.stderr.startswith(f'tracker: parameter {name}: expected {expected}')
     assert process.stderr.count('\n') == 1
-
-
-def test_the_documentation_has_every_parameter_with_its_default():
-    assert read_documented('tracker.md') == {
-        p.name: list(p.default) if p.type is list else p.default for p in PARAMETERS
-    }
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])

@@ -17,7 +17,7 @@ from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Transform, TransformStamped, Vector3
 from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
-from node_rig import end_rigs, read_documented
+from node_rig import end_rigs
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, RegionOfInterest
@@ -30,13 +30,8 @@ from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.camera_info import read_camera
 from edgepoint2_ros.node.frames import to_matrix
-from edgepoint2_ros.node.visual_odometry import (
-    AHEAD,
-    PARAMETERS,
-    UNKNOWN,
-    VisualOdometryNode,
-    to_velocity,
-)
+from edgepoint2_ros.node.parameters import VISUAL_ODOMETRY
+from edgepoint2_ros.node.visual_odometry import AHEAD, UNKNOWN, VisualOdometryNode, to_velocity
 
 ROOT = Path(__file__).parents[1]
 START = 1_700_000_000_123_456_789  # stamp of image 0, nanoseconds
@@ -400,7 +395,7 @@ def test_keypoints_are_read_reliably(rig):
 def test_the_variances_are_all_there_and_the_twist_is_that_of_the_path(rig):
     rig.send_camera('move it sideways')
     rig.fly(views())
-    defaults = {parameter.name: parameter.default for parameter in PARAMETERS}
+    defaults = {parameter.name: parameter.default for parameter in VISUAL_ODOMETRY}
     pose, twist = defaults['pose_covariance_diagonal'], defaults['twist_covariance_diagonal']
     first, *others = rig.odometry
     np.testing.assert_array_equal(np.reshape(first.pose.covariance, (6, 6)), np.diag(pose))
@@ -566,12 +561,6 @@ def test_bad_parameters_are_refused_in_one_line(name, value, expected):
     assert process.returncode == 1
     assert process.stderr.startswith(f'visual_odometry: parameter {name}: expected {expected}, got ')
     assert process.stderr.count('\n') == 1
-
-
-def test_the_documentation_has_every_parameter_with_its_default():
-    assert read_documented('visual_odometry.md') == {
-        p.name: list(p.default) if p.type is list else p.default for p in PARAMETERS
-    }
 
 
 @pytest.mark.parametrize('error', [cv2.error('no'), np.linalg.LinAlgError('no')])

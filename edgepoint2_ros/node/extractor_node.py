@@ -56,6 +56,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         statuses: the latest diagnostics: of the engine, then while active of each camera.
     """
 
+    live = frozenset(parameter.name for parameter in parameters.EXTRACTOR if parameter.live)
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('extractor', **kwargs)
         self.failures = Failures(self)
@@ -67,7 +69,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._state = 'unconfigured'
         self._failure = ''  # why it is unconfigured, where that was not asked for
         self._waits_for = ''  # what the engine says while it is not ready
-        parameters.declare(self)
+        parameters.declare(self, parameters.EXTRACTOR)
         self.add_on_set_parameters_callback(self._change_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         # By a steady clock: diagnostics go on while simulated time stands still or jumps.

@@ -1,42 +1,37 @@
 """The launch description of a node, made from the table of its parameters."""
 
-from collections.abc import Iterable
 from typing import Any, List  # noqa: UP035 (launch_ros does not take list[str])
 
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
 
 from edgepoint2_ros.models.variants import NAMES
-from edgepoint2_ros.node.parameters import Parameter
+from edgepoint2_ros.node.parameters import TABLES, Parameter
 
-# The value of an argument that was not given: then the parameter file, or the node itself, has the word.
+# The value of an argument that was not given: then the parameter file has the word.
 NOT_GIVEN = ''
 STRINGS = List[str]  # noqa: UP006
 USE_SIM_TIME = Parameter('use_sim_time', False, 'Take the time from the topic /clock, as a simulation gives it.')
 
 
-def describe(executable: str, parameters: Iterable[Parameter], params_file: Any = NOT_GIVEN) -> LaunchDescription:
-    """Return what starts a node, with an argument for its name, its namespace and each of its parameters.
-
-    Args:
-        executable: of this package, which is the node's name, too.
-        parameters: the node's.
-        params_file: the parameter file where the user names none.
-    """
-    every = [*parameters, USE_SIM_TIME]
+def describe(node: str) -> LaunchDescription:
+    """Return what starts a node of this package, with an argument for its name, its namespace and each parameter."""
+    parameters = [*TABLES[node], USE_SIM_TIME]
 
     def start(context: Any) -> list[Any]:
-        return _start(context, executable, every)
+        return _start(context, node, parameters)
 
-    return LaunchDescription([*_arguments(executable, every, params_file), OpaqueFunction(function=start)])
+    return LaunchDescription([*_arguments(node, parameters), OpaqueFunction(function=start)])
 
 
-def _arguments(executable: str, parameters: list[Parameter], params_file: Any) -> list[Any]:
+def _arguments(node: str, parameters: list[Parameter]) -> list[Any]:
+    params_file = PathJoinSubstitution([FindPackageShare('edgepoint2_ros'), 'config', f'{node}.yaml'])
     arguments = [
-        DeclareLaunchArgument('name', default_value=executable, description='Name of the node.'),
+        DeclareLaunchArgument('name', default_value=node, description='Name of the node.'),
         DeclareLaunchArgument('namespace', default_value='', description='Namespace of the node and its topics.'),
         DeclareLaunchArgument('params_file', default_value=params_file, description='Parameter file (YAML).'),
     ]
@@ -53,7 +48,7 @@ def _arguments(executable: str, parameters: list[Parameter], params_file: Any) -
     return arguments
 
 
-def _start(context: Any, executable: str, parameters: list[Parameter]) -> list[Any]:
+def _start(context: Any, node: str, parameters: list[Parameter]) -> list[Any]:
     values = {}
     for parameter in parameters:
         text = LaunchConfiguration(parameter.name).perform(context)
@@ -62,14 +57,13 @@ def _start(context: Any, executable: str, parameters: list[Parameter]) -> list[A
             value_type = STRINGS if parameter.type is list else parameter.type
             values[parameter.name] = ParameterValue(value, value_type=value_type)
     namespace = LaunchConfiguration('namespace').perform(context)
-    has_file = LaunchConfiguration('params_file').perform(context) != NOT_GIVEN
     return [
         Node(
             package='edgepoint2_ros',
-            executable=executable,
+            executable=node,
             name=LaunchConfiguration('name'),
             namespace=namespace.rstrip('/') or namespace[:1],  # launch refuses robot/
-            parameters=[*([LaunchConfiguration('params_file')] if has_file else []), values],
+            parameters=[LaunchConfiguration('params_file'), values],
             output='screen',
         )
     ]

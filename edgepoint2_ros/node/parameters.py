@@ -1,19 +1,20 @@
-"""The parameters of the node: one table that declares and checks them and writes their documentation.
+"""The parameters of the nodes: one table for each, which declares and checks them and writes their documentation.
 
-``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes config/extractor.yaml and the table of
-docs/nodes/extractor.md.
+``python -m edgepoint2_ros.node.parameters``, run in a checkout, writes the parameter files in config/ and the tables in
+docs/nodes/.
 """
 
 import difflib
+import math
 import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from edgepoint2_ros import messages
+from edgepoint2_ros import messages, odometry, tracking
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS
@@ -103,6 +104,14 @@ class Parameter:
             return self.check(text)
 
 
+def _are_variances(values: list[Any]) -> bool:
+    return len(values) == 6 and all(type(value) in (int, float) and 0 < value < math.inf for value in values)
+
+
+def _are_one_or_two(names: list[Any]) -> bool:
+    return len(names) in (1, 2) and len(set(names)) == len(names) and (len(names) == 1 or all(names))
+
+
 def _are_cameras(names: list[Any]) -> bool:
     return names == [''] or (
         0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
@@ -113,7 +122,16 @@ def _is_topic(name: str) -> bool:
     return not name or bool(_TOPIC.fullmatch(name.replace('{camera}', 'camera')))
 
 
-PARAMETERS = (
+_RECTIFIED = Parameter(
+    'rectified', False, 'The images are rectified: P of camera_info is the camera matrix, without distortion.'
+)
+
+
+def _topic(name: str, default: str, what: str) -> Parameter:
+    return Parameter(name, default, f'Topic of {what}.', allowed='a topic', test=bool)
+
+
+EXTRACTOR = (
     Parameter('model', DEFAULTS.model, f'The variant, one of {", ".join(NAMES)}.'),
     Parameter(
         'weights',
@@ -148,7 +166,7 @@ PARAMETERS = (
     Parameter(
         'score_threshold',
         DEFAULTS.score_threshold,
-        'Keypoints score above this raw logit. Lower values return weaker keypoints where a scene has few.',
+        'Minimum score of a keypoint, a raw logit. Lower values return weaker keypoints where a scene has few.',
         minimum=-1000.0,
         maximum=1000.0,
         live=True,
@@ -195,7 +213,7 @@ PARAMETERS = (
     Parameter(
         'queue_size',
         100,
-        'Images of a camera that may wait under queue_policy `all`; when the queue is full the oldest is dropped.',
+        'Maximum number of images of a camera that wait under queue_policy `all`; a full queue drops the oldest.',
         minimum=1,
         maximum=10000,
         live=True,
@@ -225,7 +243,7 @@ PARAMETERS = (
     Parameter(
         'image_depth',
         5,
-        'History depth of the image subscriptions, at least; under queue_policy `all` it is queue_size.',
+        'Minimum history depth of the image subscriptions; under queue_policy `all` it is at least queue_size.',
         minimum=1,
         maximum=1000,
     ),
@@ -237,14 +255,138 @@ PARAMETERS = (
     ),
     Parameter('autostart', True, 'Configure and activate at start; false leaves both to a lifecycle manager.'),
 )
-_BY_NAME = {parameter.name: parameter for parameter in PARAMETERS}
+VISUAL_ODOMETRY = (
+    Parameter(
+        'start_depth',
+        1.0,
+        'Median depth of the scene at the start in metres: a single camera cannot measure its scale.',
+        allowed='a positive number',
+        test=lambda value: 0 < value < math.inf,
+    ),
+    Parameter(
+        'odom_frame',
+        'odom',
+        'Frame of the odometry: where `base_frame` was at the start.',
+        allowed='the name of a frame',
+        test=bool,
+    ),
+    Parameter(
+        'base_frame',
+        '',
+        'Frame of the robot that is tracked, for example `base_link`. Empty: the optical frame of the camera; '
+        '`odom_frame` then starts at the camera, with x forward, y left and z up as seen by it.',
+    ),
+    Parameter('publish_tf', False, 'Publish the transform from `odom_frame` to `base_frame` on `/tf` (REP 105).'),
+    Parameter(
+        'pose_covariance_diagonal',
+        (1.0, 1.0, 1.0, 0.05, 0.05, 0.05),
+        'Variances of x, y, z in m² and of the rotations about x, y, z in rad².',
+        allowed='6 positive numbers',
+        test=_are_variances,
+    ),
+    Parameter(
+        'twist_covariance_diagonal',
+        (0.25, 0.25, 0.25, 0.01, 0.01, 0.01),
+        'Variances of the linear velocity in (m/s)² and of the angular velocity in (rad/s)².',
+        allowed='6 positive numbers',
+        test=_are_variances,
+    ),
+    _RECTIFIED,
+    Parameter(
+        'min_cosine',
+        odometry.MIN_COSINE,
+        'Minimum cosine similarity of two descriptors that match.',
+        minimum=-1.0,
+        maximum=1.0,
+    ),
+    Parameter(
+        'ratio',
+        1.0,
+        'Maximum ratio of the distances to the nearest and the second nearest descriptor; 1 disables the test.',
+        allowed='a number above 0, at most 1',
+        test=lambda value: 0 < value <= 1,
+    ),
+    Parameter(
+        'path_length', 1000, 'Maximum number of poses on `path`; 0 keeps it empty.', minimum=0, maximum=1_000_000
+    ),
+)
+TRACKER = (
+    Parameter(
+        'cameras',
+        ('',),
+        'Name of the camera, or of the left and the right one of a stereo pair; `left` has the topics `left/keypoints` '
+        'and `left/camera_info`. One empty name is one camera with the topics `keypoints` and `camera_info`.',
+        allowed="one name, or two like [left, right]; or ['']",
+        test=_are_one_or_two,
+    ),
+    _RECTIFIED,
+    Parameter(
+        'max_tracks',
+        tracking.MAX_TRACKS,
+        'Maximum number of tracks per image. The tracker of VINS-Fusion takes 150.',
+        minimum=1,
+        maximum=10000,
+    ),
+    Parameter(
+        'max_lost',
+        tracking.MAX_LOST,
+        'Maximum number of consecutive images in which a track may be missing before it ends.',
+        minimum=0,
+        maximum=1000,
+    ),
+    Parameter(
+        'min_cosine',
+        tracking.MIN_COSINE,
+        "Minimum cosine similarity between a keypoint's descriptor and the mean descriptor of its track. Lower than "
+        'for matches across whole images: near the predicted position, matches are correct at lower values, too. With '
+        '0.9 tracks are 4 % shorter, and no more of them correct.',
+        minimum=-1.0,
+        maximum=1.0,
+    ),
+    Parameter('vins', False, 'Publish `feature_tracker/feature` for the estimator of VINS-Fusion, too.'),
+)
+TO_RTABMAP = (
+    _topic('keypoints', 'keypoints', 'the keypoints'),
+    _topic('image', 'image', 'the images in which they were found'),
+    _topic('camera_info', 'camera_info', 'the calibration of the images'),
+    _topic('depth', 'depth', 'the depth images, registered to the images'),
+    Parameter('stereo', False, 'Take the right images of a rectified stereo pair instead of depth.'),
+    _topic('right_image', 'right/image', 'the right images'),
+    _topic('right_camera_info', 'right/camera_info', 'the calibration of the right images'),
+    Parameter(
+        'transport', 'raw', 'Transport of the images; `compressed` takes `image/compressed`.', ('raw', 'compressed')
+    ),
+    Parameter(
+        'depth_transport',
+        'raw',
+        'Transport of the depth images; `compressed` takes `depth/compressed`, 16-bit PNG.',
+        ('raw', 'compressed'),
+    ),
+    Parameter(
+        'max_interval',
+        0.02,
+        'Maximum interval in seconds between the stamps of an image and its depth or right image. The nearest counts; '
+        'it is known once a later one has arrived.',
+        minimum=0.0,
+        maximum=10.0,
+    ),
+    Parameter(
+        'queue_size',
+        30,
+        'Maximum number of images, of depth images and of keypoint messages that wait for each other.',
+        minimum=1,
+        maximum=1000,
+    ),
+)
+TABLES = {'extractor': EXTRACTOR, 'visual_odometry': VISUAL_ODOMETRY, 'tracker': TRACKER, 'to_rtabmap': TO_RTABMAP}
+_BY_NAME = {parameter.name: parameter for parameter in EXTRACTOR}
 
 
-def declare(node: Node, table: Iterable[Parameter] = PARAMETERS, read_only: bool = False) -> dict[str, Any]:
-    """Declare every parameter on an rclpy node and return the values by name.
+def declare(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
+    """Declare every parameter of a table on an rclpy node and return the values by name.
 
     They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
-    the node is logged.
+    the node is logged. Without live parameters all are read-only.
 
     Raises:
         EdgePoint2Error: a value has the wrong type or is out of range.
@@ -252,6 +394,7 @@ def declare(node: Node, table: Iterable[Parameter] = PARAMETERS, read_only: bool
     from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 
     values = {}
+    read_only = not any(parameter.live for parameter in table)
     for parameter in table:
         # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
         default = parameter.check(parameter.default)
@@ -289,7 +432,12 @@ class AcceptsUnchanged(Node):
 
     So `ros2 param load` can load what `ros2 param dump` wrote. Parameters that may change at any time are set
     nevertheless: a mask file may have another content.
+
+    Attributes:
+        live: the names of those.
     """
+
+    live: frozenset[str] = frozenset()
 
     def set_parameters_atomically(self, parameter_list: 'list[NodeParameter[Any]]') -> 'SetParametersResult':
         from rcl_interfaces.msg import SetParametersResult
@@ -300,8 +448,7 @@ class AcceptsUnchanged(Node):
         return super().set_parameters_atomically(changes)
 
     def _is_unchanged(self, parameter: 'NodeParameter[Any]') -> bool:
-        known = _BY_NAME.get(parameter.name)
-        if (known is not None and known.live) or not self.has_parameter(parameter.name):
+        if parameter.name in self.live or not self.has_parameter(parameter.name):
             return False
         present = self.get_parameter(parameter.name)
         # Messages, so that a tuple and an array of the same numbers are equal.
@@ -309,8 +456,8 @@ class AcceptsUnchanged(Node):
 
 
 def read(node: Node) -> SimpleNamespace:
-    """Return the values of all parameters as attributes."""
-    return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in PARAMETERS})
+    """Return the values of all parameters of the extractor as attributes."""
+    return SimpleNamespace(**{p.name: p.check(node.get_parameter(p.name).value) for p in EXTRACTOR})
 
 
 def name_topics(settings: SimpleNamespace, camera: str) -> dict[str, str]:
@@ -336,7 +483,7 @@ def name_topics(settings: SimpleNamespace, camera: str) -> dict[str, str]:
 
 
 def check_changes(changes: dict[str, Any], configured: bool) -> dict[str, Any]:
-    """Return those of the changes that concern this table, checked.
+    """Return those of the changes that concern the table of the extractor, checked.
 
     Args:
         changes: new values by name; names that are not in the table (``use_sim_time``) are left out.
@@ -352,20 +499,22 @@ def check_changes(changes: dict[str, Any], configured: bool) -> dict[str, Any]:
     return checked
 
 
-def to_markdown() -> str:
-    """Return the table of docs/nodes/extractor.md."""
-    lines = ['| Parameter | Default | Allowed | Changes | Description |', '|---|---|---|---|---|']
-    for parameter in PARAMETERS:
+def to_markdown(table: Sequence[Parameter]) -> str:
+    """Return a table as it stands in docs/nodes/; when its parameters may change is said where any is live."""
+    rows: list[tuple[str, ...]] = [('Parameter', 'Default', 'Allowed', 'Changes', 'Description'), ('---',) * 5]
+    for parameter in table:
+        name, default = f'`{parameter.name}`', f'`{_to_text(parameter.default)}`'
         changes = 'any time' if parameter.live else 'unconfigured'
-        cells = (f'`{parameter.name}`', f'`{_to_text(parameter.default)}`', parameter.expected, changes)
-        lines.append(f'| {" | ".join(cells)} | {parameter.description} |')
-    return '\n'.join(lines) + '\n'
+        rows.append((name, default, parameter.expected, changes, parameter.description))
+    if not any(parameter.live for parameter in table):
+        rows = [(*row[:3], row[4]) for row in rows]
+    return ''.join(f'| {" | ".join(row)} |\n' for row in rows)
 
 
-def to_yaml() -> str:
-    """Return config/extractor.yaml: every parameter with its default."""
-    lines = ['# Parameters of the node extractor, all at their defaults.', '/**:', '  ros__parameters:']
-    for parameter in PARAMETERS:
+def to_yaml(node: str) -> str:
+    """Return the parameter file of a node in config/: every parameter with its default."""
+    lines = [f'# Parameters of the node {node}, all at their defaults.', '/**:', '  ros__parameters:']
+    for parameter in TABLES[node]:
         lines += [f'    # {parameter.description}', f'    # Allowed: {parameter.expected}.']
         lines += [f'    {parameter.name}: {_to_text(parameter.default)}', '']
     return '\n'.join(lines[:-1]) + '\n'
@@ -381,9 +530,10 @@ def _to_text(value: Any) -> str:
 
 
 def _write_documentation(checkout: Path) -> None:
-    page = checkout / 'docs' / 'nodes' / 'extractor.md'
-    page.write_text(_TABLE.sub(lambda _: to_markdown(), page.read_text(encoding='utf-8')), encoding='utf-8')
-    (checkout / 'config' / 'extractor.yaml').write_text(to_yaml(), encoding='utf-8')
+    for node, table in TABLES.items():
+        page = checkout / 'docs' / 'nodes' / f'{node}.md'
+        page.write_text(to_markdown(table).join(_TABLE.split(page.read_text(encoding='utf-8'))), encoding='utf-8')
+        (checkout / 'config' / f'{node}.yaml').write_text(to_yaml(node), encoding='utf-8')
 
 
 if __name__ == '__main__':

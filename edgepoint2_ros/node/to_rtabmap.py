@@ -29,43 +29,13 @@ from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
 from edgepoint2_ros.node.moments import MISSING, Moment, Moments
 from edgepoint2_ros.node.offers import LatchedToo, find_reliability
-from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.parameters import TO_RTABMAP, AcceptsUnchanged, declare
 from edgepoint2_ros.node.survival import Failures, run
 
 LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
 REPORT_PERIOD = 1.0  # seconds between two diagnostics, and two looks at what is offered
 TRANSPORTS = {'raw': Image, 'compressed': CompressedImage}
 REASONS = (*MISSING, 'no camera_info', 'bad')  # why keypoints can go without an answer
-
-
-def _topic(name: str, default: str, what: str) -> Parameter:
-    return Parameter(name, default, f'Topic of {what}.', allowed='the name of a topic', test=bool)
-
-
-PARAMETERS = (
-    _topic('keypoints', 'keypoints', 'the keypoints'),
-    _topic('image', 'image', 'the images that they were found in'),
-    _topic('camera_info', 'camera_info', 'the calibration of these'),
-    _topic('depth', 'depth', 'depth that is registered to the images'),
-    Parameter('stereo', False, 'Take the right images of a rectified stereo pair instead of depth.'),
-    _topic('right_image', 'right/image', 'the right images'),
-    _topic('right_camera_info', 'right/camera_info', 'the calibration of these'),
-    Parameter('transport', 'raw', 'Of the images; compressed reads `image/compressed`.', choices=tuple(TRANSPORTS)),
-    Parameter(
-        'depth_transport',
-        'raw',
-        'Of depth; compressed reads `depth/compressed`, PNG of 16 bits.',
-        choices=tuple(TRANSPORTS),
-    ),
-    Parameter(
-        'max_interval',
-        0.02,
-        'Most seconds between the stamps of an image and its depth or right image.',
-        minimum=0.0,
-        maximum=10.0,
-    ),
-    Parameter('queue_size', 30, 'Images, depths and keypoints that wait for each other.', minimum=1, maximum=1000),
-)
 
 
 class Input:
@@ -102,7 +72,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
     def __init__(self) -> None:
         super().__init__('to_rtabmap')
         self.failures = Failures(self)
-        values = declare(self, PARAMETERS, read_only=True)
+        values = declare(self, TO_RTABMAP)
         self._messages = import_messages()
         queue = values['queue_size']
         self._moments = Moments(round(values['max_interval'] * 1e9), queue)

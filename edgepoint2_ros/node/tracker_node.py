@@ -31,10 +31,10 @@ from edgepoint2_ros.node.camera_info import Calibration, read_stereo
 from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
 from edgepoint2_ros.node.health import OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
-from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.parameters import TRACKER, AcceptsUnchanged, declare
 from edgepoint2_ros.node.stamps import Pairs, Stamps
 from edgepoint2_ros.node.survival import Failures, run
-from edgepoint2_ros.tracking import MAX_LOST, MAX_TRACKS, Tracker, Tracks
+from edgepoint2_ros.tracking import Tracker, Tracks
 
 LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
 REPORT_PERIOD = 1.0  # seconds between two diagnostics
@@ -43,46 +43,13 @@ VINS_IDS = 2**24  # numbers that a float32 tells apart
 REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoints can be dropped
 
 
-def _are_cameras(names: list[str]) -> bool:
-    return len(names) in (1, 2) and len(set(names)) == len(names) and (len(names) == 1 or all(names))
-
-
-PARAMETERS = (
-    Parameter(
-        'cameras',
-        ('',),
-        'Name of the camera, or of the left and the right one of a stereo pair; `left` has the topics `left/keypoints` '
-        'and `left/camera_info`. One empty name is one camera with the topics `keypoints` and `camera_info`.',
-        allowed="one name, or two like [left, right]; or ['']",
-        test=_are_cameras,
-    ),
-    Parameter('rectified', False, 'The images are rectified: their camera is P of camera_info, without distortion.'),
-    Parameter('max_tracks', MAX_TRACKS, 'Most tracks of an image.', minimum=1, maximum=10000),
-    Parameter(
-        'max_lost',
-        MAX_LOST,
-        'Images that a track is searched in after the last one that showed it.',
-        minimum=0,
-        maximum=1000,
-    ),
-    Parameter(
-        'min_cosine',
-        0.7,
-        "Least cosine of a keypoint's descriptor and the mean of its track's.",
-        minimum=-1.0,
-        maximum=1.0,
-    ),
-    Parameter('vins', False, 'Publish `feature_tracker/feature` for the estimator of VINS-Fusion, too.'),
-)
-
-
 class TrackerNode(AcceptsUnchanged, Node):
     """Follows the keypoints that arrive."""
 
     def __init__(self) -> None:
         super().__init__('tracker')
         self.failures = Failures(self)
-        values = declare(self, PARAMETERS, read_only=True)
+        values = declare(self, TRACKER)
         self._cameras, self._rectified = list(values['cameras']), values['rectified']
         self._settings = {name: values[name] for name in ('max_tracks', 'max_lost', 'min_cosine')}
         self._tracker: Tracker | None = None

@@ -6,7 +6,6 @@ topics and parameters.
 
 import os
 import sys
-from typing import Any
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait. One thread is as
 # fast, with half the CPU time; beside a busy process with a fifth of it.
@@ -25,57 +24,15 @@ from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.camera_info import Calibration
 from edgepoint2_ros.node.frames import Frames, to_quaternion
-from edgepoint2_ros.node.parameters import AcceptsUnchanged, Parameter, declare
+from edgepoint2_ros.node.parameters import VISUAL_ODOMETRY, AcceptsUnchanged, declare
 from edgepoint2_ros.node.stamps import Stamps
 from edgepoint2_ros.node.survival import Failures, run
-from edgepoint2_ros.odometry import MIN_COSINE, Camera, VisualOdometry
+from edgepoint2_ros.odometry import Camera, VisualOdometry
 
 REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
 UNKNOWN = 1e6  # variance of what is not known
 # The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
-
-
-def _are_variances(values: Any) -> bool:
-    return len(values) == 6 and all(type(value) in (int, float) and 0 < value < np.inf for value in values)
-
-
-PARAMETERS = (
-    Parameter('odom_frame', 'odom', 'Frame of the odometry.', allowed='the name of a frame', test=bool),
-    Parameter('base_frame', '', "Frame of the robot that is followed; empty: the camera's optical frame."),
-    Parameter('publish_tf', False, 'Publish the transform from odom_frame to base_frame on /tf.'),
-    Parameter('rectified', False, 'The images are rectified.'),
-    Parameter(
-        'start_depth',
-        1.0,
-        'Median distance of the scene at the start, metres.',
-        allowed='a positive number',
-        test=lambda value: 0 < value < np.inf,
-    ),
-    Parameter('min_cosine', MIN_COSINE, 'Least cosine of two descriptors that match.', minimum=-1.0, maximum=1.0),
-    Parameter(
-        'ratio',
-        1.0,
-        'Ratio test; 1 leaves it out.',
-        allowed='a number above 0, at most 1',
-        test=lambda value: 0 < value <= 1,
-    ),
-    Parameter(
-        'pose_covariance_diagonal',
-        (1.0, 1.0, 1.0, 0.05, 0.05, 0.05),
-        'Variances of x, y, z in square metres and of the turns about x, y, z in square radians.',
-        allowed='6 positive numbers',
-        test=_are_variances,
-    ),
-    Parameter(
-        'twist_covariance_diagonal',
-        (0.25, 0.25, 0.25, 0.01, 0.01, 0.01),
-        'Variances of the linear velocity in (m/s)^2 and of the angular velocity in (rad/s)^2.',
-        allowed='6 positive numbers',
-        test=_are_variances,
-    ),
-    Parameter('path_length', 1000, 'Most poses of the path.', minimum=0, maximum=1_000_000),
-)
 
 
 class VisualOdometryNode(AcceptsUnchanged, Node):
@@ -90,7 +47,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
     def __init__(self) -> None:
         super().__init__('visual_odometry')
         self.failures = Failures(self)
-        values = declare(self, PARAMETERS, read_only=True)
+        values = declare(self, VISUAL_ODOMETRY)
         self._odom_frame, self._base_frame = values['odom_frame'], values['base_frame']
         if self._odom_frame == self._base_frame:
             raise EdgePoint2Error(
