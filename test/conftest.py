@@ -83,9 +83,7 @@ def no_gpu():
 @pytest.fixture
 def nothing_shipped(monkeypatch, tmp_path):
     """The package as if it had come without models."""
-    from edgepoint2_ros.models import store
-
-    monkeypatch.setattr(store, 'SHIPPED', tmp_path / 'nothing')
+    monkeypatch.setattr('edgepoint2_ros.models.SHIPPED', tmp_path / 'nothing')
 
 
 @pytest.fixture(scope='session')

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models import SHIPPED, data_directory, find_model, list_models, open_model, read_part
+from edgepoint2_ros.models import SHIPPED, find_model, list_models, open_model, read_part
 from edgepoint2_ros.models.variants import VARIANTS
+from edgepoint2_ros.storage import data_directory
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_the_documentation_has_digest_and_sizes_of_every_shipped_model():
 def test_auto_takes_the_shipped_model_and_else_the_official_one(monkeypatch, tmp_path):
     assert find_model('E-64').digest == find_model('E-64', 'shipped').digest
     (tmp_path / 'T-32.onnx').touch()
-    monkeypatch.setattr('edgepoint2_ros.models.store.SHIPPED', tmp_path)
+    monkeypatch.setattr('edgepoint2_ros.models.SHIPPED', tmp_path)
     monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path))
     with pytest.raises(ModelError, match='no official model of E-64'):
         find_model('E-64')

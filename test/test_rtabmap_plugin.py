@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.bridges.rtabmap import to_responses
-from edgepoint2_ros.bridges.rtabmap_plugin import Plugin, read_settings, variables
+from edgepoint2_ros.bridges.rtabmap_plugin import Plugin, read_settings
 from edgepoint2_ros.cli import main
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
-from edgepoint2_ros.models.store import SHIPPED
+from edgepoint2_ros.models import SHIPPED
 from edgepoint2_ros.places import open_vocabulary
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from edgepoint2_ros.errors import ModelError
-from edgepoint2_ros.models.store import Model, card_path, find_model, is_shipped, models_directory, open_model
+from edgepoint2_ros.models import MAX_KEYPOINTS, Model, card_path, find_model, is_shipped, models_directory, open_model
 from edgepoint2_ros.models.variants import Variant, find_variant
 from edgepoint2_ros.storage import data_directory, sha256, write_whole
 
@@ -79,7 +79,9 @@ def download_weights(variant: Variant) -> Path:
     return target
 
 
-def import_weights(path: Path, custom: bool = False, max_keypoints: int = 2048, subpixel: bool = True) -> Model:
+def import_weights(
+    path: Path, custom: bool = False, max_keypoints: int = MAX_KEYPOINTS, subpixel: bool = True
+) -> Model:
     """Make a model from a file of weights, in the user's data directory; needs torch and onnx.
 
     Args:
