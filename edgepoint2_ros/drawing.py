@@ -1,5 +1,6 @@
 """Pictures of features: keypoints on their image, matches between two images, tracks through a sequence."""
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,6 +98,12 @@ def write_caption(picture: np.ndarray, text: str) -> np.ndarray:
     bar = np.full((32, picture.shape[1], 3), 32, np.uint8)
     cv2.putText(bar, text, (10, 22), cv2.FONT_HERSHEY_SIMPLEX, 0.55, (255, 255, 255), 1, cv2.LINE_AA)
     return np.vstack([bar, picture])
+
+
+def to_data_url(picture: np.ndarray, quality: int) -> str:
+    """Return a picture, (H, W, 3) uint8 BGR, as a JPEG for the ``src`` of an image in HTML."""
+    data = cv2.imencode('.jpg', picture, [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
+    return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
 
 
 def import_matplotlib() -> tuple[Any, Any]:

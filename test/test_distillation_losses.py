@@ -12,7 +12,6 @@ from edgepoint2_ros.distillation.losses import (  # noqa: E402
     orthogonal_procrustes_loss,
     principal_basis,
     procrustes,
-    similarity_loss,
 )
 
 
@@ -110,11 +109,11 @@ class TestOrthogonalProcrustesLoss:
         assert orthogonal_procrustes_loss(teacher, student - 5 * gradient) < before
 
 
-class TestSimilarityLoss:
+class TestCosineDistance:
     @pytest.mark.parametrize('degrees', [0, 45, 90, 180])
     def test_is_one_minus_the_cosine(self, degrees):
         rows = unit_rows(20, 2)
-        loss = similarity_loss(rows, 3 * rows @ turn(degrees))
+        loss = cosine_distance(rows, 3 * rows @ turn(degrees))
         assert loss.item() == pytest.approx(1 - math.cos(math.radians(degrees)), abs=1e-5)
         assert cosine_distance(rows, rows).item() == pytest.approx(0, abs=1e-6)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from edgepoint2_ros.bridges.bag_output import parse_state
 from edgepoint2_ros.bridges.recordings import KEYPOINTS, Recording, known_types, open_recording
 from edgepoint2_ros.errors import BagError
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.messages import decode, to_nanoseconds
+from edgepoint2_ros.messages import ENCODINGS, decode, to_nanoseconds
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
@@ -55,7 +55,7 @@ def describe(path: Path) -> Iterator[str]:
     with open_recording(path, notes.append) as recording:
         yield from notes
         yield f'{path}: {recording.count} messages in {(recording.end - recording.start) * 1e-9:.1f} s'
-        state = read_state(recording)
+        state = parse_state(recording.state)
         if state is not None and not state['complete']:
             done = f'{state["images"]} images of {state["source"]}'
             yield f'incomplete: {done} so far; run the same `bag extract` again to resume'
@@ -73,7 +73,7 @@ def describe(path: Path) -> Iterator[str]:
             for _, _, raw in recording.messages({topic.name}):
                 message = deserialise(raw)
                 models.add(f'{message.model} [{message.digest}]')
-                encodings.add(('float32', 'float16', 'int8', 'unknown')[min(message.descriptor_encoding, 3)])
+                encodings.add((*ENCODINGS, 'unknown')[min(message.descriptor_encoding, len(ENCODINGS))])
                 sizes.add(f'{message.image_width}x{message.image_height}')
                 lengths.append((len(message.x), len(raw)))
             if lengths:
@@ -98,8 +98,3 @@ def only_topic(recording: Recording, types: tuple[str, ...], topic: str, what: s
     if len(topics) != 1:
         raise BagError(f'{recording.path}: name the topic of {what}; it has {names}')
     return topics[0]
-
-
-def read_state(recording: Recording) -> dict[str, Any] | None:
-    """Return what `extract` keeps in a bag's metadata, or None where there is nothing of it."""
-    return parse_state(recording.state)

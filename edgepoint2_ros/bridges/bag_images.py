@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from edgepoint2_ros.bridges.bag_contents import IMAGES, Frame, only_topic, read_state
+from edgepoint2_ros.bridges.bag_contents import IMAGES, Frame, only_topic
+from edgepoint2_ros.bridges.bag_output import parse_state
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
@@ -67,7 +68,7 @@ def find_image_topic(source: Path, topic: str, bag: Path, keypoints_topic: str) 
         BagError: a bag cannot be read, or it is not clear which topic it is.
     """
     with open_recording(bag) as recording:
-        state = read_state(recording) or {'keypoints_topics': [], 'topics': []}
+        state = parse_state(recording.state) or {'keypoints_topics': [], 'topics': []}
     made = dict(zip(state['keypoints_topics'], state['topics']))
     if not keypoints_topic and len(made) == 1:
         keypoints_topic = next(iter(made))

@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -61,11 +61,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     if not -1 <= min_cosine <= 1:  # also refuses NaN
         raise EdgePoint2Error(f'{PREFIX}MIN_COSINE: expected -1 to 1, got {min_cosine}')
     return Settings(replace(DEFAULTS, **given), min_cosine)
-
-
-def variables() -> list[str]:
-    """Return the names of the environment variables that set something."""
-    return [PREFIX + name.upper() for name in (*(field.name for field in fields(ExtractorSettings)), 'min_cosine')]
 
 
 class Plugin:

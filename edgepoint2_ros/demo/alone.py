@@ -1,13 +1,12 @@
 """The demo without ROS: camera, extractor and consumer in one process."""
 
-import itertools
 import time
 from pathlib import Path
 
 from edgepoint2_ros.demo.figures import Display, Figures
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.files import write_image
-from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
+from edgepoint2_ros.scenes.sources import open_source, play
 
 
 def run(settings: ExtractorSettings, source: str | None, seconds: float, picture: Path) -> None:
@@ -25,14 +24,9 @@ def run(settings: ExtractorSettings, source: str | None, seconds: float, picture
     start = time.time_ns()
     figures = Figures(open_source(source, colour=True), start)
     display, end = Display(figures), time.monotonic() + seconds
-    k = 0
-    for number in itertools.count():
+    for number, (due, image) in enumerate(play(camera, start)):
         if number >= 2 and time.monotonic() > end:  # a match takes two
             break
-        k = max(k + 1, int((time.time_ns() - start) * FRAME_RATE * 1e-9) + 1)
-        image = camera.image(k)
-        due = start + k * 1_000_000_000 // FRAME_RATE
-        time.sleep(max(0, due - time.time_ns()) * 1e-9)
         figures.add(due, extractor.extract(image))
         display.update()
     write_image(picture, figures.picture())

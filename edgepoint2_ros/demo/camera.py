@@ -14,7 +14,7 @@ from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.scenes.sources import FRAME_RATE, open_source
+from edgepoint2_ros.scenes.sources import open_source, play
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -30,14 +30,9 @@ def main(args: Sequence[str] | None = None) -> int:
         publisher = node.create_publisher(Image, 'image', qos_profile_sensor_data)
         while publisher.get_subscription_count() == 0:
             time.sleep(0.05)
-        k = 0
-        while True:
-            # Frames that are due already are left out, as a camera would.
-            k = max(k + 1, int((time.time_ns() - options.start) * FRAME_RATE * 1e-9) + 1)
-            image = source.image(k)
-            due = options.start + k * 1_000_000_000 // FRAME_RATE
-            time.sleep(max(0, due - time.time_ns()) * 1e-9)
+        for due, image in play(source, options.start):
             publisher.publish(_message(image, due))
+        return 0
     except EdgePoint2Error as error:
         print(f'camera: {error}', file=sys.stderr)
         return 1

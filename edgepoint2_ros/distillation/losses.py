@@ -67,11 +67,6 @@ def orthogonal_procrustes_loss(teacher: Tensor, student: Tensor) -> Tensor:
     return cosine_distance(teacher @ rotation, student)
 
 
-def similarity_loss(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean cosine distance of descriptors (N, D) of the same places in two views."""
-    return cosine_distance(a, b)
-
-
 def contrastive_loss(
     a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperature: float = 0.06, radius: float = 5.0
 ) -> Tensor:

@@ -20,7 +20,6 @@ from edgepoint2_ros.distillation.losses import (
     low_rank,
     orthogonal_procrustes_loss,
     principal_basis,
-    similarity_loss,
 )
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
@@ -252,7 +251,7 @@ def pair_losses(
             if 'procrustes' in sums:
                 target = low_rank(taught, learnt[0].shape[1]).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
-            sums['similarity'] += similarity_loss(*learnt)
+            sums['similarity'] += cosine_distance(*learnt)
             if 'contrastive' in sums:
                 sums['contrastive'] += contrastive_loss(*learnt, *xy)
             counted += 1

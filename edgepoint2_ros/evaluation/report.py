@@ -1,6 +1,5 @@
 """The evaluation's outputs: a text table, a CSV file and one self-contained HTML page."""
 
-import base64
 import csv
 import html
 import io
@@ -9,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from edgepoint2_ros.drawing import COLOURS, draw_matches, import_matplotlib
+from edgepoint2_ros.drawing import COLOURS, draw_matches, import_matplotlib, to_data_url
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import (
@@ -282,10 +280,8 @@ def _gallery(pictures: Sequence[Picture]) -> str:
             drawn = draw_matches(
                 picture.image_a, picture.image_b, picture.matched_a, picture.matched_b, picture.right, DRAWN_MATCHES
             )
-            _, data = cv2.imencode('.jpg', drawn, [cv2.IMWRITE_JPEG_QUALITY, 80])
             caption = f'{picture.method}: {np.count_nonzero(picture.right)} of {len(picture.right)} right'
-            source = f'data:image/jpeg;base64,{base64.b64encode(data.tobytes()).decode()}'
-            caption = html.escape(caption)
+            caption, source = html.escape(caption), to_data_url(drawn, 80)
             parts.append(f'<figure><img src="{source}" alt="{caption}"><figcaption>{caption}</figcaption></figure>')
         parts.append('</div>')
     return ''.join(parts)

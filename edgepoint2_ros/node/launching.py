@@ -21,11 +21,7 @@ USE_SIM_TIME = Parameter('use_sim_time', False, 'Take the time from the topic /c
 def describe(node: str) -> LaunchDescription:
     """Return what starts a node of this package, with an argument for its name, its namespace and each parameter."""
     parameters = [*TABLES[node], USE_SIM_TIME]
-
-    def start(context: Any) -> list[Any]:
-        return _start(context, node, parameters)
-
-    return LaunchDescription([*_arguments(node, parameters), OpaqueFunction(function=start)])
+    return LaunchDescription([*_arguments(node, parameters), OpaqueFunction(function=_start, args=[node, parameters])])
 
 
 def _arguments(node: str, parameters: list[Parameter]) -> list[Any]:

@@ -62,7 +62,7 @@ def subscribe(
     receive: Callable[[Any], None],
     qos: 'QoSProfile',
     losses: Losses,
-    count: Callable[[int], None],
+    count: Callable[[int], None] = lambda count: None,
     **callbacks: Any,
 ) -> Any:
     """Return a subscription whose lost messages are counted.

@@ -56,9 +56,7 @@ class Input:
         if self._subscription is not None:
             self._node.destroy_subscription(self._subscription)
         qos = QoSProfile(depth=self._depth, reliability=asked)
-        self._subscription = subscribe(
-            self._node, self._kind, self._topic, self._receive, qos, self.losses, lambda count: None
-        )
+        self._subscription = subscribe(self._node, self._kind, self._topic, self._receive, qos, self.losses)
         self._reliability = asked
 
     def describe(self) -> str:
@@ -96,9 +94,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self._losses = Losses()
         # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
         qos = QoSProfile(depth=queue)
-        subscribe(
-            self, KeypointArray, self._keypoints_topic, self._take_keypoints, qos, self._losses, lambda count: None
-        )
+        subscribe(self, KeypointArray, self._keypoints_topic, self._take_keypoints, qos, self._losses)
         self.create_timer(REPORT_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _hear(self, topic: str, transport: str, add: Callable[[int, Any], list[Moment]], depth: int) -> Input:

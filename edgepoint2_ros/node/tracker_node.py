@@ -7,6 +7,7 @@ import os
 import sys
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait.
@@ -57,7 +58,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._stamps, self._pairs = Stamps(), Pairs()
         self._begin: int | None = None  # stamp that times are counted from: seconds since 1970 leave few digits
         self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
-        self._received = self._published = self._tracks = self._lost = 0
+        self._received = self._published = self._tracks = 0
         self._dropped = dict.fromkeys(REASONS, 0)
         self._last_error, self._silent, self._told = '', 0.0, (0, 0)
         self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
@@ -68,16 +69,11 @@ class TrackerNode(AcceptsUnchanged, Node):
         self.calibrations = [
             Calibration(self, f'{prefix}camera_info', self._rectified, self._calibrate) for prefix in prefixes
         ]
-        receivers = [self._take] if len(prefixes) == 1 else [self._take_left, self._take_right]
+        receivers: tuple[Callable[[Any], None], ...] = (self._take, partial(self._pair, self._pairs.add_right))
         self._losses = [Losses() for _ in prefixes]
         # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
         for prefix, receive, losses in zip(prefixes, receivers, self._losses):
-            subscribe(
-                self, KeypointArray, f'{prefix}keypoints', receive, QoSProfile(depth=10), losses, self._count_lost
-            )
-
-    def _count_lost(self, _: int) -> None:
-        self._lost = sum(losses.count for losses in self._losses)
+            subscribe(self, KeypointArray, f'{prefix}keypoints', receive, QoSProfile(depth=10), losses)
 
     def _calibrate(self) -> None:
         """Start anew with the cameras that are described now, once they all are."""
@@ -109,15 +105,10 @@ class TrackerNode(AcceptsUnchanged, Node):
     def _take(self, message: KeypointArray) -> None:
         self._received += 1
         self._silent = 0.0
-        self._follow(message, None)
-
-    def _take_left(self, message: KeypointArray) -> None:
-        self._received += 1
-        self._silent = 0.0
-        self._pair(self._pairs.add_left, message)
-
-    def _take_right(self, message: KeypointArray) -> None:
-        self._pair(self._pairs.add_right, message)
+        if len(self._cameras) == 1:
+            self._follow(message, None)
+        else:
+            self._pair(self._pairs.add_left, message)
 
     def _pair(self, add: Callable[[int, Any], list[tuple[Any, Any]]], message: KeypointArray) -> None:
         try:
@@ -208,7 +199,7 @@ class TrackerNode(AcceptsUnchanged, Node):
             'images': self._received,
             'published': self._published,
             'tracks': self._tracks,
-            'lost by the middleware': self._lost,
+            'lost by the middleware': sum(losses.count for losses in self._losses),
             **{f'dropped: {name}': count for name, count in self._dropped.items()},
         }
         if len(self._cameras) == 2:

@@ -1,5 +1,7 @@
 """Where the demo's camera takes its frames from: a virtual flight over photographs, a folder of images or a video."""
 
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -43,6 +45,20 @@ def open_source(path: str | None, colour: bool = False) -> Source:
     if Path(path).is_file():
         return Video(Path(path), colour)
     raise ImageError(f'no folder of images or video file {path}')
+
+
+def play(source: Source, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield frames when they are due, with that moment; those that are due already are left out, as by a camera.
+
+    ``start`` is the moment of frame 0, in nanoseconds since the epoch.
+    """
+    k = 0
+    while True:
+        k = max(k + 1, int((time.time_ns() - start) * FRAME_RATE * 1e-9) + 1)
+        image = source.image(k)
+        due = start + k * 1_000_000_000 // FRAME_RATE
+        time.sleep(max(0, due - time.time_ns()) * 1e-9)
+        yield due, image
 
 
 class VirtualFlight:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pycolmap
 
-from edgepoint2_ros.drawing import draw_matches, write_caption
+from edgepoint2_ros.drawing import draw_matches, to_data_url, write_caption
 from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.storage import write_whole
@@ -116,7 +116,7 @@ def _thumbnail(path: Path, points: Mapping[int, np.ndarray], model: pycolmap.Rec
     for xy, colour in zip(points.values(), colours):
         x, y = np.rint(xy * scale - 0.5).astype(int).tolist()
         cv2.circle(image, (x, y), 1, colour.tolist(), -1, cv2.LINE_AA)
-    return _to_url(image)
+    return to_data_url(image, _QUALITY)
 
 
 def _choose_pairs(
@@ -145,7 +145,7 @@ def _pair(folder: Path, a: str, b: str, seen: Mapping[str, Mapping[int, np.ndarr
     second_xy = np.array([seen[b][number] for number in common]) * second_scale - 0.5
     picture = draw_matches(first, second, first_xy, second_xy, np.ones(len(common), bool), lines=100)
     picture = write_caption(picture, f'{a}   {b}   {len(common)} points in common')
-    return f'<img alt="{html.escape(f"{a} and {b}")}" src="{_to_url(picture)}">'
+    return f'<img alt="{html.escape(f"{a} and {b}")}" src="{to_data_url(picture, _QUALITY)}">'
 
 
 def _histogram(lengths: Sequence[int]) -> str:
@@ -169,11 +169,6 @@ def _shrink(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
     """Return an image of that size in BGR, and the factors of x and y."""
     smaller, scale = fit(image, long_side)
     return smaller if smaller.ndim == 3 else cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR), scale.diagonal()[:2]
-
-
-def _to_url(image: np.ndarray) -> str:
-    data = cv2.imencode('.jpg', image, [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])[1].tobytes()
-    return f'data:image/jpeg;base64,{base64.b64encode(data).decode()}'
 
 
 def _pack(array: np.ndarray) -> str:
