@@ -2,7 +2,7 @@
 
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,6 +89,22 @@ def load(path: str | Path) -> Picture:
 def find_below(folder: str | Path) -> list[Path]:
     """Return the files in a folder and below it that are images by their names, in a fixed order."""
     return sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def find_images(paths: Sequence[Path]) -> list[Path]:
+    """Return the images in folders and below them, in a fixed order and each once; a file is taken as it is.
+
+    Raises:
+        ImageError: there is no such folder or file, or no image in any.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.exists():
+            raise ImageError(f'no such folder or image: {path}')
+        found.update(dict.fromkeys([path] if path.is_file() else find_below(path)))
+    if not found:
+        raise ImageError(f'no images found in {", ".join(map(str, paths))}: expected {" ".join(SUFFIXES)}')
+    return list(found)
 
 
 def read_orientation(path: str | Path) -> int:

@@ -112,12 +112,13 @@ def measure_accuracy(folder: Path, weights: str) -> None:
     """Print the mean matching accuracy at 3 px on synthetic homographies for each model, encoding and count."""
     from edgepoint2_ros.evaluation.methods import OpenCVMethod
     from edgepoint2_ros.evaluation.metrics import matching_errors
-    from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic
+    from edgepoint2_ros.evaluation.pairs import make_synthetic
     from edgepoint2_ros.extractor import Extractor
+    from edgepoint2_ros.image_files import find_images
     from edgepoint2_ros.matching import match
     from edgepoint2_ros.messages import ENCODINGS, dequantise, quantise
 
-    pairs = list(make_synthetic(find_photographs([folder]), 640))
+    pairs = list(make_synthetic(find_images([folder]), 640))
 
     def accuracy(matches_of) -> float:
         shares = []

@@ -22,7 +22,7 @@ import pycolmap
 
 from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.evaluation.pairs import find_photographs
+from edgepoint2_ros.image_files import find_images
 
 MAX_FEATURES = 4096
 MIN_COMMON = 15  # points that both images of a pair see
@@ -154,7 +154,7 @@ def main() -> int:
         if (options.output / 'sparse').is_dir():
             model = pycolmap.Reconstruction(options.output / 'sparse')
         else:
-            found = find_photographs([options.photos])
+            found = find_images([options.photos])
             names = in_order([str(path.relative_to(options.photos)) for path in found])[:: options.every]
             one_camera = not options.cameras_differ
             model = reconstruct(options.photos, options.output, names, options.window, options.camera, one_camera)

@@ -21,9 +21,10 @@ from edgepoint2_ros.bench.report import markdown
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import POSE_THRESHOLDS, RIGHT_EPIPOLAR
-from edgepoint2_ros.evaluation.pairs import find_photographs, fit, name_scene, read_image, read_pose_pairs
+from edgepoint2_ros.evaluation.pairs import fit, name_scene, read_image, read_pose_pairs
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.matching import match
 
 THRESHOLDS = (-5.0, -6.0, -7.0, -8.0, -10.0)
@@ -127,7 +128,7 @@ def main() -> int:
                 score_threshold=min(THRESHOLDS),
             )
             for folder in options.sequences:
-                images = successive(find_photographs([folder]))
+                images = successive(find_images([folder]))
                 means = follow(extractor, images).mean(axis=0)
                 cells = [f'{keypoints:.0f} / {inliers:.0f}' for keypoints, inliers in means]
                 tables['keypoints / inliers'].append([f'{model}, {folder.name}', *cells])

@@ -184,7 +184,7 @@ class TestFile:
         (['--plot', 'bench.gif'], '--plot: expected a file .svg or .png, got bench.gif'),
         (['--json', '/proc/bench.json'], '/proc/bench.json cannot be written'),
         (['--report', '/proc/bench.md'], '/proc/bench.md cannot be written'),
-        (['--accuracy', '/nowhere'], 'no images found in /nowhere'),
+        (['--accuracy', '/nowhere'], 'no such folder or image: /nowhere'),
     ],
 )
 def test_an_impossible_option_is_refused_before_anything_runs(args, complaint, monkeypatch, capsys):

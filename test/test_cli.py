@@ -147,7 +147,7 @@ def test_a_photograph_beyond_the_limit_is_shrunk_on_demand(official_model, photo
         capsys.readouterr().err
     )
     assert main([*command, '--resize', '-1']) == 1
-    assert '--resize: expected 0 (as it is) or more, got -1' in capsys.readouterr().err
+    assert '--resize: expected 0 or more, got -1' in capsys.readouterr().err
     assert main([*command, '--resize', '1280', '--mask', str(tmp_path / 'mask.png')]) == 0
     features = np.load(tmp_path / 'out' / 'large.npz')
     assert tuple(features['image_size']) == (5120, 3840)

@@ -18,8 +18,9 @@ from edgepoint2_ros.distillation.pairs import (  # noqa: E402
     make_pair,
     random_homography,
 )
-from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos  # noqa: E402
+from edgepoint2_ros.distillation.photos import Photos, load_photos  # noqa: E402
 from edgepoint2_ros.errors import ImageError  # noqa: E402
+from edgepoint2_ros.image_files import find_images  # noqa: E402
 
 
 def textured(width, height, seed=0):
@@ -38,26 +39,6 @@ def photos(tmp_path_factory):
     for seed, size in enumerate([(900, 700), (640, 480), (500, 800)]):
         cv2.imwrite(str(folder / f'{seed}.png'), textured(*size, seed))
     return load_photos(find_images([folder]), folder / 'cache')
-
-
-class TestFindImages:
-    def test_looks_below_folders_in_a_fixed_order_and_takes_files_as_they_are(self, tmp_path):
-        (tmp_path / 'b').mkdir()
-        for name in ('b/2.JPG', 'a.png', 'notes.txt'):
-            (tmp_path / name).touch()
-        assert find_images([tmp_path, tmp_path / 'a.png']) == [
-            tmp_path / 'a.png',
-            tmp_path / 'b' / '2.JPG',
-            tmp_path / 'a.png',
-        ]
-
-    def test_names_the_folder_that_holds_no_image(self, tmp_path):
-        with pytest.raises(ImageError, match=f'no images found in {tmp_path}'):
-            find_images([tmp_path])
-
-    def test_names_the_folder_that_is_not_there(self, tmp_path):
-        with pytest.raises(ImageError, match='no such folder or image: .*nowhere'):
-            find_images([tmp_path / 'nowhere'])
 
 
 class TestLoadPhotos:

@@ -276,7 +276,8 @@ class TestBadInput:
             run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'T32.pth')))
 
     def test_a_loss_that_is_not_finite_names_the_step_and_the_images(self, place, tmp_path):
-        from edgepoint2_ros.distillation.photos import find_images, load_photos
+        from edgepoint2_ros.distillation.photos import load_photos
+        from edgepoint2_ros.image_files import find_images
 
         student = Student([find_variant('T-32')])
         teacher = load_network(place / 'teacher.pth')

@@ -204,7 +204,7 @@ class TestCommand:
 
     @pytest.mark.parametrize(('option', 'least'), [('--max-keypoints', 1), ('--resize', 0), ('--seeds', 1)])
     def test_options_out_of_range(self, model, tmp_path, option, least):
-        with pytest.raises(EdgePoint2Error, match=f'expected {option} from {least}, got {least - 1}'):
+        with pytest.raises(EdgePoint2Error, match=f'{option}: expected {least} or more, got {least - 1}'):
             run(f'T-32@{model}', '--synthetic', tmp_path, option, str(least - 1))
 
     def test_an_unknown_model(self, tmp_path):

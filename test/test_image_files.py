@@ -12,7 +12,7 @@ import pytest
 from exif import STORED, add_exif, exif
 
 from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.image_files import SUFFIXES, decode, read_orientation
+from edgepoint2_ros.image_files import SUFFIXES, decode, find_images, read_orientation
 from edgepoint2_ros.images import read_image, to_array
 
 ROOT = Path(__file__).parents[1]
@@ -303,6 +303,22 @@ def test_photographs_are_read_as_opencv_reads_them():
         pytest.skip(f'no photographs in {PHOTOS}')
     for photo in photos:
         np.testing.assert_array_equal(read_image(photo), cv2.imread(str(photo)))
+
+
+def test_images_are_found_below_folders_in_a_fixed_order_and_once(tmp_path):
+    (tmp_path / 'b').mkdir()
+    for name in ('b/2.JPG', 'a.png', 'notes.txt'):
+        (tmp_path / name).touch()
+    found = [tmp_path / 'a.png', tmp_path / 'b' / '2.JPG']
+    assert find_images([tmp_path, tmp_path / 'b', tmp_path / 'a.png']) == found
+    assert find_images([tmp_path / 'notes.txt']) == [tmp_path / 'notes.txt']  # a file is taken as it is
+
+
+def test_a_folder_without_images_is_named_and_one_that_is_not_there(tmp_path):
+    with pytest.raises(ImageError, match=f'no images found in {tmp_path}: expected .bmp'):
+        find_images([tmp_path])
+    with pytest.raises(ImageError, match='no such folder or image: .*nowhere'):
+        find_images([tmp_path / 'nowhere'])
 
 
 def test_no_image_file_is_read_in_another_way():

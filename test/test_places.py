@@ -160,4 +160,4 @@ def test_the_command_learns_the_vocabulary_of_a_model_again(copy, tmp_path, phot
     assert main([*command, '--centres', '0']) == 1
     assert '--centres: expected 1 or more, got 0' in capsys.readouterr().err
     assert main(['models', 'vocabulary', 'T-32', '--images', str(tmp_path / 'nowhere')]) == 1
-    assert 'no images found in' in capsys.readouterr().err
+    assert 'no such folder or image: ' in capsys.readouterr().err

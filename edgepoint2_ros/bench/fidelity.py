@@ -19,9 +19,10 @@ from edgepoint2_ros.engines import PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.benchmark import RIGHT
-from edgepoint2_ros.evaluation.pairs import find_photographs, orbit_homography
+from edgepoint2_ros.evaluation.pairs import orbit_homography
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import match
 from edgepoint2_ros.models.variants import NAMES
@@ -123,7 +124,7 @@ def main() -> int:
 
 def _read(folders: Sequence[Path], width: int, height: int) -> list[np.ndarray]:
     images = []
-    for path in find_photographs(folders):
+    for path in find_images(folders):
         try:
             images.append(scale(read_image(path), width, height))
         except ImageError as error:

@@ -260,14 +260,15 @@ def _score(contender: Contender, keypoints: int, folder: str) -> dict[str, Any]:
     """Return accuracy on the evaluation's synthetic pairs from a folder of photographs, in percent."""
     from edgepoint2_ros.evaluation.benchmark import run_benchmark, summarise
     from edgepoint2_ros.evaluation.methods import Method, OpenCVMethod
-    from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic
+    from edgepoint2_ros.evaluation.pairs import make_synthetic
+    from edgepoint2_ros.image_files import find_images
 
     method: Method
     if contender.kind in ('orb', 'sift'):
         method = OpenCVMethod(contender.kind.upper(), keypoints)
     else:
         method = _Timed(contender.kind, open_model(contender, keypoints))
-    pairs = make_synthetic(find_photographs([Path(folder)]), LONG_SIDE)
+    pairs = make_synthetic(find_images([Path(folder)]), LONG_SIDE)
     results, _ = run_benchmark('synthetic', pairs, [method], picture_every=0, seeds=0)
     if not results:
         raise EdgePoint2Error(f'none of the photographs in {folder} can be used')

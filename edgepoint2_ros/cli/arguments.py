@@ -2,7 +2,10 @@
 
 import argparse
 
+import numpy as np
+
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS
 
 
@@ -16,3 +19,15 @@ def add_extractor_arguments(parser: argparse.ArgumentParser, max_keypoints: int 
     add('--threads', type=int, default=DEFAULTS.threads, help='0 takes every core (default: %(default)s)')
     add('--max-keypoints', type=int, default=max_keypoints, help='of each image (default: %(default)s)')
     add('--score-threshold', type=float, default=DEFAULTS.score_threshold, help='raw logit (default: %(default)s)')
+
+
+def check_minimum(options: argparse.Namespace, **minimum: float) -> None:
+    """Refuse options, by name, that are below their minimum.
+
+    Raises:
+        EdgePoint2Error: one is, or one of its values.
+    """
+    for name, least in minimum.items():
+        for value in np.atleast_1d(getattr(options, name)):
+            if value < least:
+                raise EdgePoint2Error(f'--{name.replace("_", "-")}: expected {least} or more, got {value}')

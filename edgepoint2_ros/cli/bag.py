@@ -14,7 +14,7 @@ from edgepoint2_ros.bridges.bag_contents import describe, read_frames
 from edgepoint2_ros.bridges.bag_images import find_image_topic, name_frames, remarks, write_images
 from edgepoint2_ros.bridges.bag_output import STORAGES, Progress
 from edgepoint2_ros.bridges.bags import PART, Job, extract
-from edgepoint2_ros.cli.arguments import add_extractor_arguments
+from edgepoint2_ros.cli.arguments import add_extractor_arguments, check_minimum
 from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import ExtractorSettings
 from edgepoint2_ros.files import own_names, refuse_existing
@@ -77,8 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    if options.part < 1 or options.jobs < 1:
-        raise EdgePoint2Error(f'--part and --jobs: expected at least 1, got {options.part} and {options.jobs}')
+    check_minimum(options, part=1, jobs=1)
     jobs = [_job(options, source, output) for source, output in _outputs(options.bags, options.output).items()]
     if len(jobs) == 1 and not options.dask:
         _report(jobs[0], extract_with_progress(jobs[0]))
@@ -176,8 +175,7 @@ def _export(options: argparse.Namespace) -> int:
 
     if options.output.suffix not in ('.db', '.h5'):
         raise EdgePoint2Error(f'{options.output}: expected a name that ends in .db (COLMAP) or .h5 (hloc)')
-    if options.every < 1 or options.window < 1:
-        raise EdgePoint2Error(f'--every and --window: expected at least 1, got {options.every} and {options.window}')
+    check_minimum(options, every=1, window=1)
     if len(options.topic) > 1:
         raise EdgePoint2Error(f'--topic: expected one at a time, got {" and ".join(options.topic)}')
     refuse_existing([options.output])

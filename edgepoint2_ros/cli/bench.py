@@ -34,12 +34,14 @@ from edgepoint2_ros import __version__
 from edgepoint2_ros.bench.plot import SUFFIXES, write_plot
 from edgepoint2_ros.bench.report import FORMAT, format_report, read_report
 from edgepoint2_ros.bench.worker import OFFICIAL_CODE, PERIODS, READY, Contender, parse_size
+from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.extractor import check_size
 from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.models.variants import NAMES, find_variant
 from edgepoint2_ros.progress import show_progress
 
@@ -108,10 +110,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse at once what would be in vain after minutes of measuring."""
-    for name, least in (('keypoints', 1), ('frames', 1), ('rounds', 1), ('threads', 0), ('cameras', 1), ('busy', 0)):
-        for value in np.atleast_1d(getattr(options, name)):
-            if value < least:
-                raise EdgePoint2Error(f'--{name}: expected {least} or more, got {value}')
+    check_minimum(options, keypoints=1, frames=1, rounds=1, threads=0, cameras=1, busy=0)
     for name, known in (('backends', ('auto', *BACKENDS)), ('precisions', PRECISIONS[1:])):
         for value in getattr(options, name) or []:
             if value not in known:
@@ -144,9 +143,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         EdgePoint2Error: no such variant, or no photographs.
     """
     if options.accuracy:
-        from edgepoint2_ros.evaluation.pairs import find_photographs
-
-        find_photographs([options.accuracy])  # raises where there are none
+        find_images([options.accuracy])  # raises where there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
     results: list[dict[str, Any]] = [
         {'contender': asdict(each), 'runs': [], 'error': ''} for each in list_contenders(options, models)

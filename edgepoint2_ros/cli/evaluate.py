@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 
+from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.drawing import import_matplotlib
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.evaluation import metrics, report
@@ -18,7 +19,6 @@ from edgepoint2_ros.evaluation.methods import EdgePoint2Method, Method, OpenCVMe
 from edgepoint2_ros.evaluation.pairs import (
     HomographyPair,
     PosePair,
-    find_photographs,
     make_synthetic,
     name_scene,
     read_hpatches,
@@ -27,6 +27,7 @@ from edgepoint2_ros.evaluation.pairs import (
 from edgepoint2_ros.evaluation.rooms import make_rooms
 from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.progress import show_progress
 
 # Options that results must share to be compared.
@@ -105,10 +106,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         raise EdgePoint2Error(
             'nothing to evaluate on: give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'
         )
-    for name, least in (('max_keypoints', 1), ('resize', 0), ('seeds', 1)):
-        if getattr(options, name) < least:
-            option = '--' + name.replace('_', '-')
-            raise EdgePoint2Error(f'expected {option} from {least}, got {getattr(options, name)}')
+    check_minimum(options, max_keypoints=1, resize=0, seeds=1)
     outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
     refuse_existing(outputs)
     # These raise now where they are missing, and not after the extraction.
@@ -182,10 +180,10 @@ def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Resu
 def _run_benchmarks(options: argparse.Namespace, methods: list[Method]) -> tuple[list[Result], list[Picture]]:
     benchmarks: list[tuple[str, Iterator[HomographyPair] | Iterator[PosePair]]] = []
     if options.synthetic:
-        photographs = find_photographs(options.synthetic)
+        photographs = find_images(options.synthetic)
         benchmarks.append(('synthetic', make_synthetic(photographs, options.resize, options.seed)))
     if options.rooms:
-        benchmarks.append(('rooms', make_rooms(find_photographs(options.rooms), ROOMS, options.seed)))
+        benchmarks.append(('rooms', make_rooms(find_images(options.rooms), ROOMS, options.seed)))
     if options.hpatches:
         benchmarks.append(('HPatches layout', read_hpatches(options.hpatches, options.resize)))
     if options.pairs:

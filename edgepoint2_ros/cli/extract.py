@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from edgepoint2_ros.bridges.colmap import as_stored
-from edgepoint2_ros.cli.arguments import add_extractor_arguments
+from edgepoint2_ros.cli.arguments import add_extractor_arguments, check_minimum
 from edgepoint2_ros.drawing import draw_keypoints
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings, extract_shrunk
@@ -41,8 +41,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         EdgePoint2Error: an option out of range, no such model or backend, or an output that exists already.
     """
-    if options.resize < 0:
-        raise EdgePoint2Error(f'--resize: expected 0 (as it is) or more, got {options.resize}')
+    check_minimum(options, resize=0)
     names = own_names(options.images)
     outputs, overlays = (
         {path: folder / (name + suffix) for path, name in names.items()} if folder else {}

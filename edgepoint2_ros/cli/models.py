@@ -8,12 +8,13 @@ from typing import TypeVar
 
 import numpy as np
 
+from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation.calibration import find_min_cosine, judge
 from edgepoint2_ros.evaluation.methods import EdgePoint2Method
-from edgepoint2_ros.evaluation.pairs import find_photographs, make_synthetic, read_pose_pairs
+from edgepoint2_ros.evaluation.pairs import make_synthetic, read_pose_pairs
 from edgepoint2_ros.extractor import Extractor, extract_shrunk
-from edgepoint2_ros.image_files import find_below
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.models import MAX_KEYPOINTS, find_model, is_shipped, list_models, write_min_cosine
 from edgepoint2_ros.models.official import download_weights, import_weights
@@ -137,7 +138,7 @@ def _calibrate(options: argparse.Namespace) -> int:
     methods = [EdgePoint2Method(spec, options.max_keypoints, options.precision) for spec in specs]
     kinds = {}
     if options.synthetic:
-        photographs = _spread(find_photographs(options.synthetic), options.photographs)
+        photographs = _spread(find_images(options.synthetic), options.photographs)
         kinds['synthetic'] = judge(show_progress(make_synthetic(photographs, LONG_SIDE), 'synthetic pair'), methods)
     if options.pairs:
         root = options.images
@@ -170,12 +171,8 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _vocabulary(options: argparse.Namespace) -> int:
-    for name in ('most', 'centres'):
-        if getattr(options, name) < 1:
-            raise EdgePoint2Error(f'--{name}: expected 1 or more, got {getattr(options, name)}')
-    found = list(dict.fromkeys(path for folder in options.images for path in find_below(folder)))
-    if not found:
-        raise ImageError(f'no images found in {", ".join(map(str, options.images))}')
+    check_minimum(options, most=1, centres=1)
+    found = find_images(options.images)
     drawn = np.sort(np.random.default_rng(options.seed).permutation(len(found))[: options.most])
     for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:
         # By the runtime that every installation has, so that the same command gives the same vocabulary.

@@ -15,11 +15,13 @@ os.environ.setdefault('GOMP_SPINCOUNT', '2000')
 import cv2
 import torch
 
-from edgepoint2_ros.distillation.photos import Photos, find_images, load_photos
+from edgepoint2_ros.cli.arguments import check_minimum
+from edgepoint2_ros.distillation.photos import Photos, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
 from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.models import card_path, find_model, is_shipped
 from edgepoint2_ros.models.official import find_weights
 from edgepoint2_ros.models.variants import find_variant
@@ -147,10 +149,7 @@ def _load(weights: str, trainable: bool = False) -> EdgePoint2:
 
 
 def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
-    for name, least in (('steps', 1), ('pairs', 1), ('checkpoint_every', 1), ('threads', 0), ('workers', 0)):
-        value = getattr(options, name)
-        if value < least:
-            raise TrainingError(f'--{name.replace("_", "-")}: expected {least} or more, got {value}')
+    check_minimum(options, steps=1, pairs=1, checkpoint_every=1, threads=0, workers=0)
     if not 0 < rate < 1:
         raise TrainingError(f'--learning-rate: expected more than 0 and less than 1, got {rate}')
     return Schedule(options.steps, options.pairs, rate, min(300, options.steps // 10), options.seed, options.recipe)

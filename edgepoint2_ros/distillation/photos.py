@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.image_files import SUFFIXES, find_below
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.storage import replacing, sha256, write_whole
 
@@ -39,27 +38,6 @@ class Photos:
 
     def __getitem__(self, index: int) -> list[np.ndarray]:
         return self._pyramids[index]
-
-
-def find_images(folders: Iterable[str | Path]) -> list[Path]:
-    """Return the image files in the folders and below them, in a fixed order; a path to a file is taken as it is.
-
-    Raises:
-        ImageError: a path does not exist, or no image file was found.
-    """
-    found: list[Path] = []
-    given = [Path(folder) for folder in folders]
-    for folder in given:
-        if folder.is_file():
-            found.append(folder)
-        elif folder.is_dir():
-            found += find_below(folder)
-        else:
-            raise ImageError(f'no such folder or image: {folder}')
-    if not found:
-        looked = ', '.join(str(folder) for folder in given) or 'nothing'
-        raise ImageError(f'no images found in {looked}: expected files ending in {" ".join(SUFFIXES)}')
-    return found
 
 
 def load_photos(

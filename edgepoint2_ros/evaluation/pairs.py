@@ -11,7 +11,7 @@ import numpy as np
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.files import own_names
-from edgepoint2_ros.image_files import SUFFIXES, find_below
+from edgepoint2_ros.image_files import SUFFIXES
 from edgepoint2_ros.images import read_image
 
 log = logging.getLogger(__name__)
@@ -93,19 +93,6 @@ def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
             group = 'light' if sequence.name.startswith('i_') else 'viewpoint'
             homography = scale_b @ homography @ np.linalg.inv(scale_a)
             yield HomographyPair(name, group, image_a, image_b, homography, (sequence.name,))
-
-
-def find_photographs(folders: Sequence[Path]) -> list[Path]:
-    """Return the image files of the folders and below, in a fixed order.
-
-    Raises:
-        ImageError: there are none.
-    """
-    # A folder may be named twice, or with one inside it.
-    found = list(dict.fromkeys(path for folder in folders for path in find_below(folder)))
-    if not found:
-        raise ImageError(f'no images found in {", ".join(str(folder) for folder in folders)}')
-    return found
 
 
 def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iterator[HomographyPair]:
