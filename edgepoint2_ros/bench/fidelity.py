@@ -104,12 +104,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('photos', nargs='+', type=Path, help='folders of photographs')
     parser.add_argument('--models', nargs='+', default=NAMES, metavar='MODEL', help='variants (default: all)')
-    parser.add_argument('--weights', default='auto', help='as for the extractor (default: %(default)s)')
-    parser.add_argument('--precision', default='int8', choices=PRECISIONS[2:], help='default: %(default)s')
+    parser.add_argument('--weights', default='auto', help='auto, shipped, official, or a path (default: %(default)s)')
+    parser.add_argument(
+        '--precision',
+        default='int8',
+        choices=PRECISIONS[2:],
+        help='precision to compare with fp32 (default: %(default)s)',
+    )
     parser.add_argument('--sizes', nargs='+', default=['640x480', '1920x1080'], metavar='WIDTHxHEIGHT')
-    parser.add_argument('--max-keypoints', type=int, default=2048, help='of an image (default: %(default)s)')
-    parser.add_argument('--best', type=int, default=1000, help='of the keypoints that are looked for (%(default)s)')
-    parser.add_argument('--threads', type=int, default=0, help='0 takes every core (default)')
+    parser.add_argument(
+        '--max-keypoints', type=int, default=2048, help='maximum number per image (default: %(default)s)'
+    )
+    parser.add_argument('--best', type=int, default=1000, help='number of best keypoints to compare (%(default)s)')
+    parser.add_argument('--threads', type=int, default=0, help='0 uses every core (default)')
     options = parser.parse_args()
     try:
         for size in options.sizes:

@@ -14,17 +14,17 @@ from edgepoint2_ros.errors import EdgePoint2Error
 
 # The module of each command offers add_arguments(parser) and run(options) -> exit code.
 _COMMANDS = {
-    'extract': ('edgepoint2_ros.cli.extract', 'extract the features of image files'),
-    'models': ('edgepoint2_ros.cli.models', 'list, import or download models'),
-    'bag': ('edgepoint2_ros.cli.bag', 'bags of images to bags of keypoints, and those to COLMAP and hloc'),
-    'map': ('edgepoint2_ros.cli.map', 'photographs, a video or a bag to cameras and points in space'),
+    'extract': ('edgepoint2_ros.cli.extract', 'extract features from image files'),
+    'models': ('edgepoint2_ros.cli.models', 'list, import, download and calibrate models'),
+    'bag': ('edgepoint2_ros.cli.bag', 'extract keypoints from bags, and export them to COLMAP and hloc'),
+    'map': ('edgepoint2_ros.cli.map', 'reconstruct cameras and points from photographs, a video or a bag'),
     'build-engine': ('edgepoint2_ros.cli.build_engine', 'build TensorRT plans ahead of time'),
-    'doctor': ('edgepoint2_ros.cli.doctor', 'what is installed, what is missing, and whether it works'),
-    'evaluate': ('edgepoint2_ros.cli.evaluate', 'accuracy of models compared with ORB and SIFT, with a report'),
+    'doctor': ('edgepoint2_ros.cli.doctor', 'show what is installed, what is missing, and whether it works'),
+    'evaluate': ('edgepoint2_ros.cli.evaluate', 'compare the accuracy of models with ORB and SIFT, with a report'),
     'match': ('edgepoint2_ros.cli.match', 'match two images and draw the matches'),
-    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'environment and parameters for RTAB-Map to use EdgePoint2'),
+    'rtabmap': ('edgepoint2_ros.cli.rtabmap', 'print the environment and parameters for EdgePoint2 in RTAB-Map'),
     'train': ('edgepoint2_ros.cli.train', 'train a variant on your own images'),
-    'demo': ('edgepoint2_ros.cli.demo', 'camera, extractor and consumer as three processes over DDS'),
+    'demo': ('edgepoint2_ros.cli.demo', 'run camera, extractor and consumer as three processes over DDS'),
     'bench': ('edgepoint2_ros.cli.bench', 'time the models against ORB, SIFT and the dense reference'),
 }
 

@@ -1,4 +1,4 @@
-"""Bags of images to bags of keypoints, what a bag holds, and keypoints for COLMAP and hloc. Needs no ROS."""
+"""Extract bags of keypoints from bags of images, inspect bags, and export keypoints to COLMAP and hloc; without ROS."""
 
 import argparse
 import multiprocessing
@@ -26,44 +26,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``edgepoint2 bag``."""
     actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
 
-    extracting = actions.add_parser('extract', help='a bag of keypoints for each bag of images; resumes if interrupted')
-    extracting.add_argument('bags', nargs='+', type=Path, metavar='BAG', help='rosbag2 folder, .mcap, .db3 or .bag')
-    extracting.add_argument('output', type=Path, metavar='OUT', help='new bag; for several bags the folder of new bags')
-    extracting.add_argument(
-        '--topic', action='append', default=[], help='of the images (default: the only one); may be repeated'
+    extracting = actions.add_parser(
+        'extract', help='extract bags of keypoints from bags of images; resumes after an interruption'
     )
-    extracting.add_argument(
+    add = extracting.add_argument
+    add('bags', nargs='+', type=Path, metavar='BAG', help='rosbag2 folder, .mcap, .db3 or .bag')
+    add('output', type=Path, metavar='OUT', help='output bag; for several bags, the folder of the output bags')
+    add('--topic', action='append', default=[], help='image topic (default: the only one); may be repeated')
+    add(
         '--keypoints-topic',
         action='append',
         default=[],
         metavar='TOPIC',
-        help='one for each --topic (default: keypoints beside it)',
+        help='output topic for each --topic (default: its sibling keypoints)',
     )
-    extracting.add_argument('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy; '*': all")
+    add('--keep', action='append', default=[], metavar='TOPIC', help="topic to copy to the output; '*' for all")
     add_extractor_arguments(extracting)
-    extracting.add_argument('--encoding', choices=ENCODINGS, default='float32', help='(default: %(default)s)')
-    extracting.add_argument('--storage', choices=STORAGES, default='mcap', help='(default: %(default)s)')
-    extracting.add_argument('--part', type=int, default=PART, help='images in a file of the new bag (%(default)s)')
-    extracting.add_argument('--jobs', type=int, default=1, help='bags at a time, each in a process (%(default)s)')
-    extracting.add_argument('--dask', metavar='ADDRESS', help='run on the workers of this Dask scheduler instead')
+    add('--encoding', choices=ENCODINGS, default='float32', help='descriptor encoding (default: %(default)s)')
+    add('--storage', choices=STORAGES, default='mcap', help='storage plugin (default: %(default)s)')
+    add('--part', type=int, default=PART, help='images per file of the output bag (%(default)s)')
+    add('--jobs', type=int, default=1, help='bags to process in parallel (%(default)s)')
+    add('--dask', metavar='ADDRESS', help='run on the workers of this Dask scheduler instead')
     extracting.set_defaults(run_action=_extract)
 
-    info = actions.add_parser('info', help='what bags hold, and which model made their keypoints')
+    info = actions.add_parser('info', help='show the topics of bags and the model of their keypoints')
     info.add_argument('bags', nargs='+', type=Path, metavar='BAG')
     info.set_defaults(run_action=_info)
 
     export = actions.add_parser(
-        'export', help='keypoints as a COLMAP database (.db) or in the HDF5 layout of hloc (.h5)'
+        'export', help='export keypoints as a COLMAP database (.db) or in the HDF5 layout of hloc (.h5)'
     )
-    export.add_argument('bag', type=Path, metavar='BAG')
-    export.add_argument('output', type=Path, metavar='OUT', help='file.db or file.h5')
-    export.add_argument('--topic', action='append', default=[], help='of the keypoints (default: the only one)')
-    export.add_argument('--every', type=int, default=1, metavar='N', help='take each N-th image (%(default)s)')
-    export.add_argument('--window', type=int, default=10, metavar='N', help='match with the next N (%(default)s; .db)')
-    export.add_argument('--focal', type=float, help='focal length in pixels (default: 1.2 x the longer side; .db)')
-    export.add_argument('--images', type=Path, metavar='DIR', help='folder to write the images to, as they are named')
-    export.add_argument('--source', type=Path, metavar='BAG', help='that holds the images (default: the bag itself)')
-    export.add_argument('--image-topic', default='', metavar='TOPIC', help='(default: what was extracted)')
+    add = export.add_argument
+    add('bag', type=Path, metavar='BAG')
+    add('output', type=Path, metavar='OUT', help='output file, .db or .h5')
+    add('--topic', action='append', default=[], help='keypoint topic (default: the only one)')
+    add('--every', type=int, default=1, metavar='N', help='take every Nth image (%(default)s)')
+    add('--window', type=int, default=10, metavar='N', help='match each image with the next N (%(default)s; .db)')
+    add('--focal', type=float, help='focal length in pixels (default: 1.2 x the long side; .db)')
+    add('--images', type=Path, metavar='DIR', help='also write the images to this folder')
+    add('--source', type=Path, metavar='BAG', help='bag that holds the images (default: the bag itself)')
+    add('--image-topic', default='', metavar='TOPIC', help='image topic (default: the one that was extracted)')
     export.set_defaults(run_action=_export)
 
 

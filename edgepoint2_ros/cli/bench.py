@@ -1,14 +1,14 @@
-"""Time the models on every runtime beside ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
+"""Time the models on every runtime against ORB, SIFT and the dense reference in PyTorch, and measure their accuracy.
 
-The dense reference is the network's definition with the weights that the runtimes have. Where the environment variable
-EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code runs too, with its own weights, and in fp16 on
-an NVIDIA GPU where there is one.
+The dense reference is the network's definition with the weights of the runtimes. If the environment variable
+EDGEPOINT2_OFFICIAL_CODE names a clone of HITCSC/EdgePoint2, its own code is timed, too, with its own weights, and in
+fp16 on an NVIDIA GPU.
 
-Each contender runs in a process of its own, one after the other over the same real photographs, and every round does
-so again: a drift of the machine hits all alike. At a camera's pace caches and threads go cold between frames, as they
-do on a robot; back to back they stay warm; at the pace "cold" nothing of the last frame is left in the caches.
+Each contender runs in its own process on the same photographs, interleaved over several rounds, so that a drift of the
+machine affects all alike. At a camera's pace, caches and threads go cold between frames, as on a robot; back to back
+they stay warm; at the pace "cold" the caches are evicted before every frame.
 
-From a machine that we do not have, please send what --report writes.
+Please send what --report writes from a machine that the documentation does not list.
 """
 
 import argparse
@@ -52,41 +52,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 bench`."""
     add = parser.add_argument
     add('--models', nargs='+', default=['T-32', 'E-64'], metavar='MODEL', help='variants, or all (default: T-32 E-64)')
-    add(
-        '--backends', nargs='+', metavar='NAME', help=f'auto, {", ".join(BACKENDS)} (default: all; tensorrt with a GPU)'
-    )
-    add(
-        '--precisions',
-        nargs='+',
-        metavar='NAME',
-        help=f'of {", ".join(PRECISIONS[1:])} (default: what suits the backend)',
-    )
-    add('--threads', nargs='+', type=int, default=[1, 0], metavar='N', help='0 takes every core (default: 1 0)')
-    add('--sizes', nargs='+', default=['640x480'], metavar='WIDTHxHEIGHT', help='of the images (default: 640x480)')
+    add('--backends', nargs='+', metavar='NAME', help=f'auto, {", ".join(BACKENDS)} (default: all that run here)')
+    add('--precisions', nargs='+', metavar='NAME', help=f'of {", ".join(PRECISIONS[1:])} (default: all of the backend)')
+    add('--threads', nargs='+', type=int, default=[1, 0], metavar='N', help='0 uses every core (default: 1 0)')
+    add('--sizes', nargs='+', default=['640x480'], metavar='WIDTHxHEIGHT', help='image sizes (default: 640x480)')
     add(
         '--paces',
         nargs='+',
         choices=PERIODS,
         default=['camera', 'back-to-back', 'cold'],
-        help='30 frames a second, one by one, 4 a second with cold caches; or 15 or 10 a second (default: the first 3)',
+        help='30 Hz, back to back, 4 Hz with cold caches, 15 or 10 Hz (default: the first 3)',
     )
-    add('--busy', type=int, default=0, metavar='N', help='processes that compute beside all that is timed (default: 0)')
-    add('--keypoints', type=int, default=2048, help='most keypoints a frame (default: %(default)s)')
-    add('--frames', type=int, default=30, help='frames a round and pace, cold a third (default: %(default)s)')
-    add('--rounds', type=int, default=2, help='rounds over all contenders (default: %(default)s)')
-    add('--accuracy', type=Path, metavar='DIR', help='photographs to measure accuracy on, too')
+    add('--busy', type=int, default=0, metavar='N', help='run N busy processes beside all that is timed (default: 0)')
+    add('--keypoints', type=int, default=2048, help='maximum number of keypoints per frame (default: %(default)s)')
+    add('--frames', type=int, default=30, help='frames per round and pace, a third if cold (default: %(default)s)')
+    add('--rounds', type=int, default=2, help='number of interleaved rounds (default: %(default)s)')
+    add('--accuracy', type=Path, metavar='DIR', help='also measure accuracy on these photographs')
     add(
         '--cameras',
         nargs='+',
         type=int,
         default=[],
         metavar='N',
-        help='let N cameras at 30 Hz share the first model, on the first of --backends (default: as auto runs it)',
+        help='also time N cameras at 30 Hz sharing the first model, on the first of --backends (default: auto)',
     )
-    add('--plot', action='append', type=Path, default=[], metavar='FILE', help='.svg or .png; may be repeated')
-    add('--report', type=Path, metavar='FILE', help='write what is printed: Markdown, to send')
-    add('--json', type=Path, metavar='FILE', help='write all that was measured')
-    add('--from', type=Path, dest='source', metavar='FILE', help='show what --json wrote and measure nothing')
+    add(
+        '--plot',
+        action='append',
+        type=Path,
+        default=[],
+        metavar='FILE',
+        help='write a plot, .svg or .png; may be repeated',
+    )
+    add('--report', type=Path, metavar='FILE', help='write the report as Markdown, for sending')
+    add('--json', type=Path, metavar='FILE', help='write all measurements as JSON')
+    add('--from', type=Path, dest='source', metavar='FILE', help='report what --json wrote instead of measuring')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Build TensorRT's plans ahead of time, so that the node need not wait for them: once per model, image size and GPU."""
+"""Build TensorRT plans ahead of time, once per model, image size and GPU, so that the node starts without delay."""
 
 import argparse
 import re
@@ -11,12 +11,11 @@ from edgepoint2_ros.models import find_model
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 build-engine`."""
-    parser.add_argument('models', nargs='+', metavar='MODEL', help='of the 14 variants, for example T-32')
-    parser.add_argument('--weights', default='auto', help='auto, shipped, official or a path (default: %(default)s)')
-    parser.add_argument(
-        '--size', action='append', metavar='WIDTHxHEIGHT', help='of the images; may be repeated (default: 640x480)'
-    )
-    parser.add_argument('--gray', action='store_true', help='the camera publishes gray images (mono8), not colour')
+    add = parser.add_argument
+    add('models', nargs='+', metavar='MODEL', help='variants, for example T-32')
+    add('--weights', default='auto', help='auto, shipped, official, or a path (default: %(default)s)')
+    add('--size', action='append', metavar='WIDTHxHEIGHT', help='image size; may be repeated (default: 640x480)')
+    add('--gray', action='store_true', help='for a camera that publishes gray images (mono8)')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,7 +1,4 @@
-"""The command `edgepoint2 demo`: starts the three processes, ends them, and says what went wrong if something did.
-
-With `--no-ros` all of it is done in this process.
-"""
+"""Run camera, extractor and consumer as three processes over DDS, or with `--no-ros` in a single one without ROS."""
 
 import argparse
 import os
@@ -26,12 +23,13 @@ PICTURE = 'demo_matches.png'
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
+    add = parser.add_argument
     add_extractor_arguments(parser, max_keypoints=1000)
-    parser.add_argument('--encoding', default='int8', help='of the descriptors (default: %(default)s)')
-    parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
-    parser.add_argument('--no-ros', action='store_true', help='everything in one process, without ROS')
-    parser.add_argument('--seconds', type=float, default=10.0, help='(default: %(default)s)')
-    parser.add_argument('--picture', type=Path, help=f'picture to write (default: {PICTURE}, in place of the last one)')
+    add('--encoding', default='int8', help='descriptor encoding (default: %(default)s)')
+    add('--source', help='folder of images or video file (default: a virtual flight over photographs)')
+    add('--no-ros', action='store_true', help='run in a single process, without ROS')
+    add('--seconds', type=float, default=10.0, help='duration (default: %(default)s)')
+    add('--picture', type=Path, help=f'picture of matches to write (default: {PICTURE}, overwritten)')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
-"""Say what was found on this machine, what is missing and how to get it, and whether features can be extracted.
+"""Check the installation: what is there, what is missing and how to get it, and whether features can be extracted.
 
-Every backend that is there extracts the features of a drawn scene, which the model's card knows; the last row is what
-`auto` takes on this machine. The exit code is 0 where there is a model, a backend works and none gives wrong features,
-else 1.
+Every available backend extracts the features of a drawn scene, which are compared with those on the model's card; the
+last row shows the choice of `auto`. The exit code is 0 if there is a model, a backend works and none gives wrong
+features, else 1.
 """
 
 import argparse

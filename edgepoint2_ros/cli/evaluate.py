@@ -1,4 +1,4 @@
-"""Compare models with each other and with ORB and SIFT: a table, a CSV file and a page with plots and matches."""
+"""Compare the accuracy of models with each other, ORB and SIFT: a table, a CSV file and a page with plots."""
 
 import argparse
 import shlex
@@ -38,57 +38,52 @@ ROOMS = 50
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``edgepoint2 evaluate``."""
-    parser.add_argument(
-        'models',
+    add = parser.add_argument
+    add('models', nargs='+', metavar='MODEL', help='variant, optionally with @ and its weights: T-32@official')
+    add('--synthetic', nargs='+', type=Path, metavar='DIR', help='photographs to generate homography pairs from')
+    add(
+        '--rooms',
         nargs='+',
-        metavar='MODEL',
-        help='a variant, with @ and its weights where not the default: T-32@official',
+        type=Path,
+        metavar='DIR',
+        help='photographs to generate pose pairs from, in rendered rooms',
     )
-    parser.add_argument('--synthetic', nargs='+', type=Path, metavar='DIR', help='photographs to make pairs from')
-    parser.add_argument(
-        '--rooms', nargs='+', type=Path, metavar='DIR', help='photographs to hang in rendered rooms, for relative poses'
-    )
-    parser.add_argument('--hpatches', type=Path, metavar='DIR', help="homography sequences in HPatches' layout")
-    parser.add_argument(
+    add('--hpatches', type=Path, metavar='DIR', help='homography sequences in the layout of HPatches')
+    add(
         '--pairs',
         nargs='+',
         type=Path,
         metavar='FILE',
-        help='relative pose pairs, a file a scene: a b 0 0 K_a K_b T a line',
+        help='relative pose pairs, one file per scene, one pair per line: a b 0 0 K_a K_b T',
     )
-    parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
-    parser.add_argument(
-        '--seeds',
-        type=int,
-        default=3,
-        help='estimations of each pose and homography, from other random samples (default: %(default)s)',
-    )
-    parser.add_argument('--models-only', action='store_true', help='leave out ORB and SIFT')
-    parser.add_argument(
+    add('--images', type=Path, metavar='DIR', help='image folder of --pairs (default: that of the file)')
+    add('--seeds', type=int, default=3, help='RANSAC seeds per pose and homography (default: %(default)s)')
+    add('--models-only', action='store_true', help='omit ORB and SIFT')
+    add(
         '--with',
         nargs='+',
         default=[],
         type=Path,
         dest='earlier',
         metavar='FILE',
-        help='results.csv of earlier runs on the same pairs with the same options, to compare with',
+        help='results.csv of earlier runs on the same pairs with the same options, to include',
     )
-    parser.add_argument('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='default: %(default)s')
-    parser.add_argument('--max-keypoints', type=int, default=1024, help='of every method (default: %(default)s)')
-    parser.add_argument(
+    add('--output', type=Path, default=Path('evaluation'), metavar='DIR', help='output folder (default: %(default)s)')
+    add('--max-keypoints', type=int, default=1024, help='per image, for every method (default: %(default)s)')
+    add(
         '--score-threshold',
         type=float,
         default=DEFAULTS.score_threshold,
-        help='of the models, a raw logit (default: %(default)s)',
+        help='minimum score of the models, a raw logit (default: %(default)s)',
     )
-    parser.add_argument(
+    add(
         '--resize',
         type=int,
         default=640,
         metavar='PIXELS',
-        help='long side of the images, 0: as they are (%(default)s)',
+        help='long side of the images, 0 for full size (%(default)s)',
     )
-    parser.add_argument('--seed', type=int, default=0, help='of the synthetic pairs and rooms (default: %(default)s)')
+    add('--seed', type=int, default=0, help='random seed of --synthetic and --rooms (default: %(default)s)')
 
 
 def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:

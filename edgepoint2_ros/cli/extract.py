@@ -1,4 +1,4 @@
-"""Extract the features of image files."""
+"""Extract features from image files."""
 
 import argparse
 import sys
@@ -19,20 +19,19 @@ from edgepoint2_ros.masks import combine, read_mask_file
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 extract``."""
-    parser.add_argument('images', nargs='+', type=Path, metavar='IMAGE')
+    add = parser.add_argument
+    add('images', nargs='+', type=Path, metavar='IMAGE')
     add_extractor_arguments(parser)
-    parser.add_argument(
-        '--resize', type=int, default=0, metavar='PIXELS', help='shrink to this long side, for very large photographs'
-    )
-    parser.add_argument('--mask', help='image, not black where keypoints are allowed, scaled to each image')
-    parser.add_argument(
+    add('--resize', type=int, default=0, metavar='PIXELS', help='long side for extraction from very large photographs')
+    add('--mask', help='mask image, black where keypoints are not allowed; scaled to each image')
+    add(
         '--as-stored',
         action='store_true',
-        help='keypoints in the pixels of the file as COLMAP and hloc read it, without regard to its EXIF orientation; '
+        help='keypoints in the pixel coordinates of the file, ignoring EXIF orientation, as COLMAP and hloc expect; '
         'by default in those of the upright image',
     )
-    parser.add_argument('--output', type=Path, help='folder for IMAGE.npz with xy, scores, descriptors, ...')
-    parser.add_argument('--overlay', type=Path, help='folder for IMAGE.png with the keypoints drawn')
+    add('--output', type=Path, help='output folder for IMAGE.npz with xy, scores, descriptors, ...')
+    add('--overlay', type=Path, help='output folder for IMAGE.png with the keypoints drawn')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Make a map: photographs, a video or a bag to cameras and points, as COLMAP and gaussian-splatting read them."""
+"""Reconstruct cameras and points from photographs, a video or a bag, for COLMAP and gaussian-splatting tools."""
 
 import argparse
 import sys
@@ -18,37 +18,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 map``."""
     add = parser.add_argument
     add('source', type=Path, metavar='IMAGES_OR_BAG', help='folder of photographs, video, or bag')
-    add('output', type=Path, metavar='OUT', help='new folder, or that of an interrupted call, to resume it')
-    add('--topic', default='', help='of the images in a bag (default: the only one)')
+    add('output', type=Path, metavar='OUT', help='output folder; that of an interrupted run is resumed')
+    add('--topic', default='', help='image topic of a bag (default: the only one)')
     add_extractor_arguments(parser)
     add(
         '--resize',
         type=int,
         default=LONG_SIDE,
         metavar='PIXELS',
-        help='long side at which features are extracted, 0: full size (%(default)s)',
+        help='long side for feature extraction, 0 for full size (%(default)s)',
     )
     add(
         '--rate',
         type=float,
         default=RATE,
         metavar='HZ',
-        help='images taken of each second of a video or a bag, 0: all (%(default)s)',
+        help='images per second of a video or bag, 0 for all (%(default)s)',
     )
     add(
         '--window',
         type=int,
         metavar='N',
-        help=f'match each image with N after it (default: {WINDOW} for a video or a bag, else 0)',
+        help=f'match with the next N images (default: {WINDOW} for a video or bag, else 0)',
     )
-    add('--similar', type=int, default=SIMILAR, metavar='N', help='and with the N that look most like it (%(default)s)')
-    add('--one-camera', action='store_true', help='one camera took all photographs, with one focal length')
-    add(
-        '--focal',
-        type=float,
-        metavar='PIXELS',
-        help="focal length (default: of EXIF or the bag's camera_info, or a guess)",
-    )
+    add('--similar', type=int, default=SIMILAR, metavar='N', help='and with the N most similar ones (%(default)s)')
+    add('--one-camera', action='store_true', help='all photographs are from one camera at one focal length')
+    add('--focal', type=float, metavar='PIXELS', help='default: from EXIF or camera_info, else estimated')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -18,14 +18,11 @@ from edgepoint2_ros.scenes.sources import find_photographs
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``edgepoint2 match``."""
-    parser.add_argument(
-        'images', nargs='*', type=Path, metavar='IMAGE', help='two images (default: a stereo pair of scikit-image)'
-    )
+    add = parser.add_argument
+    add('images', nargs='*', type=Path, metavar='IMAGE', help='two images (default: a stereo pair from scikit-image)')
     add_extractor_arguments(parser, max_keypoints=1000)
-    parser.add_argument(
-        '--geometry', choices=list(GEOMETRIES), default='epipolar', help='of the inliers (default: %(default)s)'
-    )
-    parser.add_argument('--output', type=Path, default=Path('matches.png'), help='(default: %(default)s)')
+    add('--geometry', choices=list(GEOMETRIES), default='epipolar', help='model of the inliers (default: %(default)s)')
+    add('--output', type=Path, default=Path('matches.png'), help='image to write (default: %(default)s)')
 
 
 def run(options: argparse.Namespace) -> int:

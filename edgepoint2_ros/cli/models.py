@@ -1,4 +1,4 @@
-"""List, import or download models, and give them a vocabulary of places."""
+"""List, import, download and calibrate models, and learn their vocabulary for place recognition."""
 
 import argparse
 import sys
@@ -34,59 +34,55 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title='actions', required=True, metavar='ACTION')
     listing = actions.add_parser('list', help='list the installed models')
     listing.set_defaults(run_action=_list)
-    importing = actions.add_parser('import', help='make models from files of weights (.pth)')
-    importing.add_argument('paths', nargs='+', type=Path, metavar='PATH', help='.pth files, or folders of them')
-    importing.add_argument('--custom', action='store_true', help='allow weights that are not the official ones')
+    importing = actions.add_parser('import', help='make models from weights (.pth)')
+    importing.add_argument('paths', nargs='+', type=Path, metavar='PATH', help='.pth files or folders')
+    importing.add_argument('--custom', action='store_true', help='allow weights other than the official ones')
     _add_export_arguments(importing)
     importing.set_defaults(run_action=_import)
     calibrating = actions.add_parser(
-        'calibrate', help='measure the cosine above which matches are correct, and write it to the cards'
+        'calibrate', help='measure the cosine above which most matches are correct, and write it to the model cards'
     )
     _add_calibrate_arguments(calibrating)
     calibrating.set_defaults(run_action=_calibrate)
-    download = actions.add_parser('download', help='fetch official weights from GitHub and make models of them')
-    download.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
+    download = actions.add_parser('download', help='download official weights from GitHub and make models of them')
+    download.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or any of {", ".join(NAMES)}')
     _add_export_arguments(download)
     download.set_defaults(run_action=_download)
-    vocabulary = actions.add_parser('vocabulary', help='learn the vocabulary of places of models from images')
-    vocabulary.add_argument('names', nargs='+', metavar='MODEL', help=f'all, or of {", ".join(NAMES)}')
-    vocabulary.add_argument('--weights', default='auto', help='as for other commands (default: %(default)s)')
-    vocabulary.add_argument('--images', nargs='+', type=Path, required=True, metavar='DIR', help='folders of images')
-    vocabulary.add_argument(
-        '--most', type=int, default=500, help='images that are drawn of them (default: %(default)s)'
-    )
-    vocabulary.add_argument('--centres', type=int, default=CENTRES, help='of the vocabulary (default: %(default)s)')
-    vocabulary.add_argument('--seed', type=int, default=0, help='of the draw and the clustering (default: %(default)s)')
-    vocabulary.add_argument('--data', default='', metavar='TEXT', help='source and licence of the images, for the card')
+    vocabulary = actions.add_parser('vocabulary', help='learn the vocabulary for place recognition from images')
+    add = vocabulary.add_argument
+    add('names', nargs='+', metavar='MODEL', help=f'all, or any of {", ".join(NAMES)}')
+    add('--weights', default='auto', help='auto, shipped, official, or a path (default: %(default)s)')
+    add('--images', nargs='+', type=Path, required=True, metavar='DIR', help='folders of images')
+    add('--most', type=int, default=500, help='maximum number of images, chosen at random (default: %(default)s)')
+    add('--centres', type=int, default=CENTRES, help='number of cluster centres (default: %(default)s)')
+    add('--seed', type=int, default=0, help='random seed (default: %(default)s)')
+    add('--data', default='', metavar='TEXT', help='source and licence of the images, for the model card')
     vocabulary.set_defaults(run_action=_vocabulary)
 
 
 def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         'models',
         nargs='+',
         metavar='MODEL',
-        help='all that ship, or variants, with @ and their weights: T-32@my_training',
+        help='all (that ship), or variants, optionally with @ and their weights: T-32@my_training',
     )
-    parser.add_argument('--synthetic', nargs='+', type=Path, default=[], metavar='DIR', help='photographs')
-    parser.add_argument(
-        '--pairs', nargs='+', type=Path, default=[], metavar='FILE', help='pairs with relative poses, as for evaluate'
-    )
-    parser.add_argument('--images', type=Path, metavar='DIR', help="folder of the pairs' images (default: the file's)")
-    parser.add_argument(
-        '--scene-pairs', type=int, default=40, help='most of a file that are used (default: %(default)s)'
-    )
-    parser.add_argument('--photographs', type=int, default=30, help='most that are used (default: %(default)s)')
-    parser.add_argument('--max-keypoints', type=int, default=1024, help='of an image (default: %(default)s)')
-    parser.add_argument('--precision', default='fp32', help='of the network (default: %(default)s)')
-    parser.add_argument('--dry-run', action='store_true', help='print, but do not write the cards')
+    add('--synthetic', nargs='+', type=Path, default=[], metavar='DIR', help='photographs, for homography pairs')
+    add('--pairs', nargs='+', type=Path, default=[], metavar='FILE', help='relative pose pairs, as for evaluate')
+    add('--images', type=Path, metavar='DIR', help='image folder of --pairs (default: that of the file)')
+    add('--scene-pairs', type=int, default=40, help='maximum number of pairs per file (default: %(default)s)')
+    add('--photographs', type=int, default=30, help='maximum number of photographs (default: %(default)s)')
+    add('--max-keypoints', type=int, default=1024, help='maximum number per image (default: %(default)s)')
+    add('--precision', default='fp32', help='precision of the network (default: %(default)s)')
+    add('--dry-run', action='store_true', help='print only, do not write the model cards')
 
 
 def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--max-keypoints', type=int, default=MAX_KEYPOINTS, help='most keypoints on TensorRT (%(default)s)'
+        '--max-keypoints', type=int, default=MAX_KEYPOINTS, help='limit on TensorRT (default: %(default)s)'
     )
-    parser.add_argument('--no-subpixel', action='store_true', help='leave keypoints at whole pixels')
+    parser.add_argument('--no-subpixel', action='store_true', help='disable sub-pixel refinement')
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Print what makes RTAB-Map use EdgePoint2: its environment and parameters, to paste.
+"""Print the environment and parameters with which RTAB-Map uses EdgePoint2, ready to paste.
 
 RTAB-Map must be built with -DWITH_PYTHON=ON, for the Python that runs this command.
 """
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``edgepoint2 rtabmap``."""
     add_extractor_arguments(parser, DEFAULTS.max_keypoints)
     parser.add_argument(
-        '--places', action='store_true', help='find loops by places, a global descriptor, instead of a bag of words'
+        '--places', action='store_true', help='close loops by global descriptor instead of bag of words'
     )
 
 

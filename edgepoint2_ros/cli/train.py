@@ -1,4 +1,4 @@
-"""Train variants of one size on your own images, with a larger network as the teacher."""
+"""Train variants of one size on your own images by distillation from a larger network."""
 
 import argparse
 import datetime
@@ -34,42 +34,37 @@ from edgepoint2_ros.storage import cache_directory
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of ``edgepoint2 train``."""
-    parser.add_argument('variants', nargs='+', metavar='VARIANT', help='of one size, which learn together: T-32 T-48')
-    parser.add_argument(
-        '--images', nargs='+', type=Path, required=True, metavar='DIR', help='photographs to learn from'
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('variants', nargs='+', metavar='VARIANT', help='variants of one size, trained jointly: T-32 T-48')
+    add('--images', nargs='+', type=Path, required=True, metavar='DIR', help='training images')
+    add(
         '--teacher',
         default='E-64',
         metavar='WEIGHTS',
-        help='of a larger variant, by name (E-64, E-64@official) or a .pth file (default: %(default)s)',
+        help='weights of a larger variant: a name (E-64, E-64@official) or a .pth file (default: %(default)s)',
     )
-    parser.add_argument(
+    add(
         '--start',
         metavar='WEIGHTS',
-        help='of this size, by name (T-32, T-32@official) or a .pth file, to start from (default: random numbers)',
+        help='initial weights, of this size: a name (T-32, T-32@official) or a .pth file (default: random)',
     )
-    parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='checkpoint, log, weights, models')
-    parser.add_argument(
+    add('--output', type=Path, required=True, metavar='DIR', help='output folder: checkpoint, log, weights, models')
+    add(
         '--recipe',
         choices=RECIPES,
         default=RECIPES[0],
-        help="what is learnt from the teacher, for real scenes or by the paper's losses (default: %(default)s)",
+        help='losses: scenes for real scenes, paper for those of the paper (default: %(default)s)',
     )
-    parser.add_argument('--steps', type=int, default=12000, help='(default: %(default)s)')
-    parser.add_argument('--pairs', type=int, default=2, help='image pairs a step (default: %(default)s)')
-    parser.add_argument(
-        '--learning-rate', type=float, help='highest of the schedule (default: 3e-3, with --start 1e-3)'
-    )
-    parser.add_argument('--seed', type=int, default=0, help='(default: %(default)s)')
-    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
-    parser.add_argument('--threads', type=int, default=0, help='of the CPU, 0 takes every core (default: %(default)s)')
-    parser.add_argument('--workers', type=int, default=0, help='processes that make image pairs (default: %(default)s)')
-    parser.add_argument('--checkpoint-every', type=int, default=250, metavar='STEPS', help='(default: %(default)s)')
-    parser.add_argument('--cache', type=Path, metavar='DIR', help="decoded images (default: in the user's cache)")
-    parser.add_argument(
-        '--data-note', default='', metavar='TEXT', help="the images' sources and licences, for the card"
-    )
+    add('--steps', type=int, default=12000, help='optimiser steps (default: %(default)s)')
+    add('--pairs', type=int, default=2, help='image pairs per step (default: %(default)s)')
+    add('--learning-rate', type=float, help='peak of the schedule (default: 3e-3, with --start 1e-3)')
+    add('--seed', type=int, default=0, help='random seed (default: %(default)s)')
+    add('--device', choices=('cpu', 'cuda'), default='cpu', help='(default: %(default)s)')
+    add('--threads', type=int, default=0, help='CPU threads, 0 uses every core (default: %(default)s)')
+    add('--workers', type=int, default=0, help='data loader processes (default: %(default)s)')
+    add('--checkpoint-every', type=int, default=250, metavar='STEPS', help='checkpoint interval (default: %(default)s)')
+    add('--cache', type=Path, metavar='DIR', help='folder for decoded images (default: in the user cache)')
+    add('--data-note', default='', metavar='TEXT', help='sources and licences of the images, for the model card')
 
 
 def run(options: argparse.Namespace) -> int:

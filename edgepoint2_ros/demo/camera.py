@@ -20,8 +20,8 @@ from edgepoint2_ros.scenes.sources import open_source, play
 def main(args: Sequence[str] | None = None) -> int:
     """Publish until interrupted."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--source', help='folder of images or video file; by default a flight over photographs')
-    parser.add_argument('--start', type=int, required=True, help='moment of frame 0, nanoseconds since the epoch')
+    parser.add_argument('--source', help='folder of images or video file (default: a virtual flight over photographs)')
+    parser.add_argument('--start', type=int, required=True, help='time of frame 0, nanoseconds since the epoch')
     options = parser.parse_args(args)
     try:
         source = open_source(options.source)

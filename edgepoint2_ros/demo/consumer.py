@@ -23,10 +23,10 @@ PATIENCE = 60.0  # seconds to wait for the first keypoints
 def main(args: Sequence[str] | None = None) -> int:
     """Consume for some seconds, then print a summary and write the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--source', help='what the camera shows')
-    parser.add_argument('--start', type=int, required=True, help='moment of frame 0, nanoseconds since the epoch')
+    parser.add_argument('--source', help='source of the camera')
+    parser.add_argument('--start', type=int, required=True, help='time of frame 0, nanoseconds since the epoch')
     parser.add_argument('--seconds', type=float, default=10.0)
-    parser.add_argument('--picture', type=Path, required=True, help='file of the picture of matches')
+    parser.add_argument('--picture', type=Path, required=True, help='picture of matches to write')
     options = parser.parse_args(args)
     try:
         return _consume(options)

@@ -104,9 +104,9 @@ def export_again(source: Path, folder: Path, card: dict[str, Any] | None = None)
 def main() -> None:
     """Export what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='cards (.json) or weights (.pth)')
+    parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='model cards (.json) or weights (.pth)')
     parser.add_argument('--output', type=Path, required=True, metavar='FOLDER')
-    parser.add_argument('--card', nargs='*', default=[], metavar='KEY=VALUE', help='entries to add, or to change')
+    parser.add_argument('--card', nargs='*', default=[], metavar='KEY=VALUE', help='card entries to add or change')
     options = parser.parse_args()
     for source in options.sources:
         print(export_again(source, options.output, dict(entry.split('=', 1) for entry in options.card)))

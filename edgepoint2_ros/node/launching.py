@@ -37,7 +37,7 @@ def _arguments(node: str, parameters: list[Parameter]) -> list[Any]:
             DeclareLaunchArgument(
                 parameter.name,
                 default_value=NOT_GIVEN,
-                description=f'{parameter.description} Not given: as params_file says.',
+                description=f'{parameter.description} Default: from params_file.',
                 choices=[*choices, NOT_GIVEN] if choices else None,
             )
         )
