@@ -4,16 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.msg import KeypointArray
+from edgepoint2_ros.node.diagnostics import every_second
 from edgepoint2_ros.node.offers import LatchedToo
 from edgepoint2_ros.odometry import Camera
-
-ADAPT_PERIOD = 1.0  # seconds between two looks at what publishers of camera_info offer
 
 
 class Calibration:
@@ -39,8 +37,7 @@ class Calibration:
         self.info: CameraInfo | None = None
         self._node, self._topic, self._rectified, self._on_change = node, topic, rectified, on_change
         self._known: tuple[Any, ...] | None = None  # what the latest message says of the images
-        subscription = LatchedToo(node, CameraInfo, topic, self.take)
-        node.create_timer(ADAPT_PERIOD, subscription.adapt, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        every_second(node, LatchedToo(node, CameraInfo, topic, self.take).adapt)
 
     def take(self, info: CameraInfo) -> None:
         """Take a message; one that describes no camera is named."""

@@ -1,9 +1,17 @@
-"""Messages for /diagnostics."""
+"""What a node reports: messages for /diagnostics, and how often."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
+
+LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
+
+
+def every_second(node: Node, act: Callable[[], None]) -> None:
+    """Call ``act`` once a second, by a steady clock: it goes on while simulated time stands still or jumps."""
+    node.create_timer(1.0, act, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
 
 def to_status(

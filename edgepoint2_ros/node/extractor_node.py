@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rcl_interfaces.msg import SetParametersResult
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.parameter import Parameter
 from sensor_msgs.msg import CompressedImage, Image
@@ -19,13 +18,11 @@ from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.masks import read_mask_file
 from edgepoint2_ros.node import parameters
 from edgepoint2_ros.node.camera import Camera
-from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
+from edgepoint2_ros.node.diagnostics import every_second, to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.survival import Failures
 from edgepoint2_ros.node.worker import Worker, capacity
 from edgepoint2_ros.places import open_vocabulary
-
-REPORT_PERIOD = 1.0  # seconds between two diagnostics
 
 Transition = Callable[['ExtractorNode', LifecycleState], TransitionCallbackReturn]
 
@@ -72,8 +69,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         parameters.declare(self, parameters.EXTRACTOR)
         self.add_on_set_parameters_callback(self._change_parameters)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        # By a steady clock: diagnostics go on while simulated time stands still or jumps.
-        self.create_timer(REPORT_PERIOD, self.report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        every_second(self, self.report)
 
     def start(self, interrupted: Callable[[], bool]) -> bool:
         """Configure and activate, unless the parameter autostart is false.

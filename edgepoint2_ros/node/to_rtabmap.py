@@ -15,7 +15,6 @@ os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -24,16 +23,14 @@ from edgepoint2_ros.bridges.rtabmap import import_messages, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
-from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
-from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN
+from edgepoint2_ros.node.diagnostics import LOG_PERIOD, every_second, to_diagnostics, to_status
+from edgepoint2_ros.node.health import COMPRESSED, ERROR, OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
 from edgepoint2_ros.node.moments import MISSING, Moment, Moments
 from edgepoint2_ros.node.offers import LatchedToo, find_reliability
 from edgepoint2_ros.node.parameters import TO_RTABMAP, AcceptsUnchanged, declare
 from edgepoint2_ros.node.survival import Failures, run
 
-LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
-REPORT_PERIOD = 1.0  # seconds between two diagnostics, and two looks at what is offered
 TRANSPORTS = {'raw': Image, 'compressed': CompressedImage}
 REASONS = (*MISSING, 'no camera_info', 'bad')  # why keypoints can go without an answer
 
@@ -95,11 +92,11 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
         qos = QoSProfile(depth=queue)
         subscribe(self, KeypointArray, self._keypoints_topic, self._take_keypoints, qos, self._losses)
-        self.create_timer(REPORT_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        every_second(self, self._report)
 
     def _hear(self, topic: str, transport: str, add: Callable[[int, Any], list[Moment]], depth: int) -> Input:
         if transport == 'compressed':  # as image_transport does: a remapping names the image
-            topic = f'{self.resolve_topic_name(topic)}/compressed'
+            topic = self.resolve_topic_name(topic) + COMPRESSED
         return Input(self, TRANSPORTS[transport], topic, depth, partial(self._take_part, add))
 
     def _take_info(self, topic: str, info: CameraInfo) -> None:
@@ -136,7 +133,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
 
     def _report(self) -> None:
-        """Ask for what is offered, and publish diagnostics."""
+        """Ask for what is offered, and publish diagnostics of the last second."""
         parts: tuple[Input | LatchedToo, ...] = (self._image, self._second, *self._calibrations)
         for part in parts:
             part.adapt()
@@ -159,7 +156,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self._diagnostics.publish(to_diagnostics(self, [to_status(self, 'rgbd_image', level, reason, values)]))
 
     def _judge(self, new: dict[str, int]) -> tuple[int, str]:
-        """Return the level of the last period and the reason for it, the gravest first.
+        """Return the level of the last second and the reason for it, the gravest first.
 
         Args:
             new: what happened in it, as often as that.
@@ -183,7 +180,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             return WARN, f'no keypoints for {silent:.0f} s on {topic} ({publishers} publish it)'
         if new['lost']:
             return WARN, f'{new["lost"]} messages lost on the way here'
-        return OK, f'{new["published"] / REPORT_PERIOD:.0f} images/s'
+        return OK, f'{new["published"]} images/s'
 
 
 def main(args: list[str] | None = None) -> int:

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point32
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import ChannelFloat32, PointCloud
@@ -29,7 +28,7 @@ from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.msg import Tracks as TracksMessage
 from edgepoint2_ros.node.camera_info import Calibration, read_stereo
-from edgepoint2_ros.node.diagnostics import to_diagnostics, to_status
+from edgepoint2_ros.node.diagnostics import LOG_PERIOD, every_second, to_diagnostics, to_status
 from edgepoint2_ros.node.health import OK, SILENCE, WARN
 from edgepoint2_ros.node.losses import Losses, subscribe
 from edgepoint2_ros.node.parameters import TRACKER, AcceptsUnchanged, declare
@@ -37,8 +36,6 @@ from edgepoint2_ros.node.stamps import Pairs, Stamps
 from edgepoint2_ros.node.survival import Failures, run
 from edgepoint2_ros.tracking import Tracker, Tracks
 
-LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
-REPORT_PERIOD = 1.0  # seconds between two diagnostics
 CHANNELS = ('id', 'camera_id', 'u', 'v', 'velocity_x', 'velocity_y', 'gx', 'gy', 'gz')  # as VINS-Fusion reads them
 VINS_IDS = 2**24  # numbers that a float32 tells apart
 REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoints can be dropped
@@ -64,7 +61,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
         self._vins = self.create_publisher(PointCloud, 'feature_tracker/feature', 10) if values['vins'] else None
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        self.create_timer(REPORT_PERIOD, self._report, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        every_second(self, self._report)
         prefixes = [f'{name}/' if name else '' for name in self._cameras]
         self.calibrations = [
             Calibration(self, f'{prefix}camera_info', self._rectified, self._calibrate) for prefix in prefixes
@@ -183,11 +180,11 @@ class TrackerNode(AcceptsUnchanged, Node):
             )
 
     def _report(self) -> None:
-        """Publish diagnostics."""
+        """Publish diagnostics of the last second."""
         dropped = sum(self._dropped.values())
         failures = self.failures.count
         level, reason = OK, f'{self._tracks} tracks'
-        self._silent += REPORT_PERIOD
+        self._silent += 1.0
         if failures > self._told[1]:
             level, reason = WARN, self.failures.last
         elif dropped > self._told[0]:

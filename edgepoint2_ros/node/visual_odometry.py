@@ -23,13 +23,13 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import decode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.camera_info import Calibration
+from edgepoint2_ros.node.diagnostics import LOG_PERIOD
 from edgepoint2_ros.node.frames import Frames, to_quaternion
 from edgepoint2_ros.node.parameters import VISUAL_ODOMETRY, AcceptsUnchanged, declare
 from edgepoint2_ros.node.stamps import Stamps
 from edgepoint2_ros.node.survival import Failures, run
 from edgepoint2_ros.odometry import Camera, VisualOdometry
 
-REPORT_PERIOD = 2.0  # seconds between two reports of the same kind
 UNKNOWN = 1e6  # variance of what is not known
 # The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
@@ -89,12 +89,12 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
     def take(self, message: KeypointArray) -> None:
         """Follow the camera to the image of these keypoints."""
         if self.odometry is None:
-            self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=REPORT_PERIOD)
+            self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=LOG_PERIOD)
             return
         try:
             self.calibration.check_size(message)
         except EdgePoint2Error as error:
-            self.get_logger().error(str(error), throttle_duration_sec=REPORT_PERIOD)
+            self.get_logger().error(str(error), throttle_duration_sec=LOG_PERIOD)
             return
         try:
             features = decode(message)
@@ -104,7 +104,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             before = odometry.state
             pose = odometry.track(features)
         except (EdgePoint2Error, cv2.error, np.linalg.LinAlgError) as error:  # whatever one does, the next is taken
-            self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=REPORT_PERIOD)
+            self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
             return
         if odometry.state != before:
             self.get_logger().info(f'{before} -> {odometry.state}: {odometry.tracked} points')
@@ -133,7 +133,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self._start_anew(camera)
         self.get_logger().warning(
             f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: the map starts anew',
-            throttle_duration_sec=REPORT_PERIOD,
+            throttle_duration_sec=LOG_PERIOD,
         )
 
     def _locate(self, pose: np.ndarray, camera: str) -> np.ndarray | None:
@@ -149,7 +149,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         if mount is None:
             self.get_logger().warning(
                 f'no odometry: /tf_static does not connect {self._base_frame} with {camera!r}, the frame of the images',
-                throttle_duration_sec=REPORT_PERIOD,
+                throttle_duration_sec=LOG_PERIOD,
             )
             return None
         return mount @ pose @ np.linalg.inv(mount)
@@ -188,7 +188,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             return
         reason = f'{child} has a parent in the tree of {root}, and a frame has only one' if child else 'it has no name'
         self.get_logger().error(
-            f'no transform to the frame of the odometry: {reason}; set base_frame', throttle_duration_sec=REPORT_PERIOD
+            f'no transform to the frame of the odometry: {reason}; set base_frame', throttle_duration_sec=LOG_PERIOD
         )
 
 
