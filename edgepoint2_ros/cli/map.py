@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add('--similar', type=int, default=SIMILAR, metavar='N', help='and with the N most similar ones (%(default)s)')
     add('--one-camera', action='store_true', help='all photographs are from one camera at one focal length')
-    add('--focal', type=float, metavar='PIXELS', help='default: from EXIF or camera_info, else estimated')
+    add('--focal', type=float, metavar='PIXELS', help='focal length (default: EXIF or camera_info, else estimated)')
 
 
 def run(options: argparse.Namespace) -> int:
