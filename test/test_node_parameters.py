@@ -11,7 +11,10 @@ import yaml
 from lifecycle_msgs.msg import Transition
 from node_rig import ROOT, TIMEOUT, wait_until
 from rcl_interfaces.srv import GetParameters, ListParameters
+from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
+
+from edgepoint2_ros.node.parameters import TABLES, AcceptsUnchanged, declare
 
 pytestmark = pytest.mark.slow
 
@@ -166,3 +169,16 @@ def test_the_dump_of_the_odometry_can_be_loaded(file, rig):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize('name', ['visual_odometry', 'tracker', 'to_rtabmap'])
+def test_what_is_read_at_start_can_be_set_to_what_it_is_and_nothing_else(name, ros):
+    class Reader(AcceptsUnchanged, Node):
+        """A node with the parameters of another."""
+
+    node = Reader(name)
+    for parameter, value in declare(node, TABLES[name]).items():
+        assert node.set_parameters_atomically([rclpy.Parameter(parameter, value=value)]).successful
+        refused = node.set_parameters_atomically([rclpy.Parameter(parameter, value='another')])
+        assert 'read-only' in refused.reason
+    node.destroy_node()
