@@ -13,6 +13,8 @@ import pytest
 from edgepoint2_ros.bridges.rtabmap import pack_descriptors, to_responses, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, MessageError
 from edgepoint2_ros.features import Features
+from edgepoint2_ros.messages import decode
+from edgepoint2_ros.places import Vocabulary
 
 
 def test_descriptors_are_compressed_as_rtabmap_expects_them():
@@ -94,7 +96,37 @@ def test_an_rgbd_image_holds_the_image_its_depth_and_its_keypoints(frame):
     assert [point.response for point in result.key_points] == to_responses([3, 2, -1]).tolist()
     packed = bytes(result.descriptors)
     assert struct.unpack('<iii', packed[-12:]) == (3, 32, 5)
+    assert len(result.global_descriptor.data) == 0
     np.testing.assert_array_equal(np.frombuffer(zlib.decompress(packed[:-12]), '<f4').reshape(3, 32), np.eye(3, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('rtabmap_msgs')
+class TestTheGlobalDescriptor:
+    @pytest.fixture
+    def vocabulary(self):
+        return Vocabulary('T-32', 'a', np.eye(2, 32, dtype=np.float32))
+
+    def unpack(self, result):
+        packed = bytes(result.global_descriptor.data)
+        assert struct.unpack('<iii', packed[-12:]) == (1, 64, 5)  # rows, columns, CV_32FC1
+        return np.frombuffer(zlib.decompress(packed[:-12]), '<f4')
+
+    def test_is_the_place_of_the_image(self, frame, vocabulary):
+        result = to_rtabmap(frame.keypoints, frame.rgb, frame.info, frame.depth, vocabulary=vocabulary)
+        assert result.global_descriptor.type == 1
+        np.testing.assert_array_equal(self.unpack(result), vocabulary.describe(decode(frame.keypoints)))
+
+    def test_is_as_long_for_an_image_without_keypoints(self, frame, vocabulary):
+        for name in ('x', 'y', 'score', 'descriptors'):
+            del getattr(frame.keypoints, name)[:]
+        result = to_rtabmap(frame.keypoints, frame.rgb, frame.info, frame.depth, vocabulary=vocabulary)
+        assert not self.unpack(result).any()
+
+    def test_is_refused_for_other_weights(self, frame, vocabulary):
+        frame.keypoints.digest = 'b'
+        with pytest.raises(EdgePoint2Error, match='places of different weights'):
+            to_rtabmap(frame.keypoints, frame.rgb, frame.info, frame.depth, vocabulary=vocabulary)
 
 
 @pytest.mark.slow

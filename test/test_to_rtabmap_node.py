@@ -19,6 +19,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_rtabmap import Frame
 
+from edgepoint2_ros.models import find_model
 from edgepoint2_ros.msg import KeypointArray
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +251,22 @@ def test_another_model_and_time_that_jumps_back_are_followed(start):
     rig.answer(frame)
     rig.stamp -= 1000
     rig.answer(rig.frame())
+
+
+def test_with_place_each_image_has_a_global_descriptor_and_those_of_other_weights_are_dropped(start):
+    rig = start(place=True)
+    other = 'the features are of T-32 [a]: places of different weights cannot be compared'
+    rig.spin_until(lambda: other in rig.output, lambda: rig.publish(rig.frame()))
+    assert not rig.received
+    digest = find_model('T-32').digest
+
+    def publish():
+        frame = rig.frame()
+        frame.keypoints.digest = digest
+        rig.publish(frame)
+
+    rig.spin_until(lambda: rig.received, publish)
+    assert len(rig.received[0].global_descriptor.data) > 0
 
 
 def test_silence_is_seen_in_the_diagnostics(start):

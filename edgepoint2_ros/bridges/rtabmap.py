@@ -16,12 +16,14 @@ import numpy as np
 from edgepoint2_ros.errors import EdgePoint2Error, MessageError
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode
+from edgepoint2_ros.places import Vocabulary
 
 CV_32FC1 = 5  # OpenCV's number of the type
 # The encodings that it reads, and their bytes a pixel (rtabmap_conversions/MsgConversion.cpp).
 IMAGES = {'8UC1': 1, 'mono8': 1, 'mono16': 2, 'bgr8': 3, 'rgb8': 3, 'bgra8': 4, 'rgba8': 4, 'bayer_grbg8': 1}
 DEPTHS = {'16UC1': 2, 'mono16': 2, '32FC1': 4}
 COEFFICIENTS = 0, 4, 5, 6, 8, 12, 14  # of a lens, how many there may be (CameraModel.cpp)
+GLOBAL_DESCRIPTOR = 1  # its type, as RTAB-Map numbers that of a descriptor written in Python
 SIZE = 8.0  # pixels across what a keypoint describes; EdgePoint2 knows one scale only
 
 
@@ -40,7 +42,13 @@ def import_messages() -> ModuleType:
 
 
 def to_rtabmap(
-    keypoints: Any, rgb: Any, camera_info: Any, depth: Any, depth_camera_info: Any = None, messages: Any = None
+    keypoints: Any,
+    rgb: Any,
+    camera_info: Any,
+    depth: Any,
+    depth_camera_info: Any = None,
+    messages: Any = None,
+    vocabulary: Vocabulary | None = None,
 ) -> Any:
     """Return the rtabmap_msgs/RGBDImage of one image, its keypoints and its depth or right image.
 
@@ -54,9 +62,11 @@ def to_rtabmap(
             rectified stereo pair. Depth may also come as a CompressedImage that holds a PNG of 16 bits.
         depth_camera_info: of ``depth``, by default ``camera_info``; a right image needs its own.
         messages: what holds RGBDImage, KeyPoint and Point2f; by default the module rtabmap_msgs.msg.
+        vocabulary: of the keypoints' weights, for a global descriptor; None for none. RTAB-Map ends where one node of
+            its map has one and another has none, or one of another length.
 
     Raises:
-        EdgePoint2Error: rtabmap_msgs is not installed.
+        EdgePoint2Error: rtabmap_msgs is not installed, or the vocabulary is of other weights.
         MessageError: keypoints, images and calibrations do not belong together, or one contradicts itself or is of a
             kind that RTAB-Map does not read.
         ImageError: a compressed image cannot be read.
@@ -103,6 +113,10 @@ def to_rtabmap(
         for (x, y), response in zip(features.xy.tolist(), to_responses(features.scores).tolist())
     ]
     result.descriptors = array.array('B', pack_descriptors(features.descriptors))
+    if vocabulary is not None:
+        result.global_descriptor.header = rgb.header
+        result.global_descriptor.type = GLOBAL_DESCRIPTOR
+        result.global_descriptor.data = array.array('B', pack_descriptors(vocabulary.describe(features)[None]))
     return result
 
 

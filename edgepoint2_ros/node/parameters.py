@@ -9,7 +9,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -131,14 +131,15 @@ def _topic(name: str, default: str, what: str) -> Parameter:
     return Parameter(name, default, f'Topic of {what}.', allowed='a topic', test=bool)
 
 
+_WEIGHTS = Parameter(
+    'weights',
+    DEFAULTS.weights,
+    '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or '
+    'the path of a model (.onnx) or of a folder of models.',
+)
 EXTRACTOR = (
     Parameter('model', DEFAULTS.model, f'The variant, one of {", ".join(NAMES)}.'),
-    Parameter(
-        'weights',
-        DEFAULTS.weights,
-        '`shipped` with the package, `official`, `auto` (shipped where the package has the model, else official), or '
-        'the path of a model (.onnx) or of a folder of models.',
-    ),
+    _WEIGHTS,
     Parameter(
         'backend', DEFAULTS.backend, 'The runtime; `auto` takes the best that is installed.', ('auto', *BACKENDS)
     ),
@@ -377,6 +378,12 @@ TO_RTABMAP = (
         minimum=1,
         maximum=1000,
     ),
+    Parameter(
+        'place',
+        False,
+        'Add a global descriptor of each image, for `Mem/GlobalDescriptorStrategy 1` of RTAB-Map.',
+    ),
+    replace(_WEIGHTS, description=f'For `place`, the weights of the extractor: {_WEIGHTS.description}'),
 )
 TABLES = {'extractor': EXTRACTOR, 'visual_odometry': VISUAL_ODOMETRY, 'tracker': TRACKER, 'to_rtabmap': TO_RTABMAP}
 _BY_NAME = {parameter.name: parameter for parameter in EXTRACTOR}

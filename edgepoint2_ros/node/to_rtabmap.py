@@ -22,6 +22,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from edgepoint2_ros.bridges.rtabmap import import_messages, to_rtabmap
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.models import find_model
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.diagnostics import LOG_PERIOD, every_second, to_diagnostics, to_status
 from edgepoint2_ros.node.health import COMPRESSED, ERROR, OK, SILENCE, WARN
@@ -30,6 +31,7 @@ from edgepoint2_ros.node.moments import MISSING, Moment, Moments
 from edgepoint2_ros.node.offers import LatchedToo, find_reliability
 from edgepoint2_ros.node.parameters import TO_RTABMAP, AcceptsUnchanged, declare
 from edgepoint2_ros.node.survival import Failures, run
+from edgepoint2_ros.places import Vocabulary, open_vocabulary
 
 TRANSPORTS = {'raw': Image, 'compressed': CompressedImage}
 REASONS = (*MISSING, 'no camera_info', 'bad')  # why keypoints can go without an answer
@@ -69,6 +71,8 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self.failures = Failures(self)
         values = declare(self, TO_RTABMAP)
         self._messages = import_messages()
+        self._place, self._weights = values['place'], values['weights']
+        self._vocabulary: Vocabulary | None = None
         queue = values['queue_size']
         self._moments = Moments(round(values['max_interval'] * 1e9), queue)
         self._info_topics = [values['camera_info']] + ([values['right_camera_info']] if values['stereo'] else [])
@@ -119,13 +123,21 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             infos = [self._infos[topic] for topic in self._info_topics]
             for info in infos:
                 info.header.stamp = image.header.stamp
+            second = infos[1] if infos[1:] else None
             try:
-                result = to_rtabmap(keypoints, image, infos[0], depth, infos[1] if infos[1:] else None, self._messages)
+                vocabulary = self._open_vocabulary(keypoints.model) if self._place else None
+                result = to_rtabmap(keypoints, image, infos[0], depth, second, self._messages, vocabulary)
             except EdgePoint2Error as error:
                 self._drop('bad', str(error))
                 continue
             self._publisher.publish(result)
             self._published += 1
+
+    def _open_vocabulary(self, model: str) -> Vocabulary:
+        """Return the vocabulary of the first keypoints' model; those of another are refused with it."""
+        if self._vocabulary is None:
+            self._vocabulary = open_vocabulary(find_model(model, self._weights))
+        return self._vocabulary
 
     def _drop(self, reason: str, error: str) -> None:
         self._dropped[reason] += 1
