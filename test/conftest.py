@@ -147,8 +147,8 @@ def _build_messages(name: str, source: Path, tmp_path_factory) -> dict[str, str]
 
 
 @pytest.fixture
-def start(tmp_path):
-    """Return a function that starts the node as a process; it is ended with the test."""
+def start(rig, tmp_path):
+    """Return a function that starts the node as a process; it is ended with the test, before the rigs are."""
     from node_rig import Process
 
     processes = []
@@ -166,7 +166,7 @@ def start(tmp_path):
 @pytest.fixture
 def rig(ros):
     """Return a function that sets up a camera and a reader of its keypoints in the namespace of a node."""
-    from node_rig import Rig
+    from node_rig import Rig, destroy
 
     rigs = []
 
@@ -176,4 +176,4 @@ def rig(ros):
 
     yield build
     for each in rigs:
-        each.node.destroy_node()
+        destroy(each.node, each.target)

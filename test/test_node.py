@@ -15,7 +15,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from lifecycle_msgs.msg import State, Transition
 from lifecycle_msgs.srv import GetState
-from node_rig import ROOT, TIMEOUT, Process, Rig, wait_until
+from node_rig import ROOT, TIMEOUT, Process, Rig, destroy, wait_until
 
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.messages import decode
@@ -34,10 +34,10 @@ def shared(official_model, tmp_path_factory, ros):
     rig = Rig('shared')
     rig.connect()
     yield process, rig
-    rig.node.destroy_node()
     process.interrupt()
     assert process.end() == 0
     assert 'Traceback' not in process.output
+    destroy(rig.node, rig.target)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
-from node_rig import Process, Rig, wait_until
+from node_rig import Process, Rig, destroy, wait_until
 from sensor_msgs.msg import CompressedImage, Image
 
 from edgepoint2_ros.messages import decode
@@ -36,11 +36,11 @@ def stereo(official_model, tmp_path_factory, ros):
     for rig in rigs:
         rig.connect()
     yield process, *rigs
-    for rig in rigs:
-        rig.node.destroy_node()
     process.interrupt()
     assert process.end() == 0
     assert 'Traceback' not in process.output
+    for rig in rigs:
+        destroy(rig.node, rig.target)
 
 
 @pytest.fixture

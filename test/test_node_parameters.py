@@ -9,7 +9,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import yaml
 from lifecycle_msgs.msg import Transition
-from node_rig import ROOT, TIMEOUT, wait_until
+from node_rig import ROOT, TIMEOUT, interrupt, wait_until
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.node import Node
 from rclpy.parameter import parameter_value_to_python
@@ -167,8 +167,7 @@ def test_the_dump_of_the_odometry_can_be_loaded(file, rig):
         assert set(load(camera, file({**values, 'start_depth': 4}, camera.target))) == {'start_depth'}
         assert dump(camera) == values
     finally:
-        process.kill()
-        process.wait()
+        interrupt(process)
 
 
 @pytest.mark.parametrize('name', ['visual_odometry', 'tracker', 'to_rtabmap'])

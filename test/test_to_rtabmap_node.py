@@ -40,7 +40,7 @@ class Rig:
             command += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
         with open(self.log, 'w') as log:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment)
-        self.node = rclpy.create_node('rig', namespace='/rig')
+        self.node, self.target = rclpy.create_node('rig', namespace='/rig'), '/rig/to_rtabmap'
         self.received, self.diagnostics = [], []
         create = self.node.create_publisher
         self.keypoints = create(KeypointArray, values.get('keypoints', 'keypoints'), 10)

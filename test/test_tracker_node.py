@@ -66,7 +66,7 @@ def calibration(shift: float = 0.0, size=(640, 480), **fields) -> CameraInfo:
 class Rig:
     def __init__(self, namespace: str, log: Path, settings: dict):
         self.log, self.tracks, self.clouds, self.diagnostics = log, [], [], []
-        self.node = rclpy.create_node('rig', namespace=namespace)
+        self.node, self.target = rclpy.create_node('rig', namespace=namespace), f'/{namespace}/tracker'
         names = yaml.safe_load(settings.get('cameras', "['']"))
         prefixes = [f'{name}/' if name else '' for name in names]
         self.keypoints = [self.node.create_publisher(KeypointArray, f'{prefix}keypoints', 10) for prefix in prefixes]
@@ -74,7 +74,7 @@ class Rig:
         self.node.create_subscription(Tracks, 'tracks', self.tracks.append, 100)
         self.node.create_subscription(PointCloud, 'feature_tracker/feature', self.clouds.append, 100)
         self.node.create_subscription(DiagnosticArray, '/diagnostics', self._diagnose, 10)
-        self._name = f'/{namespace}/tracker: tracks'
+        self._name = f'{self.target}: tracks'
         with open(log, 'w') as file:
             self.process = subprocess.Popen(
                 command(settings, namespace), cwd=ROOT, stdout=file, stderr=subprocess.STDOUT

@@ -59,6 +59,8 @@ def start_rig(settings, tmp_path):
         return rigs[-1]
 
     yield start
+    for rig in rigs:
+        rig.executor.shutdown()  # it keeps what it waited for
     end_rigs(rigs)
     rclpy.shutdown(context=context)
 
@@ -92,7 +94,7 @@ class Rig:
         """
         self.log, self.odometry, self.paths = log, [], []
         self._settings, self._process = settings, process
-        self.node = rclpy.create_node('rig', context=context)
+        self.node, self.target = rclpy.create_node('rig', context=context), '/visual_odometry'
         self.executor = rclpy.executors.SingleThreadedExecutor(context=context)
         self.executor.add_node(self.node)
         self.keypoints = self.node.create_publisher(KeypointArray, 'keypoints', keypoints_qos)
