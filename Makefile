@@ -53,8 +53,11 @@ demo: $(VENV)/demo.stamp
 endif
 
 ifeq ($(ROS),kilted)
+# Threads of torch that wait for each other on two cores take several times the CPU. The slow tests, whose processes need the cores,
+# come one after the other.
 test: $(VENV)/test.stamp $(VENV)/package.stamp lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow
 else
 test: $(VENV)/test.stamp $(VENV)/package.stamp
 	ROS_DISTRO=$(ROS) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(NODE_TESTS)

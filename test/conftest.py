@@ -133,7 +133,7 @@ def _build_messages(name: str, source: Path, tmp_path_factory) -> dict[str, str]
     configure += [f'-DCMAKE_PREFIX_PATH={sys.prefix}', f'-DCMAKE_INSTALL_PREFIX={prefix}']
     configure += [f'-DCMAKE_INSTALL_RPATH={prefix}/lib;{sys.prefix}/lib']
     environment = {**os.environ, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-    for command in (configure, ['cmake', '--build', build], ['cmake', '--install', build]):
+    for command in (configure, ['cmake', '--build', build, '--parallel', '2'], ['cmake', '--install', build]):
         done = subprocess.run(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=300
         )
