@@ -162,11 +162,15 @@ class Rig:
         )
 
     def connect_and_settle(self, pixels: np.ndarray) -> None:
-        """Wait until an image was answered."""
+        """Send images until one is answered, and wait for the answers to the others."""
         self.connect()
+        self.received.clear()
         while not self.received:
-            self.send(pixels)
+            image = self.send(pixels)
             self.spin(0.5)
+        end = time.monotonic() + 5  # the last may have got lost
+        while self.received[-1].header != image.header and time.monotonic() < end:
+            self.spin(0.1)
         self.spin(0.5)
 
     def topic(self, name: str) -> str:
