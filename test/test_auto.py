@@ -71,7 +71,7 @@ def test_the_first_image_decides_and_the_next_start_remembers(official_model, tw
 
 def test_another_size_model_or_number_of_threads_is_measured_anew(official_model, two_ways, told):
     for number, (model, threads, shape) in enumerate(
-        [('T-32', 0, SHAPE), ('T-32', 1, SHAPE), ('S-64', 1, SHAPE), ('S-64', 1, (240, 320, 3))], start=1
+        [('T-32', 2, SHAPE), ('T-32', 1, SHAPE), ('S-64', 1, SHAPE), ('S-64', 1, (240, 320, 3))], start=1
     ):
         open_engine(official_model(model), threads=threads, report=pytest.fail).prepare(shape)
         assert len(told()) == number
