@@ -6,7 +6,7 @@ was found has to agree on one epipolar geometry. A track that is not found moves
 and is found again by its descriptors. New tracks start from the best keypoints where there are none.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -73,31 +73,6 @@ class Tracks:
         return len(self.ids)
 
 
-@dataclass
-class _Pool:
-    """The tracks that are followed: those that the last image showed first, and of these the longest followed first."""
-
-    ids: np.ndarray  # (P,) uint64
-    ages: np.ndarray  # (P,) images that showed it
-    lost: np.ndarray  # (P,) images since then
-    xy: np.ndarray  # (P, 2) pixels in the last image, where it was seen or was to be expected
-    motion: np.ndarray  # (P, 2) pixels per second
-    flat: np.ndarray  # (P, 2) where it was seen, pixels without distortion
-    velocity: np.ndarray  # (P, 2) of the same per second
-    right: np.ndarray  # (P, 2) ray to it in the right camera then; NaN where that did not see it
-    stamps: np.ndarray  # (P,) when
-    descriptors: np.ndarray  # (P, D) running mean of those it was seen by, of unit length
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, index: np.ndarray | slice) -> '_Pool':
-        return _Pool(*(getattr(self, field.name)[index] for field in fields(self)))
-
-    def join(self, *others: '_Pool') -> '_Pool':
-        return _Pool(*(np.concatenate([getattr(pool, f.name) for pool in (self, *others)]) for f in fields(self)))
-
-
 @dataclass(frozen=True)
 class _Stereo:
     left: Camera
@@ -155,7 +130,7 @@ class Tracker:
         self._camera = camera
         self._max_tracks, self._max_lost, self._min_cosine = max_tracks, max_lost, min_cosine
         self.next_id = first_id
-        self._pool = _empty_pool(0)
+        self._pool = _new_pool(0, 0)
         self._last: Features | None = None
         self._stamp = 0.0
 
@@ -175,14 +150,14 @@ class Tracker:
             check_comparable(features, right)
             _check_finite(right)
         if self._is_new(features, stamp):
-            self._pool, self._stamp = _empty_pool(features.descriptors.shape[1]), stamp
+            self._pool, self._stamp = _new_pool(0, features.descriptors.shape[1]), stamp
         keypoints = self._follow(features, stamp)
         keypoints = self._start(features, keypoints, stamp)
         active = int(np.count_nonzero(keypoints >= 0))
         tracks = self._report(features, keypoints[: min(active, self._max_tracks)], right, stamp)
-        self._pool.right[:active] = np.nan
-        self._pool.right[: len(tracks)] = tracks.right_rays
-        self._pool.stamps[:active] = stamp
+        self._pool['right'][:active] = np.nan
+        self._pool['right'][: len(tracks)] = tracks.right_rays
+        self._pool['stamp'][:active] = stamp
         self._last, self._stamp = features, stamp
         return tracks
 
@@ -201,7 +176,7 @@ class Tracker:
         if len(pool) == 0:
             return keypoints
         places, radius = self._expect(features, elapsed)
-        known = _as_features(pool.xy, pool.descriptors, features)
+        known = _as_features(pool['xy'], pool['descriptor'], features)
         pairs = match_guided(known, features, places, radius, min_cosine=self._min_cosine)
         seen, found = pairs.T
         flat = self._undistort(features.xy[found])
@@ -211,18 +186,18 @@ class Tracker:
         keypoints[seen] = found
         places[seen] = features.xy[found]
         if elapsed > 0:
-            pool.motion = (places - pool.xy) / elapsed
-            pool.velocity[seen] = (flat - pool.flat[seen]) / (stamp - pool.stamps[seen])[:, None]
-        pool.xy = places
-        pool.flat[seen] = flat
-        mean = (1 - LATEST) * pool.descriptors[seen] + LATEST * features.descriptors[found]
-        pool.descriptors[seen] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
-        pool.ages[seen] += 1
-        pool.lost += 1
-        pool.lost[seen] = 0
+            pool['motion'] = (places - pool['xy']) / elapsed
+            pool['velocity'][seen] = (flat - pool['flat'][seen]) / (stamp - pool['stamp'][seen])[:, None]
+        pool['xy'] = places
+        pool['flat'][seen] = flat
+        mean = (1 - LATEST) * pool['descriptor'][seen] + LATEST * features.descriptors[found]
+        pool['descriptor'][seen] = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+        pool['age'][seen] += 1
+        pool['lost'] += 1
+        pool['lost'][seen] = 0
         inside = ((places >= 0) & (places < features.image_size)).all(axis=1)
-        kept = np.flatnonzero((pool.lost == 0) | ((pool.lost <= self._max_lost) & inside))
-        kept = kept[np.lexsort((-pool.ages[kept], pool.lost[kept]))]
+        kept = np.flatnonzero((pool['lost'] == 0) | ((pool['lost'] <= self._max_lost) & inside))
+        kept = kept[np.lexsort((-pool['age'][kept], pool['lost'][kept]))]
         self._pool = pool.take(kept)
         return keypoints[kept]
 
@@ -230,47 +205,47 @@ class Tracker:
         """Return where the tracks are expected (P, 2), and how far around there each may be (P,)."""
         pool = self._pool
         scale = NEAR * max(features.image_size)
-        moved = pool.motion * (elapsed if elapsed <= MAX_GAP else 0)
-        places = pool.xy + moved
-        recent = np.count_nonzero(pool.lost == pool.lost[0])
+        moved = pool['motion'] * (elapsed if elapsed <= MAX_GAP else 0)
+        places = pool['xy'] + moved
+        recent = np.count_nonzero(pool['lost'] == pool['lost'][0])
         sample = slice(0, recent, -(-recent // ANCHORS))
-        known = _as_features(places[sample], pool.descriptors[sample], features)
+        known = _as_features(places[sample], pool['descriptor'][sample], features)
         best = _as_features(features.xy[:ANCHOR_KEYPOINTS], features.descriptors[:ANCHOR_KEYPOINTS], features)
         pairs = match(known, best, self._min_cosine, ANCHOR_RATIO)
         anchors = known.xy[pairs[:, 0]]
-        missed = best.xy[pairs[:, 1]] - anchors
+        missed = np.float32(best.xy[pairs[:, 1]] - anchors)
         if len(anchors) >= MIN_ANCHORS:  # leave out those that their neighbours contradict
             near = _nearness(anchors, anchors, scale)
             np.fill_diagonal(near, 0)
             away = np.linalg.norm(missed - near @ missed / near.sum(axis=1, keepdims=True), axis=1)
-            good = away <= 3 * np.median(away) + 3
+            good = away <= 3 * np.partition(away, len(away) // 2)[len(away) // 2] + 3
             anchors, missed = anchors[good], missed[good]
         if len(anchors) < MIN_ANCHORS:
-            return places, 2 * scale * (1 + pool.lost)
+            return places, 2 * scale * (1 + pool['lost'])
         # The mean of what the anchors missed, and of its square, weighted by how near they are.
         near = _nearness(places, anchors, scale)
-        sums = near @ np.column_stack([missed, (missed**2).sum(axis=1), np.ones(len(missed))])
+        sums = near @ np.column_stack([missed, (missed**2).sum(axis=1), np.ones(len(missed), np.float32)])
         shift = sums[:, :2] / sums[:, 3:]
         spread = np.sqrt(np.maximum(sums[:, 2] / sums[:, 3] - (shift**2).sum(axis=1), 0))
-        unsure = pool.lost + (pool.ages == 1)
+        unsure = pool['lost'] + (pool['age'] == 1)
         radius = REACH + 2 * spread + unsure * (REACH / 2 + 0.1 * np.hypot(moved[:, 0], moved[:, 1]))
         return places + shift, radius
 
     def _agree(self, seen: np.ndarray, flat: np.ndarray) -> np.ndarray:
         """Return which of the tracks (N,), found at ``flat`` (N, 2), agree on one epipolar geometry: bool (N,)."""
         pool = self._pool
-        lost = pool.lost[seen]
-        before = pool.flat[seen]
-        before[lost > 0] = self._undistort(pool.xy[seen[lost > 0]])
+        lost = pool['lost'][seen]
+        before = pool['flat'][seen]
+        before[lost > 0] = self._undistort(pool['xy'][seen[lost > 0]])
         fit = np.flatnonzero(lost == 0) if np.count_nonzero(lost == 0) >= MIN_FIT else np.arange(len(seen))
         fundamental = _find_fundamental(before[fit], flat[fit])
         if fundamental is None:
             return lost == 0
-        one = np.ones((len(seen), 1))
-        before, after = np.hstack([before, one]), np.hstack([flat, one])
-        line_after, line_before = before @ fundamental.T, after @ fundamental
-        steep = np.minimum(np.hypot(*line_after.T[:2]), np.hypot(*line_before.T[:2]))
-        return np.abs((line_after * after).sum(axis=1)) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep
+        a, b, c = fundamental[:, :2] @ before.T + fundamental[:, 2:]  # the lines in this image, and in the one before
+        d, e, _ = fundamental[:2].T @ flat.T + fundamental[2:].T
+        steep = np.sqrt(np.minimum(a * a + b * b, d * d + e * e))
+        x, y = flat.T
+        return np.abs(a * x + b * y + c) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep
 
     def _start(self, features: Features, keypoints: np.ndarray, stamp: float) -> np.ndarray:
         """Start tracks where there are none and return the keypoint of each track."""
@@ -281,8 +256,9 @@ class Tracker:
             return keypoints
         width, height = features.image_size
         side = CELL * np.sqrt(width * height / target)
-        column, row = np.clip(features.xy, 0, (width, height)).T // side
-        cells = (row * (width // side + 1) + column).astype(int)
+        x, y = features.xy.T
+        row, column = (np.clip(y, 0, height) / side).astype(int), (np.clip(x, 0, width) / side).astype(int)
+        cells = row * (int(width / side) + 1) + column
         # The keypoints are written from the last to the best, so that each cell keeps the best of its own.
         best = np.full(cells.max() + 1, -1)
         best[cells[::-1]] = np.arange(len(features))[::-1]
@@ -293,64 +269,58 @@ class Tracker:
         motion = np.zeros((len(new), 2))
         old = slice(0, active, -(-active // ANCHORS) or 1)
         if active:
-            near = _nearness(xy, pool.xy[old], NEAR * max(width, height))
-            motion = near @ pool.motion[old] / near.sum(axis=1, keepdims=True)
-        zeros = np.zeros(len(new), np.int64)
-        started = _Pool(
-            self.next_id + np.arange(len(new), dtype=np.uint64),
-            zeros + 1,
-            zeros,
-            xy,
-            motion,
-            flat,
-            np.zeros_like(flat),
-            np.full_like(flat, np.nan),
-            np.full(len(new), stamp),
-            features.descriptors[new],
-        )
+            near = _nearness(xy, pool['xy'][old], NEAR * max(width, height))
+            motion = near @ pool['motion'][old] / near.sum(axis=1, keepdims=True)
+        started = _new_pool(len(new), features.descriptors.shape[1])
+        started['id'] = self.next_id + np.arange(len(new), dtype=np.uint64)
+        started['age'], started['right'], started['stamp'] = 1, np.nan, stamp
+        started['xy'], started['motion'], started['flat'] = xy, motion, flat
+        started['descriptor'] = features.descriptors[new]
         self.next_id += len(new)
-        self._pool = pool.take(slice(0, active)).join(started, pool.take(slice(active, None)))
+        # As bytes: numpy would join the rows field by field.
+        rows = [part.view(f'V{pool.itemsize}') for part in (pool[:active], started, pool[active:])]
+        self._pool = np.concatenate(rows).view(pool.dtype)
         return np.concatenate([keypoints[:active], new, keypoints[active:]])
 
     def _report(self, features: Features, keypoints: np.ndarray, right: Features | None, stamp: float) -> Tracks:
         """Return the first tracks of the pool, those with keypoints (T,)."""
-        pool = self._pool.take(np.arange(len(keypoints)))  # a copy: the pool goes on changing
+        pool = self._pool[: len(keypoints)]
         nowhere = np.full((len(pool), 2), np.nan)
         partners, right_xy, right_rays = np.full(len(pool), -1), nowhere.astype(np.float32), nowhere.copy()
         if right is not None and self._stereo is not None:
             pairs, rays = self._match_right(self._stereo, pool, right)
             partners[pairs[:, 0]] = pairs[:, 1]
             right_xy[pairs[:, 0]], right_rays[pairs[:, 0]] = right.xy[pairs[:, 1]], rays
-        elapsed = (stamp - pool.stamps)[:, None]
-        velocities = (right_rays - pool.right) / np.where(elapsed > 0, elapsed, np.inf)
+        elapsed = (stamp - pool['stamp'])[:, None]
+        velocities = (right_rays - pool['right']) / np.where(elapsed > 0, elapsed, np.inf)
         return Tracks(
-            pool.ids,
-            pool.ages,
+            pool['id'].copy(),
+            pool['age'].copy(),
             features.xy[keypoints],
-            nowhere if self._camera is None else _to_rays(pool.flat, self._camera),
-            nowhere if self._camera is None else pool.velocity / self._camera.matrix.diagonal()[:2],
+            nowhere if self._camera is None else _to_rays(pool['flat'], self._camera),
+            nowhere if self._camera is None else pool['velocity'] / self._camera.matrix.diagonal()[:2],
             features.scores[keypoints],
             keypoints,
             partners,
             right_xy,
             right_rays,
-            np.where(np.isnan(pool.right) & (partners >= 0)[:, None], 0, velocities),
+            np.where(np.isnan(pool['right']) & (partners >= 0)[:, None], 0, velocities),
         )
 
-    def _match_right(self, stereo: _Stereo, pool: _Pool, right: Features) -> tuple[np.ndarray, np.ndarray]:
+    def _match_right(self, stereo: _Stereo, pool: np.ndarray, right: Features) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs (Q, 2) of tracks and keypoints of the right image, and the rays (Q, 2) to the latter."""
         flat = stereo.right.undistort(right.xy)
         # Where a fisheye lens sees past 90 degrees there is no pixel without distortion.
         places = np.nan_to_num(flat, nan=-1e6, posinf=-1e6, neginf=-1e6).clip(-1e6, 1e6).astype(np.float32)
         pairs = match_guided(
-            _as_features(pool.flat, pool.descriptors, right),
+            _as_features(pool['flat'], pool['descriptor'], right),
             _as_features(places, right.descriptors, right),
             fundamental=stereo.fundamental,
             distance=STEREO_ERROR,
             min_cosine=self._min_cosine,
             ratio=STEREO_RATIO,
         )
-        ray, right_ray = _to_rays(pool.flat[pairs[:, 0]], stereo.left), _to_rays(flat[pairs[:, 1]], stereo.right)
+        ray, right_ray = _to_rays(pool['flat'][pairs[:, 0]], stereo.left), _to_rays(flat[pairs[:, 1]], stereo.right)
         one = np.ones((len(pairs), 1))
         # With p the ray turned into the right camera's frame, q the right ray and t the shift, q x (depth p + t) = 0.
         turned, seen = np.hstack([ray, one]) @ stereo.rotation.T, np.hstack([right_ray, one])
@@ -372,7 +342,8 @@ def _check_finite(features: Features) -> None:
 
 
 def _as_features(xy: np.ndarray, descriptors: np.ndarray, like: Features) -> Features:
-    return Features(xy, np.zeros(len(xy)), descriptors, like.image_size, like.model, like.digest)
+    rows = np.ascontiguousarray(descriptors)
+    return Features(xy, np.zeros(len(xy)), rows, like.image_size, like.model, like.digest)
 
 
 def _to_rays(flat: np.ndarray, camera: Camera) -> np.ndarray:
@@ -383,8 +354,11 @@ def _to_rays(flat: np.ndarray, camera: Camera) -> np.ndarray:
 def _nearness(xy: np.ndarray, others: np.ndarray, scale: float) -> np.ndarray:
     """Return (N, M) weights that fall with the fourth power of the distance, from ``scale`` pixels on."""
     xy, others = np.float32(xy / scale), np.float32(others / scale)
-    squared = (xy**2).sum(axis=1)[:, None] + ((others**2).sum(axis=1) + 1) - 2 * (xy @ others.T)
-    return 1 / (squared * squared)
+    weights = xy @ (-2 * others.T)
+    weights += (xy**2).sum(axis=1)[:, None] + 1
+    weights += (others**2).sum(axis=1)
+    np.square(weights, out=weights)  # in place: new memory for each step would cost more than the step
+    return np.reciprocal(weights, out=weights)
 
 
 def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
@@ -401,7 +375,25 @@ def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | Non
     return fundamental if fundamental is not None and fundamental.shape == (3, 3) else None
 
 
-def _empty_pool(size: int) -> _Pool:
-    none, pairs = np.zeros(0, np.int64), np.zeros((0, 2))
-    rows = np.zeros((0, size), np.float32)
-    return _Pool(none.astype(np.uint64), none, none, pairs, pairs, pairs, pairs, pairs, np.zeros(0), rows)
+def _new_pool(count: int, size: int) -> np.ndarray:
+    """Return a pool of tracks (count,) with descriptors of ``size`` numbers, all zeros.
+
+    It holds the tracks that are followed: those that the last image showed first, and of these the longest followed
+    first. One array, as its rows are often put in another order.
+    """
+    pair = np.float64, 2
+    return np.zeros(
+        count,
+        [
+            ('id', np.uint64),
+            ('age', np.int64),  # images that showed it
+            ('lost', np.int64),  # images since then
+            ('xy', *pair),  # pixels in the last image, where it was seen or was to be expected
+            ('motion', *pair),  # pixels per second
+            ('flat', *pair),  # where it was seen, pixels without distortion
+            ('velocity', *pair),  # of the same per second
+            ('right', *pair),  # ray to it in the right camera then; NaN where that did not see it
+            ('stamp', np.float64),  # when
+            ('descriptor', np.float32, size),  # running mean of those it was seen by, of unit length
+        ],
+    )

@@ -157,6 +157,16 @@ def test_a_search_everywhere_finds_what_match_finds(scattered):
     np.testing.assert_array_equal(everywhere, match(first, second, ratio=0.95))
 
 
+@pytest.mark.parametrize('radius', [1e10, np.inf])
+def test_keypoints_may_lie_and_be_searched_far_away(radius, scattered):
+    first, second = scattered
+    second.xy[::10] *= 1e7
+    np.testing.assert_array_equal(match_guided(first, second, places=first.xy, radius=radius), match(first, second))
+    near = match_guided(first, second, places=first.xy, radius=50)
+    assert len(near) > 5
+    assert (np.abs(first.xy[near[:, 0]] - second.xy[near[:, 1]]) <= 50).all()
+
+
 def test_a_place_that_is_not_finite_has_no_candidates(scattered):
     first, second = scattered
     places = first.xy.copy()
