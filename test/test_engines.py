@@ -107,6 +107,7 @@ def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, m
         open_engine(official_model('T-32'), 'openvino')
 
 
+@pytest.mark.parametrize('capabilities', [None, {'fp32'}], ids=['this CPU', 'fp32 alone'])
 @pytest.mark.parametrize(
     ('method', 'doing'),
     [
@@ -117,8 +118,13 @@ def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, m
         ('InferRequest.infer', 'run the network'),
     ],
 )
-def test_auto_gives_openvino_up_wherever_it_fails_and_says_why(official_model, photograph, monkeypatch, method, doing):
+def test_auto_gives_openvino_up_wherever_it_fails_and_says_why(
+    official_model, photograph, monkeypatch, tmp_path, method, doing, capabilities
+):
     pytest.importorskip('openvino')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))  # nothing was measured before
+    if capabilities and method != 'Core.get_property':
+        monkeypatch.setattr('edgepoint2_ros.engines.openvino.capabilities', lambda core: capabilities)
 
     def fail(*_, **__):
         raise RuntimeError('Exception from src/core.cpp:268:\nno plugin\n')

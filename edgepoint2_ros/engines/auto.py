@@ -161,7 +161,7 @@ class AutoEngine:
         times = measurements.find(key)
         engines: dict[Choice, Engine] = {}
         if not times:
-            engines, times = measure(choices, self._open, image_shape, self._report)
+            engines, times = measure(choices, self._open, image_shape, self._exclude)
             if not times:
                 return
             if len(times) == len(choices):
@@ -177,6 +177,10 @@ class AutoEngine:
         self._reason = f'measured here at {width}x{height}: {listed}'
         if engines:
             log.info('auto takes %s, %s', best, self._reason)
+
+    def _exclude(self, reason: str) -> None:
+        self._refusals.append(reason)
+        self._report(f'auto excludes {reason}')
 
     def _choices(self) -> list[Choice]:
         """Return what is worth timing, the most accurate first."""
@@ -200,7 +204,7 @@ class AutoEngine:
 
 
 def measure(
-    choices: list[Choice], open_one: Open, image_shape: Shape, report: Report
+    choices: list[Choice], open_one: Open, image_shape: Shape, exclude: Report
 ) -> tuple[dict[Choice, Engine], dict[Choice, float]]:
     """Time each choice on the drawn scene: the shortest of ROUNDS runs, a pause before each, by turns.
 
@@ -211,7 +215,7 @@ def measure(
         choices: the most accurate first.
         open_one: opens an engine.
         image_shape: (H, W, C) of the scene.
-        report: takes a line about each choice that is left out.
+        exclude: takes a line about each choice that is left out, and why.
 
     Returns:
         The engines that were opened, and their milliseconds, by choice.
@@ -224,12 +228,12 @@ def measure(
             engine = open_one(choice)
             rows = engine.run(scene, mask)
         except EngineError as error:
-            report(f'auto excludes {choice}: {error}')
+            exclude(f'{choice}: {error}')
             continue
         reference = reference or rows
         share, cosine = compare(rows, reference)
         if share < MIN_SHARE or cosine < MIN_COSINE_OF_CPU:
-            report(f'auto excludes {choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
+            exclude(f'{choice}: {share:.1%} of the keypoints, median descriptor cosine {cosine:.4f}')
             continue
         engines[choice] = engine
     times: dict[Choice, list[float]] = {choice: [] for choice in engines}
