@@ -262,7 +262,7 @@ def test_an_image_without_keypoints_has_no_tracks_and_those_before_it_go_on(star
 
 
 @pytest.mark.parametrize('change', ['model', 'time', 'calibration'])
-def test_tracks_start_anew_with_numbers_of_their_own(change, start_rig):
+def test_tracks_reset_with_numbers_of_their_own(change, start_rig):
     rig, cloud = start_rig(f'anew_{change}'), Cloud()
     rig.calibrate(calibration())
     used = set()
@@ -279,8 +279,8 @@ def test_tracks_start_anew_with_numbers_of_their_own(change, start_rig):
     assert not used & set(message.id)
     assert set(message.age) == {1}
     assert {
-        'model': 'keypoints of T-32 [b] follow those of T-32 [a]: the tracks start anew',
-        'time': 'time jumps back by 5.600 s: the tracks start anew',
+        'model': 'keypoints of T-32 [b] follow those of T-32 [a]: resetting the tracks',
+        'time': 'time jumps back by 5.600 s: resetting the tracks',
         'calibration': 'camera of 640x480 pixels',
     }[change] in rig.output
 

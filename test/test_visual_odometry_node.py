@@ -330,13 +330,13 @@ def test_a_part_that_the_sensor_does_not_have_is_refused(roi):
 
 
 @pytest.mark.parametrize('settings', [{}, {'use_sim_time': 'true'}], ids=['time of the images', 'simulated time'])
-def test_when_time_jumps_back_the_map_and_the_path_start_anew(rig):
+def test_when_time_jumps_back_the_map_and_the_path_reset(rig):
     rig.send_camera('move it sideways')
     for restarts in range(3):
         rig.fly(views())
         rig.wait_until(lambda: rig.paths[-1].header == rig.odometry[-1].header)
         assert len(rig.paths[-1].poses) == len(rig.odometry) >= 10
-        assert rig.output.count('time jumps back by 1.900 s: the map and the path start anew') == restarts
+        assert rig.output.count('time jumps back by 1.900 s: resetting the map and the path') == restarts
         assert rig.output.count('starting -> tracking') == restarts + 1
         rig.odometry.clear()
 
@@ -369,7 +369,7 @@ def test_after_a_change_of_model_the_map_starts_anew(rig):
         rig.wait_until(lambda: rig.paths[-1].header == rig.odometry[-1].header)
         assert len(rig.paths[-1].poses) == len(rig.odometry) >= 10
         rig.odometry.clear()
-    assert rig.output.count('keypoints of T-32 [b] follow those of T-32 [a]: the map starts anew') == 1
+    assert rig.output.count('keypoints of T-32 [b] follow those of T-32 [a]: resetting the map') == 1
 
 
 def test_each_message_that_exceeds_the_buffers_of_the_middleware_arrives(rig):

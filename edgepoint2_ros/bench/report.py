@@ -34,7 +34,8 @@ are filled with something else. CPU ms: of all threads, a frame, with the pauses
 the dense reference are at the pace that stands first. As fp32: of the best 1000 keypoints of ONNX Runtime in fp32 on
 a drawn scene, the share found within a pixel, and the median cosine of the descriptors. First features: since the
 start of the process, interpreter and imports included. Peak memory: all that was resident, the interpreter, its
-libraries, the model and the frames."""
+libraries, the model and the frames. All rows of a variant have the same weights, but for the official code, which has
+its own."""
 _ACCURACY_NOTE = """\
 MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {pairs} synthetic pairs with long sides of
 at most {side} px, by the very model, runtime and precision that were timed."""

@@ -73,13 +73,13 @@ class TrackerNode(AcceptsUnchanged, Node):
             subscribe(self, KeypointArray, f'{prefix}keypoints', receive, QoSProfile(depth=10), losses)
 
     def _calibrate(self) -> None:
-        """Start anew with the cameras that are described now, once they all are."""
-        self._start_anew()
+        """Reset, with the cameras that are described now, once they all are."""
+        self._reset()
         if self._tracker is not None:
             width, height = self.calibrations[0].image_size
             self.get_logger().info(f'camera of {width}x{height} pixels')
 
-    def _start_anew(self) -> None:
+    def _reset(self) -> None:
         """Start with new tracks, whose numbers go on."""
         self._begin = None
         if self._tracker is not None:
@@ -150,8 +150,8 @@ class TrackerNode(AcceptsUnchanged, Node):
             self._drop('out of order', error)
             return
         if older:
-            self.get_logger().warning(f'time jumps back by {older:.3f} s: the tracks start anew')
-            self._start_anew()
+            self.get_logger().warning(f'time jumps back by {older:.3f} s: resetting the tracks')
+            self._reset()
         if self._begin is None:
             self._begin = stamp
         self._follow_weights(features[0])
@@ -162,7 +162,7 @@ class TrackerNode(AcceptsUnchanged, Node):
             return
         except (cv2.error, np.linalg.LinAlgError) as error:  # on the way, which leaves the tracks half followed
             self._drop('bad', error)
-            self._start_anew()
+            self._reset()
             return
         self._published += 1
         self._tracks = len(tracks)
@@ -174,8 +174,8 @@ class TrackerNode(AcceptsUnchanged, Node):
         last, self._weights = self._weights, (features.model, features.digest)
         if last not in (None, self._weights):
             self.get_logger().warning(
-                f'keypoints of {features.model} [{features.digest}] follow those of {last[0]} [{last[1]}]: the tracks '
-                f'start anew',
+                f'keypoints of {features.model} [{features.digest}] follow those of {last[0]} [{last[1]}]: '
+                f'resetting the tracks',
                 throttle_duration_sec=LOG_PERIOD,
             )
 

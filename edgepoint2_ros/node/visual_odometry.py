@@ -72,16 +72,16 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self.create_subscription(KeypointArray, 'keypoints', self.take, QoSProfile(depth=30))
 
     def _take_camera(self) -> None:
-        """Start anew with the camera that camera_info describes now."""
+        """Reset, with the camera that camera_info describes now."""
         camera = self.calibration.camera
         if camera is None:
             self.odometry = None
             return
-        self._start_anew(camera)
+        self._reset(camera)
         width, height = self.calibration.image_size
         self.get_logger().info(f'camera of {width}x{height} pixels: move it sideways to start')
 
-    def _start_anew(self, camera: Camera) -> None:
+    def _reset(self, camera: Camera) -> None:
         self.odometry = VisualOdometry(camera, **self._settings)
         self._path.poses.clear()
         self._last = None
@@ -115,24 +115,24 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             self._publish(message.header, pose)
 
     def _follow_time(self, stamp: int, camera: Camera) -> None:
-        """Start anew where time jumps back: a recording begins again, or simulated time does.
+        """Reset where time jumps back: a recording begins again, or simulated time does.
 
         Raises:
             EdgePoint2Error: the stamp is only a little older than the last one.
         """
         older = self._stamps.take(stamp)
         if older:
-            self._start_anew(camera)
-            self.get_logger().warning(f'time jumps back by {older:.3f} s: the map and the path start anew')
+            self._reset(camera)
+            self.get_logger().warning(f'time jumps back by {older:.3f} s: resetting the map and the path')
 
     def _follow_weights(self, model: str, digest: str, camera: Camera) -> None:
-        """Start anew where the extractor has another model: its descriptors have nothing in common with the map's."""
+        """Reset where the extractor has another model: its descriptors have nothing in common with the map's."""
         last, self._weights = self._weights, (model, digest)
         if last in (None, self._weights):
             return
-        self._start_anew(camera)
+        self._reset(camera)
         self.get_logger().warning(
-            f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: the map starts anew',
+            f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: resetting the map',
             throttle_duration_sec=LOG_PERIOD,
         )
 

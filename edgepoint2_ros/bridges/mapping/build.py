@@ -168,7 +168,7 @@ def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) ->
         alone = kind == 'photographs' and not job.one_camera
         advice = '; if one camera took them all, say so: --one-camera' if alone else ''
         raise EdgePoint2Error(
-            f'{job.source}: too little holds together: {len(registered)} of {len(names)} images and '
+            f'{job.source}: the reconstruction failed: it has {len(registered)} of {len(names)} images and '
             f'{model.num_points3D()} points, at least {MIN_IMAGES} images and {MIN_POINTS} points for each are needed; '
             f'{matched} of {len(pairs)} pairs overlap. {MOVE}{advice}'
         )
@@ -217,7 +217,7 @@ def map_images(database: Path, images: Path, model: Path, total: int) -> None:
     Args:
         database: of COLMAP, with verified matches.
         images: folder of the images, for the colours of the points.
-        model: new folder; it stays away where nothing holds together.
+        model: new folder; none is made where the images cannot be registered.
         total: number of images, for the progress line.
     """
     trials = model.with_name('trials')
