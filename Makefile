@@ -53,11 +53,9 @@ demo: $(VENV)/demo.stamp
 endif
 
 ifeq ($(ROS),kilted)
-# Threads of torch that wait for each other on two cores take several times the CPU. The slow tests, whose processes need the cores,
-# come one after the other.
+# Threads of torch that wait for each other on two cores take several times the CPU.
 test: $(VENV)/test.stamp $(VENV)/package.stamp lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 else
 test: $(VENV)/test.stamp $(VENV)/package.stamp
 	ROS_DISTRO=$(ROS) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(NODE_TESTS)
