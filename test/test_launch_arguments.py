@@ -1,4 +1,4 @@
-"""What the launch file says to arguments that it cannot use, in the real launch."""
+"""What the launch files say to arguments that they cannot use, in the real launch."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 for _module in ('launch', 'launch_ros'):
     pytest.importorskip(_module, reason=f'{_module} is not installed: it comes with a full ROS 2 only')
 
-LAUNCH_FILE = Path(__file__).parents[1] / 'launch' / 'extractor.launch.py'
+LAUNCH = Path(__file__).parents[1] / 'launch'
 TIMEOUT = 60.0
 # What `ros2 launch` does with a file and its arguments.
 CODE = """
@@ -29,9 +29,9 @@ sys.exit(service.run())
 pytestmark = pytest.mark.slow
 
 
-def start(*arguments: str) -> subprocess.CompletedProcess:
+def start(*arguments: str, node: str = 'extractor') -> subprocess.CompletedProcess:
     environment = {'AMENT_PREFIX_PATH': sys.prefix, **os.environ}
-    command = [sys.executable, '-c', CODE, LAUNCH_FILE, *arguments]
+    command = [sys.executable, '-c', CODE, LAUNCH / f'{node}.launch.py', *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
 
 
@@ -48,6 +48,21 @@ def start(*arguments: str) -> subprocess.CompletedProcess:
 )
 def test_an_argument_of_the_wrong_kind_is_named(argument, complaint):
     result = start(argument)
+    assert result.returncode == 1
+    assert complaint in result.stdout + result.stderr
+    assert 'process started' not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ('node', 'argument', 'complaint'),
+    [
+        ('tracker', 'max_tracks:=many', 'parameter max_tracks: expected integer from 1'),
+        ('to_rtabmap', 'place:=5', 'parameter place: expected true or false, got 5'),
+        ('visual_odometry', 'ratio:=2.0', 'parameter ratio: expected a number above 0, at most 1, got 2.0'),
+    ],
+)
+def test_every_node_has_a_launch_file_with_its_parameters(node, argument, complaint):
+    result = start(argument, node=node)
     assert result.returncode == 1
     assert complaint in result.stdout + result.stderr
     assert 'process started' not in result.stdout + result.stderr
