@@ -114,7 +114,7 @@ def test_auto_survives_whatever_the_import_of_a_runtime_raises(official_model, m
         ('Core', 'start'),
         ('Core.get_property', 'start'),
         ('Core.read_model', r'open .*T-32.*\.onnx'),
-        ('Core.compile_model', 'compile the network for images of 640 x 480 x 3'),
+        ('Core.compile_model', r'compile the network for images of 640 x 480 x \d'),  # ARM tries a gray one first
         ('InferRequest.infer', 'run the network'),
     ],
 )
