@@ -1,4 +1,4 @@
-"""Tracks of EdgePoint2 beside those of optical flow (KLT) on Shi-Tomasi corners, on sequences with known poses.
+"""Tracks of EdgePoint2 beside optical flow (KLT) on corners and plain matching, on sequences with known poses.
 
     pip install evo scipy
     python examples/tracking.py DIR [DIR ...]                     # layouts as for examples/odometry.py
@@ -6,10 +6,11 @@
     python examples/tracking.py DIR --picture tracks.jpg          # the tracks over the last image
 
 KLT is that of VINS-Fusion's front end: windows of 21x21 on four levels, followed back to within half a pixel, new
-corners where no track is within 30 pixels (150 tracks; nearer for more). A track is followed after n images where the
+corners where no track is within 30 pixels (150 tracks; nearer for more). Plain matching, `matched`, chains the mutual
+nearest neighbours of successive images: what one has without a tracker. A track is followed after n images where the
 image shows it still; it is right where it lies within 2 pixels of the epipolar line that the recorded poses give. Over
-many images these are not that exact: refined are those near them that fit the tracks of both kinds best, as many of
-each; images with too few tracks of either kind are left out. Times are of one core and of the tracking alone: without
+many images these are not that exact: refined are those near them that fit the tracks of the tracker and of KLT best,
+as many of each; images with too few of either are left out. Times are of one core and of the tracking alone: without
 the extraction for EdgePoint2, with the search for corners for KLT.
 """
 
@@ -33,6 +34,7 @@ from edgepoint2_ros.evaluation.metrics import epipolar_errors
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.matching import match
 from edgepoint2_ros.odometry import Camera
 from edgepoint2_ros.tracking import Tracker
 
@@ -85,6 +87,29 @@ class Flow:
         self._xy, self._ids, self._ages = xy[good], self._ids[good], self._ages[good] + 1
 
 
+class Chain:
+    """Keypoints that are each other's nearest neighbour in one image and the next."""
+
+    def __init__(self, count: int):
+        self._count = count
+        self._last: Features | None = None
+        self._ids = np.zeros(0, int)
+        self._next = 0
+
+    def track(self, features: Features, _: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the numbers (T,) and pixels (T, 2) of the tracks of an image."""
+        ids = np.full(len(features), -1)
+        if self._last is not None:
+            before, now = match(self._last, features).T
+            ids[now] = self._ids[before]
+        missing = max(self._count - np.count_nonzero(ids >= 0), 0)
+        new = np.flatnonzero(ids < 0)[:missing]  # the best come first
+        ids[new] = self._next + np.arange(len(new))
+        self._next += len(new)
+        self._last, self._ids = features, ids
+        return ids[ids >= 0], features.xy[ids >= 0]
+
+
 def follow(track, items) -> tuple[list[tuple[np.ndarray, np.ndarray]], float]:
     """Return the tracks of each image, as numbers (T,) and pixels (T, 2), and the milliseconds of CPU for one image."""
     seen, times = [], []
@@ -132,7 +157,7 @@ def measure(methods: dict[str, list], camera: Camera, poses: list[np.ndarray | N
     """Return for each method the mean length of its tracks, their mean number in an image, and shares in %.
 
     For each of GAPS there are three: of tracks that are followed, and of these right by the recorded poses and right by
-    the refined ones.
+    the refined ones, which fit the first two methods.
     """
     figures = {}
     for name, seen in methods.items():
@@ -145,7 +170,7 @@ def measure(methods: dict[str, list], camera: Camera, poses: list[np.ndarray | N
             for pose, later in zip(poses, poses[gap:])
         ]
         refined = [
-            None if motion is None else refine(motion, camera, list(found))
+            None if motion is None else refine(motion, camera, found[:2])
             for motion, *found in zip(motions, *pairs.values())
         ]
         for name, seen in methods.items():
@@ -170,7 +195,7 @@ def find_poses(stamps: list[float], truth) -> list[np.ndarray | None]:
 
 
 def main() -> int:
-    """Follow both kinds of tracks through each sequence and print a table."""
+    """Follow all kinds of tracks through each sequence and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('sequences', nargs='+', type=Path, metavar='DIR')
@@ -197,9 +222,10 @@ def main() -> int:
             tracker = Tracker(camera, max_tracks=count, **settings)
             tracks, own = follow(tracker.track, features)
             flow, klt = follow(Flow(count).track, [(image,) for _, image in images])
-            methods = {options.model: [(found.ids.astype(int), found.xy) for found in tracks], 'KLT': flow}
-            figures = measure(methods, camera, poses)
-            for name, taken in ((options.model, own), ('KLT', klt)):
+            chains, matched = follow(Chain(count).track, features)
+            tracks = [(found.ids.astype(int), found.xy) for found in tracks]
+            figures = measure({options.model: tracks, 'KLT': flow, 'matched': chains}, camera, poses)
+            for name, taken in ((options.model, own), ('KLT', klt), ('matched', matched)):
                 length, number, *shares = figures[name]
                 columns = ' '.join(
                     f'{a:8.1f}% {b:5.1f}% {c:6.1f}%'.replace('nan%', ' - ')
@@ -210,7 +236,7 @@ def main() -> int:
                     flush=True,
                 )
         if options.picture:
-            cv2.imwrite(str(options.picture), draw_tracks(images[-1][1], [(t.ids, t.xy) for t in tracks]))
+            cv2.imwrite(str(options.picture), draw_tracks(images[-1][1], tracks))
     return 0
 
 
