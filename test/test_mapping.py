@@ -197,27 +197,112 @@ def test_pairs_are_neighbours_and_what_looks_alike(frames, official_model):
     assert {('0', '1'), ('1', '2'), ('2', '3'), ('3', '4'), ('0', '4')} <= set(sequence)
 
 
-@pytest.mark.parametrize(('focal', 'expected'), [(500.0, 500.0), (0.0, None), (float('nan'), None), (None, None)])
-def test_the_focal_length_is_that_of_the_bag(focal, expected, tmp_path):
+def record_with_camera_info(bag: Path, images, **changes) -> Path:
+    """Write a bag of images and one CameraInfo of 64x64 pixels with a focal length of 500, or with other fields."""
     types = get_typestore(Stores.ROS2_HUMBLE)
     make = types.types
-    header = make['std_msgs/msg/Header'](stamp=make['builtin_interfaces/msg/Time'](sec=1, nanosec=0), frame_id='camera')
-    region = make['sensor_msgs/msg/RegionOfInterest'](x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
-    image = make['sensor_msgs/msg/Image'](
-        header=header, height=64, width=64, encoding='mono8', is_bigendian=0, step=64, data=np.zeros(64 * 64, np.uint8)
+    time = make['builtin_interfaces/msg/Time']
+    region = make['sensor_msgs/msg/RegionOfInterest'](
+        **{'x_offset': 0, 'y_offset': 0, 'height': 0, 'width': 0, 'do_rectify': False, **changes.pop('roi', {})}
     )
-    messages = {'/left/image_raw': image}
-    if focal is not None:
-        k = np.array([focal, 0, 32, 0, focal, 32, 0, 0, 1])
-        messages['/left/camera_info'] = make['sensor_msgs/msg/CameraInfo'](
-            header=header, height=64, width=64, distortion_model='plumb_bob', d=np.zeros(5), k=k, r=np.eye(3).ravel(),
-            p=np.zeros(12), binning_x=0, binning_y=0, roi=region,
-        )  # fmt: skip
-    with Writer(tmp_path / 'bag', version=8) as writer:
-        for topic, message in messages.items():
-            connection = writer.add_connection(topic, message.__msgtype__, typestore=types)
-            writer.write(connection, 1, types.serialize_cdr(message, message.__msgtype__))
-    assert read_focal(tmp_path / 'bag', '') == expected
+    focal = changes.pop('focal', 500.0)
+    header = make['std_msgs/msg/Header'](stamp=time(sec=1, nanosec=0), frame_id='camera')
+    values = {'height': 64, 'width': 64, 'binning_x': 0, 'binning_y': 0, **changes}
+    info = make['sensor_msgs/msg/CameraInfo'](
+        header=header, distortion_model='plumb_bob', d=np.zeros(5), r=np.eye(3).ravel(), p=np.zeros(12), roi=region,
+        k=np.array([focal, 0, 32, 0, focal, 32, 0, 0, 1]), **values,
+    )  # fmt: skip
+    messages = [('/left/camera_info', info)]
+    for number, pixels in enumerate(images):
+        height, width = pixels.shape
+        header = make['std_msgs/msg/Header'](stamp=time(sec=1 + number, nanosec=0), frame_id='camera')
+        image = make['sensor_msgs/msg/Image'](
+            header=header, height=height, width=width, encoding='mono8', is_bigendian=0, step=width, data=pixels.ravel()
+        )
+        messages.append(('/left/image_raw', image))
+    with Writer(bag, version=8) as writer:
+        connections = {}
+        for moment, (topic, message) in enumerate(messages, 1):
+            if topic not in connections:
+                connections[topic] = writer.add_connection(topic, message.__msgtype__, typestore=types)
+            writer.write(connections[topic], moment, types.serialize_cdr(message, message.__msgtype__))
+    return bag
+
+
+BLANK = np.zeros((64, 64), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({}, 500.0),
+        ({'binning_x': 1, 'binning_y': 1}, 500.0),
+        ({'width': 128, 'height': 128, 'binning_x': 2, 'binning_y': 2}, 250.0),
+        ({'width': 640, 'height': 480, 'roi': {'x_offset': 100, 'y_offset': 50, 'width': 64, 'height': 64}}, 500.0),
+        (
+            {'width': 640, 'height': 480, 'binning_x': 4, 'binning_y': 2, 'roi': {'width': 256, 'height': 128}},
+            125.0,
+        ),
+    ],
+    ids=['whole', 'binning of one', 'binning', 'ROI', 'binning and ROI'],
+)
+def test_the_focal_length_is_that_of_the_bag(changes, expected, tmp_path):
+    notes = []
+    bag = record_with_camera_info(tmp_path / 'bag', [BLANK], **changes)
+    assert read_focal(bag, '', (64, 64), notes.append) == expected
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'width': 128, 'height': 96}, 'expected one of images of 64x64 pixels, got 128x96'),
+        (
+            {'binning_x': 2, 'binning_y': 2},
+            'got 32x32: 64x64 with a ROI of 0x0 and binning 2x2',
+        ),
+        (
+            {'roi': {'width': 40, 'height': 30}},
+            'got 40x30: 64x64 with a ROI of 40x30 and binning 0x0',
+        ),
+        ({'focal': 0.0}, 'expected a focal length K[0] between 0 and 640 pixels, got 0.0'),
+        ({'focal': float('nan')}, 'expected a focal length K[0] between 0 and 640 pixels, got nan'),
+        ({'focal': 1e5}, 'expected a focal length K[0] between 0 and 640 pixels, got 100000.0'),
+    ],
+    ids=['size', 'binning', 'ROI', 'zero', 'NaN', 'too long'],
+)
+def test_a_camera_info_that_cannot_be_that_of_the_images_is_named_and_not_used(changes, words, tmp_path):
+    notes = []
+    bag = record_with_camera_info(tmp_path / 'bag', [BLANK], **changes)
+    assert read_focal(bag, '', (64, 64), notes.append) is None
+    [note] = notes
+    assert note.startswith('/left/camera_info is not used, the focal length is estimated: ')
+    assert words in note
+
+
+def test_without_camera_info_there_is_no_focal_length(tmp_path):
+    from test_bags import record
+
+    notes = []
+    assert read_focal(record(tmp_path / 'bag', [BLANK]), '', (64, 64), notes.append) is None
+    assert not notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('width', 'expected'), [(1280, 500.0), (320, None)], ids=['binning', 'other size'])
+def test_a_map_of_a_bag_begins_with_the_focal_length_of_its_images(width, expected, frames, tmp_path, capsys):
+    bag = record_with_camera_info(
+        tmp_path / 'bag', frames[:4], width=width, height=width * 3 // 4, focal=1000.0, binning_x=2, binning_y=2
+    )
+    make(bag, tmp_path / 'hall', '--rate', '0')
+    words = (
+        'camera_info is not used, the focal length is estimated: expected one of images of 640x480 pixels, got 160x120'
+    )
+    assert (words in capsys.readouterr().err) == (expected is None)
+    with pycolmap.Database.open(tmp_path / 'hall' / 'distorted' / 'database.db') as database:
+        [camera] = database.read_all_cameras()
+    assert camera.has_prior_focal_length == (expected is not None)
+    assert camera.mean_focal_length() == (expected or 1.2 * 640)
 
 
 def test_one_image_is_no_map(photographs, tmp_path, capsys):

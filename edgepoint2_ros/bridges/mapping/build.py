@@ -150,7 +150,7 @@ def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) ->
         database.parent.mkdir(exist_ok=True)
         draft = database.with_name('draft.db')
         draft.unlink(missing_ok=True)
-        focals = _know_focals(job, kind, names)
+        focals = _know_focals(job, kind, features, note)
         write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
         draft.replace(database)
     inliers = list(show_progress(match_pairs(database, features, pairs), 'pairs', len(pairs)))
@@ -311,14 +311,19 @@ def _read_features(file: Path) -> Features | None:
         )
 
 
-def _know_focals(job: Job, kind: str, names: Sequence[str]) -> dict[str, float]:
+def _know_focals(
+    job: Job, kind: str, features: Mapping[str, Features], note: Callable[[str], None]
+) -> dict[str, float]:
     """Return the focal lengths in pixels that are known, by image name."""
-    focal = job.focal or (read_focal(job.source, job.topic) if kind == 'bag' else None)
-    if focal:
-        return dict.fromkeys(names, focal)
-    if kind != 'photographs':
+    if job.focal:
+        return dict.fromkeys(features, job.focal)
+    if kind == 'bag':
+        sizes = {image.image_size for image in features.values()}
+        focals = {size: read_focal(job.source, job.topic, size, note) for size in sizes}
+        return {name: focal for name, image in features.items() if (focal := focals[image.image_size]) is not None}
+    if kind == 'video':
         return {}
-    cameras = {name: pycolmap.infer_camera_from_image(job.output / 'input' / name) for name in names}
+    cameras = {name: pycolmap.infer_camera_from_image(job.output / 'input' / name) for name in features}
     return {name: camera.mean_focal_length() for name, camera in cameras.items() if camera.has_prior_focal_length}
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from edgepoint2_ros.messages import to_nanoseconds
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 BAGS = ('.bag', '.db3', '.mcap', '.zstd')
 _AS_THEY_ARE = ('.jpeg', '.jpg', '.png')  # which every tool reads
+_CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 _QUALITY = 95  # of a JPEG that is written again
 
 Note = Callable[[str], None]
@@ -139,26 +140,47 @@ def _import_bag(source: Path, folder: Path, topic: str, rate: float, note: Note)
             yield Entry(name, stamp)
 
 
-def read_focal(source: Path, topic: str) -> float | None:
+def read_focal(source: Path, topic: str, image_size: tuple[int, int], note: Note) -> float | None:
     """Return the focal length in pixels that a bag's camera_info beside the images tells, or None.
 
     Args:
         source: the bag.
         topic: of the images; may be empty where it has only one.
+        image_size: width, height of the images, which camera_info must describe.
+        note: takes a sentence about a camera_info that cannot be used.
     """
     with open_recording(source) as recording:
         topic = only_topic(recording, IMAGES, topic, 'images').removesuffix('/compressed')
         beside = f'{topic.rpartition("/")[0]}/camera_info'
-        if beside not in recording.topics or recording.topics[beside].fault:
+        found = recording.topics.get(beside)
+        if found is None or found.type != _CAMERA_INFO or found.fault:
             return None
-        decode = recording.decoder(recording.topics[beside])
+        decode = recording.decoder(found)
         for _, _, raw in recording.messages({beside}):
-            message = decode(raw)
-            matrix = getattr(message, 'k', getattr(message, 'K', None))  # ROS 2, ROS 1
-            if matrix is not None and 0 < matrix[0] < 10 * max(message.width, 1):
-                return float(matrix[0])
-            return None
+            try:
+                return _focal_of(decode(raw), image_size)
+            except EdgePoint2Error as error:
+                note(f'{beside} is not used, the focal length is estimated: {error}')
+                return None
     return None
+
+
+def _focal_of(info: Any, image_size: tuple[int, int]) -> float:
+    """Return fx of the images that a CameraInfo of ROS 1 or 2 describes; a ROI does not change it, binning does."""
+    roi = info.roi
+    window = (roi.width, roi.height) if roi.width or roi.height else (info.width, info.height)
+    binning = max(info.binning_x, 1), max(info.binning_y, 1)
+    size = window[0] // binning[0], window[1] // binning[1]
+    if size != image_size:
+        raise EdgePoint2Error(
+            f'expected one of images of {image_size[0]}x{image_size[1]} pixels, got {size[0]}x{size[1]}: '
+            f'{info.width}x{info.height} with a ROI of {roi.width}x{roi.height} and binning '
+            f'{info.binning_x}x{info.binning_y}'
+        )
+    focal = float(info.k[0] if hasattr(info, 'k') else info.K[0])
+    if not 0 < focal < 10 * info.width:
+        raise EdgePoint2Error(f'expected a focal length K[0] between 0 and {10 * info.width} pixels, got {focal}')
+    return focal / binning[0]
 
 
 def _write(path: Path, image: np.ndarray) -> None:
