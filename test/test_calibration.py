@@ -1,7 +1,9 @@
 """The cosine from which on matches are right, from matches of known probability, and by the command on photographs."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +128,14 @@ def test_every_model_that_ships_is_calibrated():
     for path in SHIPPED.glob('*.json'):
         model = open_model(path.with_suffix('.onnx'))
         assert 0.5 < min_cosine(model.variant.name, model.digest) < 1, path.name
+
+
+def test_the_cpp_header_has_the_values_of_the_cards_and_no_others():
+    header = (Path(__file__).parents[1] / 'include' / 'edgepoint2_ros' / 'keypoint_array.hpp').read_text()
+    rows = {(name, digest): float(value) for name, digest, value in re.findall(r'\{"(.+)", "(.+)", (.+)f\},', header)}
+    models = [open_model(path.with_suffix('.onnx')) for path in SHIPPED.glob('*.json')]
+    expected = {(model.variant.name, model.digest): min_cosine(model.variant.name, model.digest) for model in models}
+    assert rows == expected
 
 
 @pytest.mark.slow

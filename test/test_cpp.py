@@ -1,6 +1,7 @@
 """The C++ header, as a package that finds this one meets it, on the bytes that Python wrote."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from std_msgs.msg import Header
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, match_guided
 from edgepoint2_ros.messages import ENCODINGS, decode, encode
+from edgepoint2_ros.models import SHIPPED, min_cosine
 
 ROOT = Path(__file__).parents[1]
 
@@ -215,6 +217,16 @@ def test_no_keypoints_give_no_matches(reader):
 def test_features_of_different_weights_are_refused(reader):
     error = reader('match', encode(make(5, digest='a'), Header()), encode(make(5, digest='b'), Header()), code=1)
     assert error.startswith('features of T-32 [a] cannot be matched with features of T-32 [b]')
+
+
+def test_both_languages_know_the_min_cosine_of_every_model_that_ships(reader):
+    cards = sorted(SHIPPED.glob('*.json'))
+    for card in cards:
+        features = dataclasses.replace(make(1), model=card.stem, digest=json.loads(card.read_text())['digest'])
+        expected = min_cosine(features.model, features.digest)
+        assert float(reader('min_cosine', encode(features, Header()))) == pytest.approx(expected, abs=1e-6), card.stem
+    for other in (dataclasses.replace(features, digest='a'), dataclasses.replace(features, model='T-32@mine')):
+        assert reader('min_cosine', encode(other, Header())) == 'none\n'
 
 
 def _damage(**changes):

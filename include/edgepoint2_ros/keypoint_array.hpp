@@ -272,6 +272,40 @@ inline std::vector<Match> match(
   return matches;
 }
 
+/// Returns the cosine from which on a match of these features is right more often than not, for `match` and
+/// `match_guided`; none where their weights are not those of a model that comes with the package.
+inline std::optional<float> min_cosine(const Features & features)
+{
+  struct Calibrated
+  {
+    const char * model;
+    const char * digest;
+    float value;
+  };
+  static constexpr Calibrated shipped[] = {  // as on the models' cards
+    {"T-32", "a6b0224391706a86", 0.921f},
+    {"T-48", "7eeebe8eb557333c", 0.903f},
+    {"S-32", "6bde03f53986dc78", 0.927f},
+    {"S-48", "c0c5ae07a2090730", 0.899f},
+    {"S-64", "7b5b644d6e67edd2", 0.891f},
+    {"M-32", "15b5e47e863b322a", 0.933f},
+    {"M-48", "f23eba90b4866998", 0.908f},
+    {"M-64", "6abcbb1cf364bf23", 0.892f},
+    {"L-32", "cf42161458c2d1f6", 0.941f},
+    {"L-48", "eafae5043948839f", 0.918f},
+    {"L-64", "ba10401e370fa7fb", 0.900f},
+    {"E-32", "2df709bffaf427cf", 0.943f},
+    {"E-48", "3f36cf1dd216e9c3", 0.918f},
+    {"E-64", "f6487f868159187f", 0.903f},
+  };
+  for (const Calibrated & row : shipped) {
+    if (features.model == row.model && features.digest == row.digest) {
+      return row.value;
+    }
+  }
+  return std::nullopt;
+}
+
 /// Where the features of a first image can be in the second one; what is given holds together.
 struct Guide
 {

@@ -1,6 +1,7 @@
 // Reads serialised KeypointArray messages and prints what test_cpp.py compares with Python's own answer.
 //
 //   reader decode FILE                        one line a keypoint: x y score and the descriptor
+//   reader min_cosine FILE                    of the features' weights, or `none`
 //   reader match FILE FILE [COSINE [RATIO]]   one line a match: first second cosine
 //   reader guided FILE FILE GUIDE [COSINE [RATIO]]   the same; a line of GUIDE is `name number number ...`
 //   reader time FILE FILE                     milliseconds of CPU for one match, the median of 21
@@ -163,6 +164,11 @@ int main(int count, char ** arguments)
         }
         std::printf("\n");
       }
+      return 0;
+    }
+    if (words[0] == "min_cosine") {
+      const auto found = edgepoint2_ros::min_cosine(first);
+      std::printf("%s\n", found ? std::to_string(*found).c_str() : "none");
       return 0;
     }
     const auto second = edgepoint2_ros::decode(read(words.at(2)));
