@@ -7,6 +7,8 @@ import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
+from lifecycle_msgs.msg import Transition
+
 from edgepoint2_ros.messages import decode
 from edgepoint2_ros.models import SHIPPED, find_model
 from edgepoint2_ros.msg import Place
@@ -45,6 +47,35 @@ def test_each_image_gets_its_place_when_asked_for(start, places, official_model,
         expected = open_vocabulary(model).describe(decode(keypoints))
         np.testing.assert_allclose(place.descriptor, expected, atol=1e-5)
     assert not any(place.descriptor)  # of an image without keypoints
+
+
+def test_after_a_change_of_model_places_are_those_of_the_new_one(start, places, official_model, gray):
+    models = [official_model(name) for name in ('T-32', 'S-64')]
+    start('places_of_two', place=True)
+    camera, received = places('places_of_two')
+    camera.connect()
+    camera.wait_until(lambda: camera.node.count_publishers('/places_of_two/place') == 1)
+    for model in models:
+        if model is models[1]:
+            assert camera.change_state(Transition.TRANSITION_DEACTIVATE)
+            assert camera.change_state(Transition.TRANSITION_CLEANUP)
+            [result] = camera.set(model='S-64')
+            assert result.successful, result.reason
+            assert camera.change_state(Transition.TRANSITION_CONFIGURE)
+            assert camera.change_state(Transition.TRANSITION_ACTIVATE)
+            camera.connect()
+        received.clear()
+        while not received:  # until the node knows of the subscription
+            camera.answer(gray)
+            camera.spin(0.2)
+        keypoints = camera.answer(gray)
+        camera.wait_until(lambda: any(place.header == keypoints.header for place in received))  # noqa: B023
+        place = received[-1]  # before it may come that of the last image, late
+        expected = open_vocabulary(model).describe(decode(keypoints))
+        for made in (keypoints, place):
+            assert (made.model, made.digest) == (model.variant.name, model.digest)
+        assert len(place.descriptor) == len(expected)
+        np.testing.assert_allclose(place.descriptor, expected, atol=1e-5)
 
 
 def test_places_alone_keep_a_lazy_node_awake(start, places, gray):

@@ -242,6 +242,23 @@ def test_keypoints_whose_image_or_depth_never_comes_are_counted(start):
     assert int(after['dropped: no depth']) - int(before['dropped: no depth']) == 1
 
 
+def test_keypoints_whose_depth_has_a_stamp_too_far_from_theirs_are_counted_and_named(start):
+    rig = start(max_interval=0.02)
+    rig.connect()
+    before = rig.values()
+    frame = rig.frame()
+    frame.depth.header.stamp.nanosec += 30_000_000
+    rig.diagnostics.clear()
+    rig.publish(frame)
+    rig.answer(rig.frame())
+    words = '1 images without one within max_interval on /rig/depth (1 publish it): are they synchronised?'
+    rig.spin_until(lambda: any(status.message == words for status in rig.diagnostics))
+    assert words in rig.output
+    after = rig.values()
+    assert int(after['dropped: no depth']) - int(before['dropped: no depth']) == 1
+    assert after['dropped: no image'] == before['dropped: no image']
+
+
 def test_without_a_calibration_the_node_says_what_it_waits_for(start):
     rig = start()
 
