@@ -1,4 +1,4 @@
-"""Start the node visual_odometry; `ros2 launch edgepoint2_ros visual_odometry.launch.py --show-args` lists the arguments."""
+"""Start the node visual_odometry; `ros2 launch edgepoint2_ros visual_odometry.launch.py -s` lists the arguments."""
 
 from launch import LaunchDescription
 
