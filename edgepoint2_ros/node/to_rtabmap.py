@@ -183,7 +183,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             return WARN, f'{new["no image"]} keypoints without their image on {self._image.describe()}'
         if new['no depth']:
             return WARN, (
-                f'{new["no depth"]} images without one within max_interval on {self._second.describe()}: are they '
+                f'{new["no depth"]} images without a match within max_interval on {self._second.describe()}: are they '
                 f'synchronised?'
             )
         if silent > SILENCE:
