@@ -11,7 +11,7 @@ RAW, COMPRESSED = TYPES['raw'], TYPES['compressed']
 
 
 def verdict(health: Health, now: float, silence: str = 'it has no publisher', masks: str = ''):
-    return judge(health.report(now), health, '/left/image', silence, masks)
+    return judge(health.end_period(now), health, '/left/image', silence, masks)
 
 
 def feed(health: Health, count: int, begin: float = 0.0, keypoints: int = 500):
@@ -20,17 +20,17 @@ def feed(health: Health, count: int, begin: float = 0.0, keypoints: int = 500):
         health.serve(keypoints, TIMES)
 
 
-def test_a_report_is_about_its_own_period_and_counters_about_all():
+def test_a_period_has_its_own_images_and_counters_have_all():
     health = Health(0.0)
     feed(health, 30)
-    report = health.report(1.0)
-    assert (report.received, report.processed, report.rate_in, report.rate_out) == (30, 30, 30.0, 30.0)
-    assert report.keypoints == 500
-    assert report.times['extract'] == pytest.approx((3, 3, 3))
-    assert report.times['latency'] == pytest.approx((10, 10, 10))
+    period = health.end_period(1.0)
+    assert (period.received, period.processed, period.rate_in, period.rate_out) == (30, 30, 30.0, 30.0)
+    assert period.keypoints == 500
+    assert period.times['extract'] == pytest.approx((3, 3, 3))
+    assert period.times['latency'] == pytest.approx((10, 10, 10))
     feed(health, 10, begin=1.0)
-    report = health.report(3.0)
-    assert (report.received, report.rate_in) == (10, 5.0)
+    period = health.end_period(3.0)
+    assert (period.received, period.rate_in) == (10, 5.0)
     assert (health.received, health.processed, health.waiting) == (40, 40, 0)
 
 
@@ -39,13 +39,13 @@ def test_the_slow_ones_are_seen():
     for latency in [0.01] * 90 + [0.1] * 10:
         health.arrive(0.5)
         health.serve(1, (0, 0, 0, 0, latency, 0))
-    mean, high, most = health.report(1.0).times['latency']
+    mean, high, most = health.end_period(1.0).times['latency']
     assert (mean, high, most) == pytest.approx((19, 100, 100))
 
 
 def test_a_period_without_images_has_no_times():
-    report = Health(0.0).report(1.0)
-    assert all(math.isnan(value) for values in report.times.values() for value in values)
+    period = Health(0.0).end_period(1.0)
+    assert all(math.isnan(value) for values in period.times.values() for value in values)
 
 
 def test_every_image_is_somewhere():
@@ -58,7 +58,7 @@ def test_every_image_is_somewhere():
     health.arrive(0.6)
     assert health.waiting == 1
     assert health.received == health.processed + sum(health.dropped.values()) + health.waiting
-    assert health.report(1.0).dropped == {reason: number for number, reason in enumerate(REASONS, start=1)}
+    assert health.end_period(1.0).dropped == {reason: number for number, reason in enumerate(REASONS, start=1)}
 
 
 def test_a_camera_that_works_is_ok():

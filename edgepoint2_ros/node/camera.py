@@ -21,14 +21,14 @@ except ImportError:  # Humble
 from edgepoint2_ros.masks import KEPT, Masks
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.msg import CameraStats, KeypointArray, Place
-from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Report, explain_types
+from edgepoint2_ros.node.health import BUSY, COMPRESSED, LARGE, OK, STAGES, TYPES, Health, Period, explain_types
 from edgepoint2_ros.node.losses import Losses, subscribe, with_events
 from edgepoint2_ros.node.offers import find_reliability
 
 DEAF = 'publishers offer best effort, image_reliability requests reliable; set it to auto or best_effort'
 
 
-class Camera:
+class CameraTopics:
     """One camera of the node: what exists from configure to cleanup, and its subscriptions while the node is active.
 
     Attributes:
@@ -190,16 +190,16 @@ class Camera:
         if self.places is not None:
             self.places.publish(place)
 
-    def publish_stats(self, report: Report) -> None:
+    def publish_stats(self, period: Period) -> None:
         """Publish a period as CameraStats."""
-        health, times = self.health, report.times
+        health, times = self.health, period.times
         latency = times['latency']
         message = CameraStats(
             camera=self.name,
-            period=report.period,
-            rate_in=report.rate_in,
-            rate_out=report.rate_out,
-            keypoints=report.keypoints,
+            period=period.seconds,
+            rate_in=period.rate_in,
+            rate_out=period.rate_out,
+            keypoints=period.keypoints,
             latency_mean_ms=latency[0],
             latency_p95_ms=latency[1],
             latency_max_ms=latency[2],
@@ -218,17 +218,17 @@ class Camera:
         message.header.frame_id = self.frame_id
         self._stats.publish(message)
 
-    def describe(self, report: Report) -> dict[str, str]:
+    def describe(self, period: Period) -> dict[str, str]:
         """Return a period as the values of a DiagnosticStatus."""
         health = self.health
         values = {
             'topic': self.topic,
-            'rate in (Hz)': f'{report.rate_in:.1f}',
-            'rate out (Hz)': f'{report.rate_out:.1f}',
-            'keypoints': f'{report.keypoints:.0f}',
+            'rate in (Hz)': f'{period.rate_in:.1f}',
+            'rate out (Hz)': f'{period.rate_out:.1f}',
+            'keypoints': f'{period.keypoints:.0f}',
         }
         for stage in STAGES:
-            values[f'{stage} mean / p95 / max (ms)'] = ' / '.join(f'{value:.1f}' for value in report.times[stage])
+            values[f'{stage} mean / p95 / max (ms)'] = ' / '.join(f'{value:.1f}' for value in period.times[stage])
         values |= {'received': str(health.received), 'processed': str(health.processed)}
         values |= {f'dropped: {reason}': str(count) for reason, count in health.dropped.items()}
         values |= {

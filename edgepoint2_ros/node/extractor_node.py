@@ -17,7 +17,7 @@ from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.masks import read_mask_file
 from edgepoint2_ros.node import parameters
-from edgepoint2_ros.node.camera import Camera
+from edgepoint2_ros.node.camera import CameraTopics
 from edgepoint2_ros.node.diagnostics import every_second, to_diagnostics, to_status
 from edgepoint2_ros.node.health import ERROR, OK, SILENCE, WARN, judge
 from edgepoint2_ros.node.survival import Failures
@@ -61,7 +61,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.statuses: list[DiagnosticStatus] = []
         self._failures_told = 0  # of them, in the diagnostics so far
         self._extractor: Extractor | None = None
-        self.cameras: list[Camera] = []
+        self.cameras: list[CameraTopics] = []
         self._worker: Worker | None = None
         self._state = 'unconfigured'
         self._failure = ''  # why it is unconfigured, where that was not asked for
@@ -105,7 +105,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         finally:
             self._waits_for = ''
         self.cameras = [
-            Camera(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
+            CameraTopics(self, name, topics[name], settings.transport, settings.place) for name in settings.cameras
         ]
         self._worker = Worker(
             self, self.failures, extractor, vocabulary, self.cameras, settings, static_masks, self._be_ready
@@ -184,22 +184,22 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._diagnostics.publish(to_diagnostics(self, self.statuses))
         self._failures_told = failures
 
-    def _report_camera(self, camera: Camera) -> DiagnosticStatus:
+    def _report_camera(self, camera: CameraTopics) -> DiagnosticStatus:
         """Publish the stats of a camera and return its diagnostics."""
         camera.adapt(self._settings)
-        report = camera.health.report(time.monotonic())
-        silence = camera.explain_silence() if report.silent > SILENCE else ''
+        period = camera.health.end_period(time.monotonic())
+        silence = camera.explain_silence() if period.silent > SILENCE else ''
         masks = camera.explain_masks()
-        level, reason = judge(report, camera.health, camera.topic, silence, masks)
-        verdict = level, silence, masks, report.idle
+        level, reason = judge(period, camera.health, camera.topic, silence, masks)
+        verdict = level, silence, masks, period.idle
         if verdict != camera.verdict:
             camera.verdict = verdict
             if level == OK:
                 self.get_logger().info(f'{camera.label}: {reason}')
             else:
                 self.get_logger().warning(f'{camera.label}: {reason}')
-        camera.publish_stats(report)
-        return self._status(camera.label, level, reason, camera.describe(report))
+        camera.publish_stats(period)
+        return self._status(camera.label, level, reason, camera.describe(period))
 
     def _release(self) -> None:
         self.stop()

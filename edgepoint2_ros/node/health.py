@@ -25,11 +25,11 @@ OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 
 
 @dataclass(frozen=True)
-class Report:
-    """One period of a camera.
+class Period:
+    """What became of the images of one camera between two diagnostics.
 
     Attributes:
-        period: its length in seconds.
+        seconds: its length.
         received: images that arrived in it.
         processed: images answered in it.
         keypoints: of an answer, mean; 0 where there was none.
@@ -44,7 +44,7 @@ class Report:
         idle: no image was answered, because nobody wants what is made of it and none is asked for.
     """
 
-    period: float
+    seconds: float
     received: int
     processed: int
     keypoints: float
@@ -60,11 +60,11 @@ class Report:
 
     @property
     def rate_in(self) -> float:
-        return self.received / self.period
+        return self.received / self.seconds
 
     @property
     def rate_out(self) -> float:
-        return self.processed / self.period
+        return self.processed / self.seconds
 
 
 @dataclass
@@ -144,16 +144,16 @@ class Health:
         """Images received that are neither answered nor dropped yet."""
         return max(0, self.received - self.processed - sum(self.dropped.values()))
 
-    def report(self, now: float) -> Report:
-        """Return what happened since the last report, and begin a new period."""
+    def end_period(self, now: float) -> Period:
+        """Return what happened since the last period ended, and begin a new one."""
         frames, self._frames = self._frames, []
         before, self._before = self._before, self._counters()
         warm_up, self._warmed_up = self._warmed_up, self._warmed_up if self._warm_up else ''
-        period, self._since = max(now - self._since, 1e-3), now
+        seconds, self._since = max(now - self._since, 1e-3), now
         change = {name: self._before[name] - before[name] for name in before}
-        self.last_rate_out = len(frames) / period
-        return Report(
-            period=period,
+        self.last_rate_out = len(frames) / seconds
+        return Period(
+            seconds=seconds,
             received=change['received'],
             processed=len(frames),
             keypoints=float(np.mean([frame[0] for frame in frames])) if frames else 0.0,
@@ -180,55 +180,55 @@ class Health:
         }
 
 
-def judge(report: Report, health: Health, topic: str, silence: str, masks: str = '') -> tuple[int, str]:
+def judge(period: Period, health: Health, topic: str, silence: str, masks: str = '') -> tuple[int, str]:
     """Return the level of a camera (OK, WARN or ERROR) and the reason for it in one line, the gravest first.
 
     Args:
-        report: its last period.
+        period: its last one.
         health: its counters.
         topic: full name of its image topic.
         silence: why no image may come.
         masks: why no mask can come, where that is so.
     """
-    if report.silent > SILENCE:
-        since = 'no image yet' if health.last_arrival is None else f'no image for {report.silent:.0f} s'
+    if period.silent > SILENCE:
+        since = 'no image yet' if health.last_arrival is None else f'no image for {period.silent:.0f} s'
         return (WARN if health.last_arrival is None else ERROR), f'{since} on {topic}: {silence}'
-    if report.dropped['error']:
-        return ERROR, f'{report.dropped["error"]} of {report.received} images failed: {health.last_error}'
-    if report.dropped['bad']:
-        level = WARN if report.processed else ERROR
-        return level, f'{report.dropped["bad"]} of {report.received} images could not be used: {health.last_error}'
-    behind = report.dropped['newer'] + report.dropped['full']
-    if behind > TOLERATED * max(report.received, 1) and not report.warm_up:
+    if period.dropped['error']:
+        return ERROR, f'{period.dropped["error"]} of {period.received} images failed: {health.last_error}'
+    if period.dropped['bad']:
+        level = WARN if period.processed else ERROR
+        return level, f'{period.dropped["bad"]} of {period.received} images could not be used: {health.last_error}'
+    behind = period.dropped['newer'] + period.dropped['full']
+    if behind > TOLERATED * max(period.received, 1) and not period.warm_up:
         return WARN, (
-            f'{behind} of {report.received} images dropped, they come faster than they can be processed: a smaller '
+            f'{behind} of {period.received} images dropped, they come faster than they can be processed: a smaller '
             f'model, image or rate takes less'
         )
-    if report.lost:
-        return WARN, f'{report.lost} images lost on the way here: {LARGE if health.may_be_large else BUSY}'
+    if period.lost:
+        return WARN, f'{period.lost} images lost on the way here: {LARGE if health.may_be_large else BUSY}'
     if masks:
         return WARN, masks
-    if report.masks_lost:
+    if period.masks_lost:
         return WARN, (
-            f'{report.masks_lost} masks lost on the way here, older ones count instead: masks above 0.5 MB need a '
+            f'{period.masks_lost} masks lost on the way here, older ones count instead: masks above 0.5 MB need a '
             f'reliable publisher, or more shared memory in its process (config/fastdds.xml)'
         )
-    if report.masks_bad:
-        return WARN, f'{report.masks_bad} masks could not be used: {health.last_error}'
-    if report.unmasked and report.unmasked >= report.processed:
+    if period.masks_bad:
+        return WARN, f'{period.masks_bad} masks could not be used: {health.last_error}'
+    if period.unmasked and period.unmasked >= period.processed:
         return WARN, (
             f'no mask applies: each is stamped {health.mask_lead:.2f} s or more after the images; give it the stamp of '
             f'the image that it was made from, or 0 to count for all'
         )
-    if report.processed and report.keypoints == 0:
+    if period.processed and period.keypoints == 0:
         return WARN, 'no keypoints in any image: is it dark, covered or all masked?'
-    if report.idle:
+    if period.idle:
         return OK, 'idle: no subscribers to keypoints, place or overlay'
-    if report.warm_up:
-        return OK, f'{report.warm_up}{f", {behind} images dropped meanwhile" if behind else ""}'
-    if not report.processed:
+    if period.warm_up:
+        return OK, f'{period.warm_up}{f", {behind} images dropped meanwhile" if behind else ""}'
+    if not period.processed:
         return OK, 'no image in this second'
-    return OK, f'{report.rate_out:.1f} images/s, latency {report.times["latency"][0]:.1f} ms'
+    return OK, f'{period.rate_out:.1f} images/s, latency {period.times["latency"][0]:.1f} ms'
 
 
 def explain_types(topic: str, transport: str, published: Callable[[str], set[str]]) -> str:

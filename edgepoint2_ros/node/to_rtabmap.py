@@ -48,7 +48,7 @@ class Input:
         self.adapt()
 
     def adapt(self) -> None:
-        """Ask for reliable images where every publisher offers them, else for any; see `camera.Camera.adapt`."""
+        """Ask for reliable images where every publisher offers them, else for any; see `camera.CameraTopics.adapt`."""
         asked = find_reliability(self._node, self._topic) or self._reliability or ReliabilityPolicy.BEST_EFFORT
         if asked == self._reliability:
             return

@@ -17,7 +17,7 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.masks import combine
 from edgepoint2_ros.messages import encode, encode_place, to_nanoseconds
-from edgepoint2_ros.node.camera import Camera
+from edgepoint2_ros.node.camera import CameraTopics
 from edgepoint2_ros.node.mailbox import Mailbox
 from edgepoint2_ros.node.overlay import draw_overlay
 from edgepoint2_ros.node.survival import Failures
@@ -51,7 +51,7 @@ class Worker:
         failures: Failures,
         extractor: Extractor,
         vocabulary: Vocabulary | None,
-        cameras: Sequence[Camera],
+        cameras: Sequence[CameraTopics],
         settings: SimpleNamespace,
         static_masks: dict[str, np.ndarray],
         served: Callable[[], None],
@@ -117,7 +117,7 @@ class Worker:
                 self._complain(camera, error, 'image')
             self._served()
 
-    def _serve(self, camera: Camera, message: Image | CompressedImage, arrival: float) -> None:
+    def _serve(self, camera: CameraTopics, message: Image | CompressedImage, arrival: float) -> None:
         settings = self._settings  # one set of them for this image, whatever changes meanwhile
         begun = time.monotonic()
         image = to_array(message)
@@ -157,7 +157,9 @@ class Worker:
             for camera in self._cameras:
                 camera.health.end_warm_up(time.monotonic() - begun)
 
-    def _mask(self, camera: Camera, stamp: int, image: np.ndarray, settings: SimpleNamespace) -> np.ndarray | None:
+    def _mask(
+        self, camera: CameraTopics, stamp: int, image: np.ndarray, settings: SimpleNamespace
+    ) -> np.ndarray | None:
         """Return where keypoints are allowed in an image of a stamp in nanoseconds, or None for everywhere."""
         masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
         newest = None
@@ -175,7 +177,7 @@ class Worker:
             camera.health.pass_masks(lead * 1e-9)
         return combine(masks, settings.border, image.shape[1], image.shape[0])
 
-    def _draw(self, camera: Camera, image: np.ndarray, features: Features, header: Header) -> None:
+    def _draw(self, camera: CameraTopics, image: np.ndarray, features: Features, header: Header) -> None:
         """Publish the overlay, unless images wait: then only once in a while."""
         now = time.monotonic()
         if not self._mailbox.is_empty and now < self._last_overlay + OVERLAY_PERIOD:
@@ -184,7 +186,7 @@ class Worker:
         text = f'{camera.label}  {features.model}  {len(features)} keypoints  {camera.health.last_rate_out:.1f} Hz'
         camera.publish_overlay(draw_overlay(image, features, text), header)
 
-    def _complain(self, camera: Camera, error: Exception, what: str) -> None:
+    def _complain(self, camera: CameraTopics, error: Exception, what: str) -> None:
         """Log an error that concerns one message, unless another of its kind was logged a moment ago."""
         now = time.monotonic()
         if not self._node.context.ok() or now < self._last_complaint.get((camera.name, what), -LOG_PERIOD) + LOG_PERIOD:
