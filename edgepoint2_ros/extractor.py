@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.engines import open_engine
-from edgepoint2_ros.engines.base import LOG, Report
+from edgepoint2_ros.engines.base import LOG
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 from edgepoint2_ros.models import MAX_KEYPOINTS, MIN_SIZE, STRIDE, find_model
+from edgepoint2_ros.progress import Report
 
 MAX_PIXELS = 2**24  # the runtimes need about 120 bytes for each, 2 GB in all
 _NO_MASK = np.ones((1, 1), np.uint8)

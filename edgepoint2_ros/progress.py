@@ -1,11 +1,12 @@
-"""A progress line for long work at the command line."""
+"""What long work tells its user: a progress line at the command line, and sentences on the way."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar('Item')
+Report = Callable[[str], None]  # takes a sentence for the user
 
 INTERVAL = 0.5  # seconds between two updates on a terminal
 LOG_INTERVAL = 30.0  # seconds between two lines in a file

@@ -1,6 +1,6 @@
 """What a bag holds: its topics, the images or features of one of them, and how it was made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ from edgepoint2_ros.bridges.recordings import KEYPOINTS, Recording, known_types,
 from edgepoint2_ros.errors import BagError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.messages import ENCODINGS, decode, to_nanoseconds
+from edgepoint2_ros.progress import Report
 
 IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
@@ -23,19 +24,19 @@ class Frame(NamedTuple):
     features: Features
 
 
-def read_frames(path: Path, topic: str = '', note: Callable[[str], None] = lambda text: None) -> Iterator[Frame]:
+def read_frames(path: Path, topic: str = '', report: Report = lambda text: None) -> Iterator[Frame]:
     """Yield the frames in a bag of keypoints, in the order of recording.
 
     Args:
         path: rosbag2 folder or file.
         topic: may be empty where the bag has only one topic of KeypointArray.
-        note: takes a sentence about each thing that is odd in the bag.
+        report: takes a sentence about each thing that is odd in the bag.
 
     Raises:
         BagError: the bag cannot be read, or has no such topic.
         MessageError: a message contradicts itself.
     """
-    with open_recording(path, note) as recording:
+    with open_recording(path, report) as recording:
         topic = only_topic(recording, (KEYPOINTS,), topic, 'keypoints')
         deserialise = recording.decoder(recording.topics[topic])
         for _, moment, raw in recording.messages({topic}):

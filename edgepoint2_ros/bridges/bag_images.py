@@ -1,7 +1,7 @@
 """The images behind the keypoints of a bag: what they are called outside of it, and their files."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing, write_image
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.progress import Report
 
 
 class NamedFrame(NamedTuple):
@@ -77,9 +78,7 @@ def find_image_topic(source: Path, topic: str, bag: Path, keypoints_topic: str) 
         return only_topic(recording, IMAGES, topic, 'images')
 
 
-def write_images(
-    frames: Sequence[NamedFrame], source: Path, topic: str, folder: Path, note: Callable[[str], None]
-) -> int:
+def write_images(frames: Sequence[NamedFrame], source: Path, topic: str, folder: Path, report: Report) -> int:
     """Write the images of frames as PNG under their names, as they were extracted: gray or BGR, 8 bits.
 
     An image belongs to a frame of its stamp and moment of recording, as `bags.extract` leaves them, else to the only
@@ -89,7 +88,7 @@ def write_images(
         frames: what to write the images of.
         source, topic: the bag that holds the images.
         folder: for the files; it is made.
-        note: takes a sentence about each image that cannot be written.
+        report: takes a sentence about each image that cannot be written.
 
     Returns:
         The number of images written; the others were not in the bag, or not to be read.
@@ -121,7 +120,7 @@ def write_images(
                         f'its size is {image.shape[1::-1]}, keypoints are of {frame.features.image_size}'
                     )
             except EdgePoint2Error as error:
-                note(f'{source}: image {number} of {topic} left out: {error}')
+                report(f'{source}: image {number} of {topic} left out: {error}')
                 continue
             write_image(folder / frame.name, image)
             written.add(frame.name)

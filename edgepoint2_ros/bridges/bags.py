@@ -21,6 +21,7 @@ from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import to_fields
+from edgepoint2_ros.progress import Report
 
 PART = 1000  # images in a part of the output
 
@@ -58,12 +59,12 @@ class _Copy(NamedTuple):
     convert: Callable[[bytes], bytes | memoryview]
 
 
-def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterator[Progress]:
+def extract(job: Job, report: Report = lambda text: None) -> Iterator[Progress]:
     """Write the features of every image of a bag; go on where an earlier call with the same job was interrupted.
 
     Args:
         job: what to extract.
-        warn: called with a sentence about each message that cannot be used, which is left out of the output, and about
+        report: takes a sentence about each message that cannot be used, which is left out of the output, and about
             what is odd in the source, such as topics that nobody can read.
 
     Yields:
@@ -74,9 +75,9 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
             before the error are safe.
         EdgePoint2Error: as Extractor raises them.
     """
-    with open_recording(job.source, warn) as recording:
+    with open_recording(job.source, report) as recording:
         targets = _targets(recording, job)
-        copies = _copies(recording, job, set(targets), warn)
+        copies = _copies(recording, job, set(targets), report)
         clash = next((target for target in targets.values() if target in copies), None)
         if clash:
             raise BagError(f'{clash} is to be copied and to be written: name another keypoints topic')
@@ -118,7 +119,7 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
                     try:
                         output.write(name, moment, copies[name].convert(raw))
                     except Exception as error:
-                        warn(f'{job.source}: message {seen[name]} of {name} not copied: {_fault(error)}')
+                        report(f'{job.source}: message {seen[name]} of {name} not copied: {_fault(error)}')
                 progress.read += 1
                 if name not in targets:
                     continue
@@ -129,7 +130,7 @@ def extract(job: Job, warn: Callable[[str], None] = lambda text: None) -> Iterat
                     message = _message(types, features, image.header, job.encoding)
                     output.write(targets[name], moment, types.serialize_cdr(message, KEYPOINTS))
                 except Exception as error:
-                    warn(f'{job.source}: image {seen[name]} of {name} left out: {_fault(error)}')
+                    report(f'{job.source}: image {seen[name]} of {name} left out: {_fault(error)}')
                     progress.bad += 1
                 if progress.images % job.part == 0:
                     output.commit()
@@ -157,7 +158,7 @@ def _targets(recording: Recording, job: Job) -> dict[str, str]:
     return targets
 
 
-def _copies(recording: Recording, job: Job, wanted: set[str], warn: Callable[[str], None]) -> dict[str, _Copy]:
+def _copies(recording: Recording, job: Job, wanted: set[str], report: Report) -> dict[str, _Copy]:
     """Return how to copy each topic that is to be kept; say which others cannot be read, or not be copied."""
     missing = sorted({*job.keep} - {*recording.topics, '*'})
     if missing:
@@ -174,7 +175,7 @@ def _copies(recording: Recording, job: Job, wanted: set[str], warn: Callable[[st
         elif topic.fault and name not in wanted:
             left.append(f'{name} ({topic.fault})')
     if left:
-        warn(f'{job.source}: left out: {"; ".join(left)}')
+        report(f'{job.source}: left out: {"; ".join(left)}')
     return copies
 
 

@@ -22,6 +22,7 @@ from ruamel.yaml import YAML
 
 from edgepoint2_ros.bridges.mcap import MAGIC, McapFile, decompress_zstd, unpack_zstd
 from edgepoint2_ros.errors import BagError, MessageError
+from edgepoint2_ros.progress import Report
 
 KEYPOINTS = 'edgepoint2_ros/msg/KeypointArray'
 _SUFFIXES = ('.mcap', '.db3', '.zstd')  # of the files in a folder without metadata
@@ -65,7 +66,7 @@ class Recording:
         state: what `bags.extract` keeps in the metadata of its bags, and other programs in theirs.
     """
 
-    def __init__(self, path: Path, note: Callable[[str], None]):
+    def __init__(self, path: Path, report: Report):
         self.path = path
         self.topics: dict[str, Topic] = {}
         self.start = self.end = 0
@@ -74,11 +75,11 @@ class Recording:
         self._temporary = tempfile.TemporaryDirectory()
         try:
             if path.is_dir():
-                self._open_folder(note)
+                self._open_folder(report)
             else:
                 self._open_file(path)
                 if not self._files[0].closed:
-                    note(f'{path} was not closed: what lies before the cut is read; {self._files[0].repair}')
+                    report(f'{path} was not closed: what lies before the cut is read; {self._files[0].repair}')
         except BaseException:
             self.close()
             raise
@@ -161,13 +162,13 @@ class Recording:
 
         return decode
 
-    def _open_folder(self, note: Callable[[str], None]) -> None:
+    def _open_folder(self, report: Report) -> None:
         found = sorted(path for path in self.path.iterdir() if path.suffix in _SUFFIXES)
         if not (self.path / 'metadata.yaml').exists():
             if not found:
                 raise BagError(f'{self.path} is no bag: it holds neither metadata.yaml nor an .mcap or .db3 file')
-            note(f'{self.path} has no metadata.yaml: its recording was interrupted; what its files hold is read')
-            self._open_files_alone(found, note)
+            report(f'{self.path} has no metadata.yaml: its recording was interrupted; what its files hold is read')
+            self._open_files_alone(found, report)
             return
         metadata = load_metadata(self.path)
         listed = [self.path / PurePath(name).name for name in metadata['relative_file_paths']]
@@ -176,7 +177,7 @@ class Recording:
         self.state = metadata.get('custom_data') or {}
         forgotten = [path.name for path in found if path not in listed]
         if forgotten and not self.state:  # those of `bags.extract` go on by themselves
-            note(
+            report(
                 f'{self.path}: metadata.yaml does not name {", ".join(forgotten)}: left out; `ros2 bag reindex` adds it'
             )
         for entry in metadata['topics_with_message_count']:
@@ -185,7 +186,7 @@ class Recording:
             digest = topic.digest or entry['topic_metadata'].get('type_description_hash') or ''
             self.topics[name] = replace(topic, count=entry['message_count'], digest=digest)
 
-    def _open_files_alone(self, paths: list[Path], note: Callable[[str], None]) -> None:
+    def _open_files_alone(self, paths: list[Path], report: Report) -> None:
         faults = []
         for path in paths:
             try:
@@ -195,7 +196,7 @@ class Recording:
         if not self._files:
             raise BagError('; '.join(faults))
         for fault in faults:
-            note(f'left out: {fault}')
+            report(f'left out: {fault}')
         self._files.sort(key=lambda file: file.start)
 
     def _open_file(self, path: Path) -> None:
@@ -211,12 +212,12 @@ class Recording:
 
 
 @contextmanager
-def open_recording(path: Path, note: Callable[[str], None] = lambda text: None) -> Iterator[Recording]:
+def open_recording(path: Path, report: Report = lambda text: None) -> Iterator[Recording]:
     """Open a recording: a rosbag2 folder, an .mcap or .db3 file, or a ROS 1 .bag file.
 
     Args:
         path: its folder or file.
-        note: takes a sentence about each thing that is not as a recorder leaves it.
+        report: takes a sentence about each thing that is not as a recorder leaves it.
 
     Raises:
         BagError: it is missing, or no recording that can be read.
@@ -224,7 +225,7 @@ def open_recording(path: Path, note: Callable[[str], None] = lambda text: None) 
     if not path.exists():
         raise BagError(f'there is no bag {path}')
     try:
-        recording = Recording(path, note)
+        recording = Recording(path, report)
     except BagError:
         raise
     except Exception as error:

@@ -10,9 +10,10 @@ import os
 
 from edgepoint2_ros.engines import onnxruntime, openvino, tensorrt
 from edgepoint2_ros.engines.auto import AutoEngine
-from edgepoint2_ros.engines.base import LOG, Engine, Report
+from edgepoint2_ros.engines.base import LOG, Engine
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.models import Model
+from edgepoint2_ros.progress import Report
 
 # In the order in which `auto` tries them.
 RUNTIMES = {runtime.BACKEND.name: runtime for runtime in (tensorrt, openvino, onnxruntime)}

@@ -18,11 +18,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgepoint2_ros.cpu import find_cpu
-from edgepoint2_ros.engines.base import Engine, Report, Shape
+from edgepoint2_ros.engines.base import Engine, Shape
 from edgepoint2_ros.engines.check import MIN_COSINE_OF_CPU, MIN_SHARE, compare, draw_scene
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, Model
+from edgepoint2_ros.progress import Report
 from edgepoint2_ros.storage import cache_directory, write_whole
 
 log = logging.getLogger('edgepoint2_ros')

@@ -2,7 +2,7 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -16,7 +16,6 @@ from edgepoint2_ros.models import MAX_KEYPOINTS
 
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
 
-Report = Callable[[str], None]
 Shape = tuple[int, ...]  # of an image: height, width, channels
 
 

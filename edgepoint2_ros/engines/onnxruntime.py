@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.cpu import find_cpu
-from edgepoint2_ros.engines.base import Backend, CpuEngine, Report
+from edgepoint2_ros.engines.base import Backend, CpuEngine
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model
+from edgepoint2_ros.progress import Report
 
 BACKEND = Backend('onnxruntime', 'ONNX Runtime', 'onnxruntime', ('fp32',), 'runs on every CPU')
 

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edgepoint2_ros.cpu import find_cpu
-from edgepoint2_ros.engines.base import Backend, CpuEngine, Report, Shape
+from edgepoint2_ros.engines.base import Backend, CpuEngine, Shape
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.models import Model, part_path, read_part
+from edgepoint2_ros.progress import Report
 
 
 def _on_x86() -> bool:

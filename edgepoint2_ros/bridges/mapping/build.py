@@ -21,7 +21,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +40,7 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.places import Vocabulary, most_similar, open_vocabulary
-from edgepoint2_ros.progress import show_progress
+from edgepoint2_ros.progress import Report, show_progress
 from edgepoint2_ros.storage import write_whole
 
 FORMAT = 1  # of map.json
@@ -110,12 +110,12 @@ class Summary:
     left_out: tuple[str, ...]
 
 
-def build_map(job: Job, note: Callable[[str], None] = lambda text: None) -> Summary:
+def build_map(job: Job, report: Report = lambda text: None) -> Summary:
     """Make a map, or go on with one that was interrupted; one that is complete stays as it is.
 
     Args:
         job: what to make.
-        note: takes a sentence about each image that cannot be used.
+        report: takes a sentence about each image that cannot be used.
 
     Raises:
         EdgePoint2Error: the source cannot be read, no map can come of it, or the output is something else's.
@@ -129,17 +129,17 @@ def build_map(job: Job, note: Callable[[str], None] = lambda text: None) -> Summ
     kind = kind_of(job.source)
     with _open_folder(job, kind) as state:
         if 'summary' not in state.content:
-            _build(job, kind, state, note)
+            _build(job, kind, state, report)
         summary = state.content['summary']
         return Summary(**{**summary, 'left_out': tuple(summary['left_out'])})
 
 
-def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) -> None:
+def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
     output = job.output
-    entries = _import(job, state, note)
+    entries = _import(job, state, report)
     _need_two(job, len(entries))
     extractor = Extractor(job.extractor)
-    features = _extract(job, extractor, [entry.name for entry in entries], note)
+    features = _extract(job, extractor, [entry.name for entry in entries], report)
     names = list(features)
     _need_two(job, len(names))
     window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
@@ -150,7 +150,7 @@ def _build(job: Job, kind: str, state: '_State', note: Callable[[str], None]) ->
         database.parent.mkdir(exist_ok=True)
         draft = database.with_name('draft.db')
         draft.unlink(missing_ok=True)
-        focals = _know_focals(job, kind, features, note)
+        focals = _know_focals(job, kind, features, report)
         write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
         draft.replace(database)
     inliers = list(show_progress(match_pairs(database, features, pairs), 'pairs', len(pairs)))
@@ -261,12 +261,12 @@ def _reconstruct(
     return models
 
 
-def _import(job: Job, state: '_State', note: Callable[[str], None]) -> list[Entry]:
+def _import(job: Job, state: '_State', report: Report) -> list[Entry]:
     if 'images' not in state.content:
         folder = job.output / 'input'
         shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call left
         folder.mkdir()
-        found = import_images(job.source, folder, job.topic, job.rate, note)
+        found = import_images(job.source, folder, job.topic, job.rate, report)
         state.content['images'] = [list(entry) for entry in show_progress(found, 'images')]
         state.save()
     return [Entry(*entry) for entry in state.content['images']]
@@ -277,7 +277,7 @@ def _need_two(job: Job, count: int) -> None:
         raise EdgePoint2Error(f'{job.source}: a map needs at least 2 images that overlap, got {count}')
 
 
-def _extract(job: Job, extractor: Extractor, names: Sequence[str], note: Callable[[str], None]) -> dict[str, Features]:
+def _extract(job: Job, extractor: Extractor, names: Sequence[str], report: Report) -> dict[str, Features]:
     """Return the features of the images by name; those that are kept in files are read from there."""
     features = {}
     for name in show_progress(names, 'features', len(names)):
@@ -287,7 +287,7 @@ def _extract(job: Job, extractor: Extractor, names: Sequence[str], note: Callabl
             try:
                 found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.long_side)
             except ImageError as error:  # too small, or too large
-                note(f'{name} left out: {error}')
+                report(f'{name} left out: {error}')
                 continue
             data = io.BytesIO()
             np.savez(data, **vars(found))
@@ -311,15 +311,13 @@ def _read_features(file: Path) -> Features | None:
         )
 
 
-def _know_focals(
-    job: Job, kind: str, features: Mapping[str, Features], note: Callable[[str], None]
-) -> dict[str, float]:
+def _know_focals(job: Job, kind: str, features: Mapping[str, Features], report: Report) -> dict[str, float]:
     """Return the focal lengths in pixels that are known, by image name."""
     if job.focal:
         return dict.fromkeys(features, job.focal)
     if kind == 'bag':
         sizes = {image.image_size for image in features.values()}
-        focals = {size: read_focal(job.source, job.topic, size, note) for size in sizes}
+        focals = {size: read_focal(job.source, job.topic, size, report) for size in sizes}
         return {name: focal for name, image in features.items() if (focal := focals[image.image_size]) is not None}
     if kind == 'video':
         return {}

@@ -1,6 +1,6 @@
 """Where a map's images come from: photographs, a video or a bag, brought into one folder as upright JPEG and PNG."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,14 +14,13 @@ from edgepoint2_ros.files import own_names
 from edgepoint2_ros.image_files import find_below, load
 from edgepoint2_ros.images import read_image, to_array
 from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.progress import Report
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 BAGS = ('.bag', '.db3', '.mcap', '.zstd')
 _AS_THEY_ARE = ('.jpeg', '.jpg', '.png')  # which every tool reads
 _CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 _QUALITY = 95  # of a JPEG that is written again
-
-Note = Callable[[str], None]
 
 
 class Entry(NamedTuple):
@@ -51,7 +50,7 @@ def kind_of(source: Path) -> str:
     )
 
 
-def import_images(source: Path, folder: Path, topic: str, rate: float, note: Note) -> Iterator[Entry]:
+def import_images(source: Path, folder: Path, topic: str, rate: float, report: Report) -> Iterator[Entry]:
     """Write the images of a source into a folder, upright, and yield their names and stamps in order.
 
     Args:
@@ -59,21 +58,21 @@ def import_images(source: Path, folder: Path, topic: str, rate: float, note: Not
         folder: for the files; it exists.
         topic: of the images in a bag; may be empty where it has only one.
         rate: images that are taken of each second of a video or a bag; 0 takes all.
-        note: takes a sentence about each image that cannot be used.
+        report: takes a sentence about each image that cannot be used.
 
     Raises:
         EdgePoint2Error: the source cannot be read.
     """
     kind = kind_of(source)
     if kind == 'photographs':
-        yield from _import_photographs(source, folder, note)
+        yield from _import_photographs(source, folder, report)
     elif kind == 'video':
         yield from _import_video(source, folder, rate)
     else:
-        yield from _import_bag(source, folder, topic, rate, note)
+        yield from _import_bag(source, folder, topic, rate, report)
 
 
-def _import_photographs(source: Path, folder: Path, note: Note) -> Iterator[Entry]:
+def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[Entry]:
     paths = find_below(source)
     names = own_names(paths)
     for number, path in enumerate(paths):
@@ -89,7 +88,7 @@ def _import_photographs(source: Path, folder: Path, note: Note) -> Iterator[Entr
                 name = stem + ('.png' if picture.is_lossless else '.jpg')
                 _write(folder / name, read_image(path))
         except ImageError as error:
-            note(f'left out: {error}')
+            report(f'left out: {error}')
             continue
         yield Entry(name, number)
 
@@ -113,8 +112,8 @@ def _import_video(source: Path, folder: Path, rate: float) -> Iterator[Entry]:
     capture.release()
 
 
-def _import_bag(source: Path, folder: Path, topic: str, rate: float, note: Note) -> Iterator[Entry]:
-    with open_recording(source, note) as recording:
+def _import_bag(source: Path, folder: Path, topic: str, rate: float, report: Report) -> Iterator[Entry]:
+    with open_recording(source, report) as recording:
         topic = only_topic(recording, IMAGES, topic, 'images')
         deserialise = recording.decoder(recording.topics[topic])
         due, taken = None, set()
@@ -126,10 +125,10 @@ def _import_bag(source: Path, folder: Path, topic: str, rate: float, note: Note)
                     continue
                 image = to_array(message)
             except EdgePoint2Error as error:
-                note(f'{source}: image {number} of {topic} left out: {error}')
+                report(f'{source}: image {number} of {topic} left out: {error}')
                 continue
             if stamp in taken:
-                note(f'{source}: image {number} of {topic} left out: another one has its stamp')
+                report(f'{source}: image {number} of {topic} left out: another one has its stamp')
                 continue
             taken.add(stamp)
             # From here on, and not from when it was due: where frames were lost, the next is not taken at once.
@@ -140,14 +139,14 @@ def _import_bag(source: Path, folder: Path, topic: str, rate: float, note: Note)
             yield Entry(name, stamp)
 
 
-def read_focal(source: Path, topic: str, image_size: tuple[int, int], note: Note) -> float | None:
+def read_focal(source: Path, topic: str, image_size: tuple[int, int], report: Report) -> float | None:
     """Return the focal length in pixels that a bag's camera_info beside the images tells, or None.
 
     Args:
         source: the bag.
         topic: of the images; may be empty where it has only one.
         image_size: width, height of the images, which camera_info must describe.
-        note: takes a sentence about a camera_info that cannot be used.
+        report: takes a sentence about a camera_info that cannot be used.
     """
     with open_recording(source) as recording:
         topic = only_topic(recording, IMAGES, topic, 'images').removesuffix('/compressed')
@@ -160,7 +159,7 @@ def read_focal(source: Path, topic: str, image_size: tuple[int, int], note: Note
             try:
                 return _focal_of(decode(raw), image_size)
             except EdgePoint2Error as error:
-                note(f'{beside} is not used, the focal length is estimated: {error}')
+                report(f'{beside} is not used, the focal length is estimated: {error}')
                 return None
     return None
 

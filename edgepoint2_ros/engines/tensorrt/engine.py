@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from edgepoint2_ros.engines.base import Backend, Report, Shape
+from edgepoint2_ros.engines.base import Backend, Shape
 from edgepoint2_ros.engines.check import check
 from edgepoint2_ros.engines.tensorrt import plan_cache
 from edgepoint2_ros.engines.tensorrt.bindings import import_cudart, import_tensorrt, logger_of, version_of
@@ -20,6 +20,7 @@ from edgepoint2_ros.engines.tensorrt.plan import INPUTS, Plan, PlanRefused, Tens
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import MAX_KEYPOINTS, Model, read_part
+from edgepoint2_ros.progress import Report
 from edgepoint2_ros.storage import cache_directory, sha256
 
 BACKEND = Backend('tensorrt', 'TensorRT', 'tensorrt', ('fp16',), 'the fastest on NVIDIA GPUs')

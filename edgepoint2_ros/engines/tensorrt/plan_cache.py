@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from edgepoint2_ros.engines.base import Report
+from edgepoint2_ros.progress import Report
 from edgepoint2_ros.storage import cache_directory, sha256, write_whole
 
 LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
