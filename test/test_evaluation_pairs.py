@@ -12,6 +12,7 @@ from edgepoint2_ros.evaluation.pairs import (
     LIGHTS,
     VIEWS,
     fit,
+    make_rooms,
     make_synthetic,
     orbit_homography,
     read_hpatches,
@@ -109,6 +110,25 @@ class TestSynthetic:
         assert len(pairs) == VIEWS + LIGHTS
         assert 'skipped broken.jpg' in caplog.text
         assert 'skipped small.png: 160x160: expected at least 200' in caplog.text
+
+
+class TestRooms:
+    def test_are_pairs_with_a_pose(self, tmp_path):
+        cv2.imwrite(str(tmp_path / 'wall.png'), blobs(640, 480))
+        pairs = list(make_rooms([tmp_path / 'wall.png'], 2))
+        assert [(pair.name, pair.group) for pair in pairs] == [('room 1', 'all'), ('room 2', 'all')]
+        for pair in pairs:
+            np.testing.assert_array_equal(pair.intrinsics_a, pair.intrinsics_b)
+            assert 0 < np.linalg.norm(pair.pose[:3, 3]) < 2  # metres
+
+    def test_unreadable_photographs_are_named(self, tmp_path, caplog):
+        cv2.imwrite(str(tmp_path / 'wall.png'), blobs(640, 480))
+        (tmp_path / 'broken.jpg').write_bytes(b'no image')
+        with caplog.at_level(logging.WARNING):
+            next(make_rooms(find_images([tmp_path]), 1))
+        assert 'skipped broken.jpg' in caplog.text
+        with pytest.raises(ImageError, match='none of 1 photographs can be read'):
+            next(make_rooms([tmp_path / 'broken.jpg'], 1))
 
 
 class TestHPatches:

@@ -19,12 +19,12 @@ from edgepoint2_ros.evaluation.methods import EdgePoint2Method, Method, OpenCVMe
 from edgepoint2_ros.evaluation.pairs import (
     HomographyPair,
     PosePair,
+    make_rooms,
     make_synthetic,
     name_scene,
     read_hpatches,
     read_pose_pairs,
 )
-from edgepoint2_ros.evaluation.rooms import make_rooms
 from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.image_files import find_images

@@ -1,4 +1,4 @@
-"""Image pairs with known geometry: HPatches' folders, homographies from photographs, pose pairs from a list."""
+"""Image pairs with known geometry: HPatches' folders and pose pairs from a list, or made from photographs."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,6 +13,7 @@ from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.files import own_names
 from edgepoint2_ros.image_files import SUFFIXES
 from edgepoint2_ros.images import read_image
+from edgepoint2_ros.scenes.rooms import INTRINSICS, render_rooms
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,26 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
             group = 'viewpoint' if index < VIEWS else 'light'
             pair = _synthetic_pair(photo, f'{names[path]} {group} {index + 1}', group, long_side, rng)
             yield replace(pair, sources=(str(path),))
+
+
+def make_rooms(paths: Sequence[Path], count: int, seed: int = 0) -> Iterator[PosePair]:
+    """Yield ``count`` pairs of views of rooms that are hung with photographs, see `scenes.rooms`.
+
+    Photographs that cannot be read are named in a warning.
+
+    Raises:
+        ImageError: no photograph is usable.
+    """
+    photographs = []
+    for path in paths:
+        try:
+            photographs.append(read_image(path))
+        except ImageError as error:
+            log.warning('skipped %s: %s', path.name, error)
+    if not photographs:
+        raise ImageError(f'none of {len(paths)} photographs can be read')
+    for number, (image_a, image_b, pose) in enumerate(render_rooms(photographs, count, seed), 1):
+        yield PosePair(f'room {number}', 'all', image_a, image_b, INTRINSICS, INTRINSICS, pose)
 
 
 def name_scene(listing: Path) -> str:

@@ -1,14 +1,9 @@
-"""Pose pairs with true parallax from photographs: pictures hung in a room at different depths, seen by two cameras."""
+"""Rooms hung with photographs at different depths, rendered as two cameras see them: pairs with true parallax."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
-
-from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.evaluation.pairs import PosePair, log
-from edgepoint2_ros.images import read_image
 
 WIDTH, HEIGHT, FOCAL = 640, 480, 500.0
 INTRINSICS = np.array([[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]])
@@ -16,30 +11,28 @@ PICTURES = 9  # before the back wall
 BACK = 10.0  # metres to the back wall
 
 
-def make_rooms(paths: Sequence[Path], count: int, seed: int = 0) -> Iterator[PosePair]:
-    """Yield ``count`` pairs: photographs as tilted pictures 3 to 8 m away before a wall of one more photograph.
+def render_rooms(
+    photographs: Sequence[np.ndarray], count: int, seed: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield two views of each of ``count`` rooms: tilted pictures 3 to 8 m away before a wall of one more picture.
 
     The second camera stands up to 1.5 m aside and looks at the room's middle again, a little off and rolled.
-    Photographs that cannot be read are named in a warning.
 
-    Raises:
-        ImageError: no photograph is usable.
+    Args:
+        photographs: uint8 (H, W, 3) each, at least one.
+        count: of the rooms.
+        seed: of the arrangements, the cameras and their noise.
+
+    Yields:
+        Both images, uint8 (HEIGHT, WIDTH, 3), by cameras with INTRINSICS, and the pose (4, 4) that maps points from the
+        first camera's frame to the second one's, in metres.
     """
-    photographs = []
-    for path in paths:
-        try:
-            photographs.append(_pyramid(read_image(path)))
-        except ImageError as error:
-            log.warning('skipped %s: %s', path.name, error)
-    if not photographs:
-        raise ImageError(f'none of {len(paths)} photographs can be read')
+    pyramids = [_pyramid(photograph) for photograph in photographs]
     for number in range(count):
         rng = np.random.default_rng([seed, number])
-        planes = _hang_pictures(rng, len(photographs))
+        planes = _hang_pictures(rng, len(pyramids))
         pose = _step_aside(rng)
-        image_a = _render(planes, photographs, np.eye(4), rng)
-        image_b = _render(planes, photographs, pose, rng)
-        yield PosePair(f'room {number + 1}', 'all', image_a, image_b, INTRINSICS, INTRINSICS, pose)
+        yield _render(planes, pyramids, np.eye(4), rng), _render(planes, pyramids, pose, rng), pose
 
 
 def _hang_pictures(rng: np.random.Generator, photographs: int) -> list[tuple[np.ndarray, float, int]]:
