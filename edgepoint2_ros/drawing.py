@@ -10,7 +10,9 @@ import numpy as np
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 
-GOOD = (80, 220, 80)  # BGR
+Colour = tuple[int, int, int]  # BGR
+
+GOOD = (80, 220, 80)
 BAD = (60, 60, 235)
 # Of plots. Told apart by every common kind of colour blindness (Okabe and Ito).
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
@@ -24,11 +26,16 @@ def draw_keypoints(image: np.ndarray, features: Features) -> np.ndarray:
     if len(features) == 0:
         return canvas
     low, high = np.percentile(features.scores, [2, 98])
-    level = np.clip((features.scores - low) / max(high - low, 1e-6) * 255, 0, 255).astype(np.uint8)
-    colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3)
+    levels = (features.scores - low) / max(high - low, 1e-6)
     # The weakest first, so that the best lie on top.
-    for (x, y), colour in zip(_fixed(features.xy)[::-1], colours[::-1]):
-        cv2.circle(canvas, (int(x), int(y)), 3 << _SHIFT, colour.tolist(), 1, cv2.LINE_AA, _SHIFT)
+    _put_dots(canvas, features.xy[::-1], _turbo(levels[::-1]), radius=3, thickness=1)
+    return canvas
+
+
+def draw_points(image: np.ndarray, xy: np.ndarray, levels: np.ndarray) -> np.ndarray:
+    """Return a BGR copy of ``image`` (H, W) or (H, W, 3) with small dots at pixels (N, 2), by level: 0 blue, 1 red."""
+    canvas = _bgr(image)
+    _put_dots(canvas, xy, _turbo(levels), radius=1)
     return canvas
 
 
@@ -55,14 +62,13 @@ def draw_matches(
     canvas = np.zeros((height, offset + second.shape[1], 3), np.uint8)
     canvas[: len(first), :offset] = first
     canvas[: len(second), offset:] = second
-    ends = _fixed(first_xy), _fixed(second_xy + np.array([offset, 0]))
+    ends = first_xy, second_xy + np.array([offset, 0])
     shown = np.linspace(0, len(first_xy) - 1, min(lines, len(first_xy))).astype(int)
     for i in sorted(shown, key=lambda i: good[i], reverse=True):  # the few bad ones stay visible on top
-        a, b = ([int(v) for v in end[i]] for end in ends)
+        a, b = (_fixed(end[i]).tolist() for end in ends)
         cv2.line(canvas, a, b, GOOD if good[i] else BAD, 1, cv2.LINE_AA, _SHIFT)
-    for end in ends:
-        for x, y in end:
-            cv2.circle(canvas, (int(x), int(y)), 2 << _SHIFT, _DOT, -1, cv2.LINE_AA, _SHIFT)
+    for xy in ends:
+        _put_dots(canvas, xy, [_DOT] * len(xy), radius=2)
     return canvas
 
 
@@ -78,18 +84,13 @@ def draw_tracks(image: np.ndarray, history: Sequence[tuple[np.ndarray, np.ndarra
     history = history[-trail - 1 :]
     paths: dict[int, list[np.ndarray]] = {number: [] for number in history[-1][0].tolist()} if history else {}
     for ids, xy in history:
-        for number, place in zip(ids.tolist(), _fixed(xy)):
+        for number, place in zip(ids.tolist(), xy):
             if number in paths:
                 paths[number].append(place)
-    seen = np.array([len(path) for path in paths.values()])
-    level = (255 * seen / max(len(history), 1)).astype(np.uint8)
-    colours: np.ndarray = np.zeros((0, 3), np.uint8)
-    if len(seen):
-        colours = cv2.applyColorMap(level[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3)
+    colours = _turbo(np.array([len(path) for path in paths.values()]) / max(len(history), 1))
     for path, colour in zip(paths.values(), colours):
-        cv2.polylines(canvas, [np.array(path, np.int32)], False, colour.tolist(), 1, cv2.LINE_AA, _SHIFT)
-        x, y = path[-1].tolist()
-        cv2.circle(canvas, (x, y), 2 << _SHIFT, colour.tolist(), -1, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(canvas, [_fixed(path).astype(np.int32)], False, colour, 1, cv2.LINE_AA, _SHIFT)
+        _put_dots(canvas, path[-1:], [colour], radius=2)
     return canvas
 
 
@@ -120,9 +121,29 @@ def import_matplotlib() -> tuple[Any, Any]:
     return Figure, rc_context
 
 
+def _put_dots(
+    canvas: np.ndarray,
+    xy: Sequence[np.ndarray] | np.ndarray,
+    colours: Sequence[Colour],
+    radius: int,
+    thickness: int = cv2.FILLED,
+) -> None:
+    """Draw circles at pixels (N, 2) into a BGR picture, the last on top."""
+    for (x, y), colour in zip(_fixed(xy).tolist(), colours):
+        cv2.circle(canvas, (x, y), radius << _SHIFT, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _turbo(levels: np.ndarray) -> list[Colour]:
+    """Return the colours (BGR) of levels (N,) from 0, blue, to 1, red."""
+    if len(levels) == 0:
+        return []  # OpenCV refuses that
+    scaled = (255 * np.clip(levels, 0, 1)).astype(np.uint8)
+    return [(b, g, r) for b, g, r in cv2.applyColorMap(scaled[:, None], cv2.COLORMAP_TURBO).reshape(-1, 3).tolist()]
+
+
 def _bgr(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR) if image.ndim == 2 else image.copy()
 
 
-def _fixed(xy: np.ndarray) -> np.ndarray:
+def _fixed(xy: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
     return np.rint(np.asarray(xy) * (1 << _SHIFT)).astype(np.int64)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from edgepoint2_ros.drawing import BAD, GOOD, draw_keypoints, draw_matches, draw_tracks, write_caption
+from edgepoint2_ros.drawing import BAD, GOOD, draw_keypoints, draw_matches, draw_points, draw_tracks, write_caption
 from edgepoint2_ros.features import Features
 
 
@@ -24,6 +24,15 @@ def test_keypoints_are_drawn_where_they_are_and_the_image_stays():
 def test_an_image_without_keypoints_is_drawn_as_it_is():
     image = np.full((100, 200, 3), 9, np.uint8)
     np.testing.assert_array_equal(draw_keypoints(image, features([])), image)
+
+
+def test_points_are_dots_from_blue_to_red():
+    picture = draw_points(np.zeros((100, 200), np.uint8), np.array([[50.2, 30], [150, 69.8]]), np.array([0, 1.2]))
+    blue, _, red = picture[30, 50].astype(int)
+    assert blue > red
+    blue, _, red = picture[70, 150].astype(int)
+    assert red > blue
+    assert not draw_points(np.zeros((10, 10), np.uint8), np.zeros((0, 2)), np.zeros(0)).any()
 
 
 def test_matches_are_lines_between_the_two_images_good_ones_green():

@@ -9,11 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pycolmap
 
-from edgepoint2_ros.drawing import draw_matches, to_data_url, write_caption
+from edgepoint2_ros.drawing import draw_matches, draw_points, to_data_url, write_caption
 from edgepoint2_ros.extractor import fit
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.storage import write_whole
@@ -22,6 +21,7 @@ MOST_POINTS = 40_000  # of the view, those seen most often
 THUMBNAIL, HALF = 240, 480  # long sides of an image in the list and in a pair, pixels
 PAIRS = 6  # pictures of neighbours and of images that are far apart, each
 FAR = 10  # places in the order of images, from which on a pair is far apart
+LONGEST = 20  # images that see a point; of those seen by more, the table has the sum
 _QUALITY = 75
 
 
@@ -108,15 +108,11 @@ def _view(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> t
 
 
 def _thumbnail(path: Path, points: Mapping[int, np.ndarray], model: pycolmap.Reconstruction) -> str:
-    """Return an image with its points, coloured by the number of images that see each: few blue, many red."""
+    """Return an image with its points, coloured by the number of images that see each: two blue, ten and more red."""
     image, scale = _shrink(read_image(path), THUMBNAIL)
+    xy = np.array([*points.values()]).reshape(-1, 2) * scale - 0.5
     lengths = np.array([model.points3D[number].track.length() for number in points])
-    level = np.clip((lengths - 2) * 32, 0, 255).astype(np.uint8).reshape(-1, 1)
-    colours = cv2.applyColorMap(level, cv2.COLORMAP_TURBO).reshape(-1, 3) if len(points) else []
-    for xy, colour in zip(points.values(), colours):
-        x, y = np.rint(xy * scale - 0.5).astype(int).tolist()
-        cv2.circle(image, (x, y), 1, colour.tolist(), -1, cv2.LINE_AA)
-    return to_data_url(image, _QUALITY)
+    return to_data_url(draw_points(image, xy, (lengths - 2) / 8), _QUALITY)
 
 
 def _choose_pairs(
@@ -149,26 +145,21 @@ def _pair(folder: Path, a: str, b: str, seen: Mapping[str, Mapping[int, np.ndarr
 
 
 def _histogram(lengths: Sequence[int]) -> str:
-    """Return an SVG of how many points are seen by how many images."""
-    longest = 20
-    counts = np.bincount(np.minimum(lengths, longest), minlength=longest + 1)[2:]
-    top = max(int(counts.max()), 1)
-    bars = ''
-    for place, count in enumerate(counts.tolist()):
-        height, x = 120 * count / top, 6 + 32 * place
-        label = f'{place + 2}' + ('+' if place + 2 == longest else '')
-        bars += (
-            f'<rect x="{x}" y="{140 - height:.1f}" width="26" height="{height:.1f}">'
-            f'<title>{count} points</title></rect>'
-            f'<text x="{x + 13}" y="156">{label}</text>'
-        )
-    return f'<svg viewBox="0 0 {32 * len(counts) + 12} 162" role="img" aria-label="points by track length">{bars}</svg>'
+    """Return a table of how many points are seen by how many images, with bars."""
+    counts = np.bincount(np.minimum(lengths, LONGEST))
+    rows = ''.join(
+        f'<tr><th>{length}{"+" if length == LONGEST else ""}<td>{count:,}'
+        f'<td><div style="width: {count / counts.max():.1%}"></div>'
+        for length, count in enumerate(counts.tolist())
+        if length >= 2
+    )
+    return f'<table><tr><th>images<th>points{rows}</table>'
 
 
 def _shrink(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image of that size in BGR, and the factors of x and y."""
+    """Return an image of that size, and the factors of x and y."""
     smaller, scale = fit(image, long_side)
-    return smaller if smaller.ndim == 3 else cv2.cvtColor(smaller, cv2.COLOR_GRAY2BGR), scale.diagonal()[:2]
+    return smaller, scale.diagonal()[:2]
 
 
 def _pack(array: np.ndarray) -> str:
