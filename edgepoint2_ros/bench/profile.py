@@ -186,7 +186,7 @@ def main() -> None:
     parser.add_argument('variants', nargs='*', default=['T-32', 'E-64'])
     parser.add_argument('--threads', nargs='+', type=int, default=[1, 2])
     options = parser.parse_args()
-    precisions = [name for name in ('fp32', 'fp16', 'bf16', 'int8') if name in capabilities(import_openvino().Core())]
+    precisions = [name for name in base.ACCURACY if name in capabilities(import_openvino().Core())]
     bandwidth = copy_speed()
     print(f'copy, read and written: {bandwidth / 1e9:.0f} GB/s')
     speeds: dict[tuple[str, int], float] = {}

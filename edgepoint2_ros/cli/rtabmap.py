@@ -14,13 +14,14 @@ from pathlib import Path
 import edgepoint2_ros
 from edgepoint2_ros.bridges.rtabmap_plugin import DEFAULTS, PREFIX
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
+from edgepoint2_ros.engines import BACKENDS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.places import open_vocabulary
 
 PLUGIN = 'edgepoint2_rtabmap.py'
-# What RTAB-Map imports with the plugin, as far as it is there.
-PACKAGES = ('edgepoint2_ros', 'numpy', 'cv2', 'onnxruntime', 'openvino', 'tensorrt')
+# What RTAB-Map imports with the plugin, as far as it is there; a backend has the name of its runtime's package.
+PACKAGES = ('edgepoint2_ros', 'numpy', 'cv2', *BACKENDS)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

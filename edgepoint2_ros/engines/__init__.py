@@ -10,7 +10,7 @@ import os
 
 from edgepoint2_ros.engines import onnxruntime, openvino, tensorrt
 from edgepoint2_ros.engines.auto import AutoEngine
-from edgepoint2_ros.engines.base import LOG, Engine
+from edgepoint2_ros.engines.base import ACCURACY, LOG, Engine
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.models import Model
 from edgepoint2_ros.progress import Report
@@ -18,8 +18,7 @@ from edgepoint2_ros.progress import Report
 # In the order in which `auto` tries them.
 RUNTIMES = {runtime.BACKEND.name: runtime for runtime in (tensorrt, openvino, onnxruntime)}
 BACKENDS = {name: runtime.BACKEND for name, runtime in RUNTIMES.items()}
-_KNOWN = dict.fromkeys(precision for backend in BACKENDS.values() for precision in backend.precisions)
-PRECISIONS = ('auto', *sorted(_KNOWN, key=lambda name: -int(name.lstrip('bfpint'))))  # the widest first
+PRECISIONS = ('auto', *ACCURACY)
 
 
 def open_engine(

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from edgepoint2_ros.cpu import find_cpu
-from edgepoint2_ros.engines.base import Engine, Shape
+from edgepoint2_ros.engines.base import ACCURACY, Engine, Shape
 from edgepoint2_ros.engines.check import MIN_COSINE_OF_CPU, MIN_SHARE, compare, draw_scene
 from edgepoint2_ros.errors import EngineError
 from edgepoint2_ros.keypoints import Rows
@@ -28,7 +28,6 @@ from edgepoint2_ros.storage import cache_directory, write_whole
 
 log = logging.getLogger('edgepoint2_ros')
 
-ACCURACY = ('fp32', 'fp16', 'bf16', 'int8')  # the most accurate first
 SAME = 1.05  # within this ratio of the fastest, the more accurate one is taken
 ROUNDS = 4  # timed runs of each candidate, after one to warm up
 PAUSE = 0.02  # seconds before each: between the images of a camera, cores go idle and caches cool down

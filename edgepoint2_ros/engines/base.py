@@ -16,6 +16,7 @@ from edgepoint2_ros.models import MAX_KEYPOINTS
 
 LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
 
+ACCURACY = ('fp32', 'fp16', 'bf16', 'int8')  # every precision, the most accurate first
 Shape = tuple[int, ...]  # of an image: height, width, channels
 
 
@@ -27,7 +28,7 @@ class Backend:
         name: of the module, and of the setting ``backend``.
         title: the runtime's own name.
         package: to install with pip.
-        precisions: that it runs.
+        precisions: of ACCURACY, that it runs.
         reason: why `auto` tries it at its place.
     """
 
