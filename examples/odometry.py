@@ -19,6 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # before numpy is loaded, as in the node
@@ -30,6 +31,7 @@ from evo.core.trajectory import PoseTrajectory3D
 from evo.tools import file_interface
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.evaluation.methods import OpenCVMethod
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import own_names, refuse_existing
@@ -43,15 +45,11 @@ STEP = 10  # images between the two poses of a relative error
 
 def extract_orb(count: int) -> Callable[[np.ndarray], Features]:
     """Return a function that finds ORB features, as rows of +-1/16: their cosine is 1 - Hamming distance / 128."""
-    orb = cv2.ORB_create(count)
+    orb = OpenCVMethod('ORB', count)
 
     def extract(image: np.ndarray) -> Features:
-        keypoints, bits = orb.detectAndCompute(image, None)
-        bits = np.zeros((0, 32), np.uint8) if bits is None else bits
-        xy = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)
-        scores = np.array([keypoint.response for keypoint in keypoints], np.float32)
-        rows = np.unpackbits(bits, axis=1).astype(np.float32) / 8 - 1 / 16
-        return Features(xy, scores, rows, image.shape[1::-1], 'ORB', '')
+        found = orb.extract(image)
+        return replace(found, descriptors=np.unpackbits(found.descriptors, axis=1).astype(np.float32) / 8 - 1 / 16)
 
     return extract
 

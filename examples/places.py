@@ -24,6 +24,7 @@ import pycolmap
 from make_pairs import find_pairs, in_order, reconstruct
 
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
+from edgepoint2_ros.evaluation.methods import OpenCVMethod
 from edgepoint2_ros.extractor import Extractor, extract_shrunk, fit
 from edgepoint2_ros.image_files import find_below
 from edgepoint2_ros.images import read_image
@@ -75,12 +76,10 @@ class Tree:
 
 def bag_of_words(images: Sequence[np.ndarray], vocabulary: Sequence[Path]) -> Score:
     """Return the score by ORB's visual words."""
-    orb = cv2.ORB_create(KEYPOINTS)
+    orb = OpenCVMethod('ORB', KEYPOINTS)
 
     def describe(image: np.ndarray) -> np.ndarray:
-        rows = orb.detectAndCompute(image, None)[1]
-        rows = np.zeros((0, 32), np.uint8) if rows is None else rows
-        return np.unpackbits(rows, axis=1).astype(np.float32) * 2 - 1
+        return np.unpackbits(orb.extract(image).descriptors, axis=1).astype(np.float32) * 2 - 1
 
     learned = [describe(read_gray(path)) for path in show_progress(vocabulary, 'ORB vocabulary', len(vocabulary))]
     tree = Tree(np.concatenate([bits[:300] for bits in learned]), LEVELS, np.random.default_rng(0))
