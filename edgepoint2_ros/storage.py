@@ -62,14 +62,27 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         with unfinished.open('xb') as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+        put_in_place(unfinished, path)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Move a file that is written to ``path`` on the same disk, so that it is there as a whole or not at all.
+
+    Raises:
+        OSError: it cannot be brought to the disk or moved.
+    """
+    _sync(finished)
+    os.replace(finished, path)
+    _sync(path.parent)  # the new name
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the new name
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

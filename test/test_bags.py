@@ -376,9 +376,9 @@ def test_an_interrupted_extraction_goes_on_and_ends_with_the_same_bytes(frames, 
         (Writer, 'write', 14),  # its keypoints are written,
         (Writer, 'write', 15),  # and the temperature is copied
         (Writer, 'close', 2),
-        (os, 'fsync', 4),  # the second part is on disk,
+        (os, 'fsync', 5),  # the second part is on disk,
         (os, 'replace', 3),  # has its place,
-        (os, 'fsync', 5),  # and is about to be named
+        (os, 'fsync', 7),  # and is about to be named
     ],
 )
 def test_after_ctrl_c_anywhere_the_same_call_ends_with_the_same_bytes(

@@ -20,6 +20,7 @@ from ruamel.yaml import YAML
 
 from edgepoint2_ros.bridges.recordings import load_metadata
 from edgepoint2_ros.errors import BagError, EdgePoint2Error
+from edgepoint2_ros.storage import put_in_place
 
 STORAGES = ('mcap', 'sqlite3')
 VERSION: Final = 8  # of rosbag2's metadata: the newest that Humble reads, too
@@ -101,8 +102,7 @@ class Output:
                 self._writer = None
                 info = load_metadata(part)
                 file = part / info['relative_file_paths'][0]
-                _sync(file)
-                os.replace(file, self._folder / file.name)
+                put_in_place(file, self._folder / file.name)
                 self._info = info if self._info is None else _join(self._info, info)
             assert self._info is not None  # what was written, or was there before
             self._info['custom_data'] = {
@@ -114,9 +114,7 @@ class Output:
             yaml.dump({'rosbag2_bagfile_information': self._info}, text)
             draft = self._folder / 'metadata.tmp'
             draft.write_text(text.getvalue(), encoding='utf-8')
-            _sync(draft)
-            os.replace(draft, self._metadata)
-            os.fsync(self._lock)
+            put_in_place(draft, self._metadata)
             shutil.rmtree(self._growing, ignore_errors=True)
 
     def _resume(self) -> None:
@@ -194,11 +192,6 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # OSError, and what SQLite makes of one
         raise BagError(f'{folder} cannot be written: {error}') from error
-
-
-def _sync(path: Path) -> None:
-    with open(path, 'rb') as file:
-        os.fsync(file.fileno())
 
 
 def _suffix(storage: str) -> str:
