@@ -253,7 +253,6 @@ def test_keypoints_whose_depth_has_a_stamp_too_far_from_theirs_are_counted_and_n
     rig.answer(rig.frame())
     words = '1 images without a match within max_interval on /rig/depth (1 publish it): are they synchronised?'
     rig.spin_until(lambda: any(status.message == words for status in rig.diagnostics))
-    assert words in rig.output
     after = rig.values()
     assert int(after['dropped: no depth']) - int(before['dropped: no depth']) == 1
     assert after['dropped: no image'] == before['dropped: no image']
