@@ -2,7 +2,7 @@
 #   make demo    camera, extractor and consumer as three processes over DDS; in one without ROS on ARM
 #   make test    lint and every test; make test ROS=jazzy the tests of the nodes on Jazzy, in .venv-jazzy
 #   make test-oldest  the library's tests with the oldest numpy, OpenCV and runtimes that pyproject.toml allows
-#   make test-arm64   the library on emulated 64-bit ARM cores, the C++ header there and on a big-endian one; as root, takes an hour
+#   make test-arm64   the library on emulated 64-bit ARM cores, the C++ header there and on a big-endian one; as root, takes 100 minutes
 #   make bench   time the models beside ORB and SIFT; build/bench.svg; BENCH="--models all" and so on
 #   make soak    the node under two restless cameras and a flood for ten minutes; make soak SOAK=3600 for an hour
 #   make docs    the documentation as a site in build/site; fails on a dead link
