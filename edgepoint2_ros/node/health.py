@@ -1,4 +1,4 @@
-"""What became of the images of one camera: counted as it happens, and judged once a second."""
+"""The images of one camera, counted by outcome as they come, and judged once a second."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ OK, WARN, ERROR = range(3)  # levels of diagnostic_msgs/DiagnosticStatus
 
 @dataclass(frozen=True)
 class Period:
-    """What became of the images of one camera between two diagnostics.
+    """The outcomes of the images of one camera between two diagnostics.
 
     Attributes:
         seconds: its length.

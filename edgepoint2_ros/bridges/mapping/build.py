@@ -88,7 +88,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of a map.
+    """The outcome of making a map.
 
     Attributes:
         images: that could be used.
