@@ -110,6 +110,7 @@ class Rig:
     def __init__(self, namespace: str, camera: str = '', node: str = 'extractor'):
         self.node = rclpy.create_node(f'rig_{camera}', namespace=namespace)
         self.target = f'/{namespace}/{node}'  # whose services are called
+        self._clients = {}
         self.prefix = f'{camera}/' if camera else ''
         self.received = []
         self.stats = []
@@ -239,11 +240,14 @@ class Rig:
 
     def call(self, kind, name: str, request):
         """Call one of the node's services."""
-        client = self.node.create_client(kind, f'{self.target}/{name}')
-        assert client.wait_for_service(TIMEOUT)
+        if name not in self._clients:
+            self._clients[name] = self.node.create_client(kind, f'{self.target}/{name}')
+        client = self._clients[name]
+        if not client.service_is_ready():
+            assert client.wait_for_service(TIMEOUT)
+            time.sleep(0.2)  # the service may see the client later than it is seen, and its answer would get lost
         future = client.call_async(request)
         self.wait_until(future.done)
-        self.node.destroy_client(client)
         return future.result()
 
     def change_state(self, transition: int) -> bool:
