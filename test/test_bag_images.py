@@ -39,6 +39,7 @@ def stamped(number: int) -> str:
 
 
 def export(*arguments) -> int:
+    pytest.importorskip('h5py', reason='h5py is not installed')
     return main(['bag', 'export', *map(str, arguments)])
 
 

@@ -109,6 +109,10 @@ class TestTable:
 
 
 class TestPlot:
+    @pytest.fixture(autouse=True)
+    def plots(self):
+        pytest.importorskip('matplotlib', reason='matplotlib is not installed')
+
     @pytest.mark.parametrize('accuracies', [(None, None), (65.0, 72.0)])
     def test_is_written_as_svg_and_png(self, accuracies, tmp_path, capsys):
         orb, model = accuracies

@@ -100,6 +100,8 @@ def test_features_of_an_upright_image_lie_at_the_same_places_of_its_file(orienta
 
 @pytest.mark.parametrize(('write', 'extra'), [(write_colmap, ([],)), (write_hloc, ())], ids=['colmap', 'hloc'])
 def test_existing_files_are_left_alone(write, extra, views, tmp_path):
+    if write is write_hloc:
+        pytest.importorskip('h5py', reason='h5py is not installed')
     path = tmp_path / 'thesis'
     path.write_text('precious')
     with pytest.raises(EdgePoint2Error, match='exists already'):
@@ -108,7 +110,8 @@ def test_existing_files_are_left_alone(write, extra, views, tmp_path):
 
 
 def test_a_bag_is_exported_to_both(official_model, photograph, tmp_path, capsys):
-    pytest.importorskip('rosbags', reason='rosbags is not installed')
+    for module in ('rosbags', 'h5py'):
+        pytest.importorskip(module, reason=f'{module} is not installed')
     official_model('T-32')
     from test_bags import record
 
