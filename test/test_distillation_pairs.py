@@ -114,6 +114,7 @@ class TestPairs:
         assert pair.views.dtype == pair.labels.dtype == torch.uint8
         assert pair.homographies.shape == (MAX_PIECES + 1, 3, 3)
         assert pair.photos.shape == (MAX_PIECES + 1,)
+        assert pair.layout.shape == ()
 
     def test_follow_from_the_seed_and_their_number(self, photos):
         one, same = PairDataset(photos, 5, 10)[3], PairDataset(photos, 5, 100)[3]
@@ -121,6 +122,19 @@ class TestPairs:
         assert torch.equal(one.views, same.views)
         assert not torch.equal(one.views, other_number.views)
         assert not torch.equal(one.views, other_seed.views)
+
+    def test_of_one_layout_differ_in_their_light_alone(self, photos):
+        dataset = PairDataset(photos, 5, 10, layouts=4)
+        first, again, other = dataset[1], dataset[5], dataset[2]
+        assert first.layout == again.layout != other.layout
+        for name in ('clean', 'labels', 'homographies', 'photos'):
+            assert torch.equal(getattr(first, name), getattr(again, name)), name
+        assert not torch.equal(first.views, again.views)
+        assert not torch.equal(first.clean, other.clean)
+
+    def test_without_a_number_of_layouts_are_all_different(self, photos):
+        dataset = PairDataset(photos, 5, 3)
+        assert [int(dataset[number].layout) for number in range(3)] == [0, 1, 2]
 
     def test_clean_views_differ_by_the_light_alone(self, photos, monkeypatch):
         pair = make_pair(photos, np.random.default_rng(0))

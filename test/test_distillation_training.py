@@ -187,10 +187,27 @@ class TestTraining:
         torch.testing.assert_close(large.T @ large, torch.eye(48), atol=1e-4, rtol=0)
         torch.testing.assert_close(small, large[:, -32:])
 
+    def test_trained_weights_keep_their_averages_of_batch_normalisation(self, place, tmp_path):
+        start_weights = EdgePoint2(find_variant('T-48'))
+        for module in start_weights.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean.uniform_(-0.1, 0.1)
+        torch.save(start_weights.state_dict(), tmp_path / 'start.pth')
+        run(*arguments(place, tmp_path / 'on', '--steps', '2', '--start', str(tmp_path / 'start.pth')))
+        run(*arguments(place, tmp_path / 'anew', '--steps', '2'))
+        before = start_weights.state_dict()
+        for name, value in load_network(tmp_path / 'on' / 'T-48.pth').state_dict().items():
+            if 'running' in name:
+                assert torch.equal(value, before[name]), name
+        anew = load_network(tmp_path / 'anew' / 'T-48.pth').state_dict()
+        assert anew['block1.0.layer.1.running_mean'].abs().max() > 0
+
     @pytest.mark.slow
-    def test_killed_and_started_again_it_does_the_same_as_without_the_kill(self, place, tmp_path):
+    @pytest.mark.parametrize('layouts', ['0', '3'])
+    def test_killed_and_started_again_it_does_the_same_as_without_the_kill(self, place, tmp_path, layouts):
         def options(name):
-            return arguments(place, tmp_path / name, '--steps', '16', '--pairs', '1', '--checkpoint-every', '4')
+            steps = ('--steps', '16', '--pairs', '1', '--checkpoint-every', '4', '--layouts', layouts)
+            return arguments(place, tmp_path / name, *steps)
 
         run(*options('whole'))
         process = start(*options('killed'))
@@ -246,6 +263,15 @@ class TestBadInput:
             run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1'))
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, 'precious')]
 
+    def test_a_checkpoint_of_a_version_with_another_optimiser(self, place, tmp_path):
+        options = arguments(place, tmp_path, '--steps', '2', '--pairs', '1', '--checkpoint-every', '1')
+        run(*options)
+        state = torch.load(tmp_path / 'checkpoint.pt', weights_only=True)
+        state['optimiser'] = state.pop('optimisers')[0]
+        torch.save(state, tmp_path / 'checkpoint.pt')
+        with pytest.raises(TrainingError, match='is from an earlier version: choose another output folder'):
+            run(*options)
+
     def test_a_damaged_checkpoint(self, place, tmp_path):
         (tmp_path / 'checkpoint.pt').write_bytes(b'half')
         with pytest.raises(TrainingError, match='is not the checkpoint of a training'):
@@ -292,6 +318,7 @@ class TestBadInput:
             ('--steps', '0', '--steps: expected 1 or more, got 0'),
             ('--learning-rate', '2', '--learning-rate: expected more than 0'),
             ('--checkpoint-every', '-1', '--checkpoint-every: expected 1 or more'),
+            ('--layouts', '-1', '--layouts: expected 0 or more'),
         ],
     )
     def test_options_out_of_range(self, place, tmp_path, option, value, message):

@@ -2,8 +2,8 @@
 
 Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with a
 homography of its own, so that the pair has occlusions and edges at which the motion changes, as real scenes do.
-Light, blur, noise and compression differ between the views. Everything about pair number n follows from the seed and
-n alone.
+Light, blur, noise and compression differ between the views. Everything about pair number n follows from the seed, the
+number of layouts and n alone.
 """
 
 from typing import NamedTuple
@@ -35,6 +35,7 @@ class Pair(NamedTuple):
         labels: (2, H, W) uint8, the layer that each pixel shows: 0 the photograph, 1.. the pieces, 255 nothing.
         homographies: (MAX_PIECES + 1, 3, 3) float32, maps pixels of a to pixels of b for each layer.
         photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
+        layout: () int64; pairs of the same layout differ in nothing but the light, blur and noise of their views.
     """
 
     views: Tensor
@@ -42,25 +43,43 @@ class Pair(NamedTuple):
     labels: Tensor
     homographies: Tensor
     photos: Tensor
+    layout: Tensor
 
 
 class PairDataset(Dataset[Pair]):
-    """Pair number n of an endless, reproducible sequence."""
+    """Pair number n of an endless, reproducible sequence.
 
-    def __init__(self, photos: Photos, seed: int, length: int):
+    Args:
+        photos: what the pairs show.
+        seed: of everything random.
+        length: pairs.
+        layouts: different ones, used in turn; 0: each pair has its own.
+    """
+
+    def __init__(self, photos: Photos, seed: int, length: int, layouts: int = 0):
         self.photos = photos
         self.seed = seed
         self.length = length
+        self.layouts = layouts or length
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, number: int) -> Pair:
-        return make_pair(self.photos, np.random.default_rng([self.seed, number]))
+        layout = number % self.layouts
+        rng = np.random.default_rng([self.seed, layout])
+        light = rng if layout == number else np.random.default_rng([self.seed, number])
+        return make_pair(self.photos, rng, light)._replace(layout=torch.tensor(layout))
 
 
-def make_pair(photos: Photos, rng: np.random.Generator) -> Pair:
-    """Return a random pair of views."""
+def make_pair(photos: Photos, rng: np.random.Generator, light: np.random.Generator | None = None) -> Pair:
+    """Return a random pair of views.
+
+    Args:
+        photos: what it shows.
+        rng: of the layout.
+        light: of light, blur and noise; by default ``rng``.
+    """
     views = np.zeros((2, HEIGHT, WIDTH), np.uint8)
     labels = np.full((2, HEIGHT, WIDTH), OUTSIDE, np.uint8)
     homographies = np.tile(np.eye(3), (MAX_PIECES + 1, 1, 1))
@@ -89,11 +108,12 @@ def make_pair(photos: Photos, rng: np.random.Generator) -> Pair:
             np.copyto(views[view], texture, where=(mask == 1) | (layer == 0))
             labels[view][mask == 1] = layer
     return Pair(
-        torch.from_numpy(np.stack([change_light(view, rng) for view in views])),
+        torch.from_numpy(np.stack([change_light(view, light or rng) for view in views])),
         torch.from_numpy(views),
         torch.from_numpy(labels),
         torch.from_numpy(homographies.astype(np.float32)),
         torch.from_numpy(shown),
+        torch.tensor(-1),
     )
 
 

@@ -21,9 +21,11 @@ from edgepoint2_ros.distillation.losses import (
     orthogonal_procrustes_loss,
     principal_basis,
 )
+from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
 from edgepoint2_ros.distillation.student import Student
+from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, to_gray
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, sample
@@ -43,7 +45,6 @@ RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound betwee
 MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
 CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
-FROZEN_NORM = 0.2  # share of the steps, the last, in which batch normalisation keeps its averages, as when extracting
 
 
 class TrainingError(EdgePoint2Error):
@@ -63,6 +64,8 @@ class Schedule:
         learning_rate: the highest; reached after the warm-up, then falling to zero along a cosine.
         warm_up: steps.
         seed: of the pairs, the points and the first weights.
+        frozen: share of the steps, the last, in which batch normalisation keeps its averages, as when extracting.
+        layouts: different pairs, each shown again and again under new light; 0: as many as steps show.
     """
 
     steps: int
@@ -71,6 +74,8 @@ class Schedule:
     warm_up: int = 300
     seed: int = 0
     recipe: str = 'scenes'
+    frozen: float = 0.2
+    layouts: int = 0
 
     def weights(self, size: str) -> dict[str, float]:
         """Return the weight of each loss for a student of a network size."""
@@ -128,42 +133,45 @@ def train(
     norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 0.01  # few images a step: average over many steps
-    optimiser = torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate)
+    optimisers = make_optimisers(student, schedule)
     checkpoint = output / CHECKPOINT
     weights = schedule.weights(student.variants[0].size)
-    start, bases = _resume(checkpoint, student, optimiser, identity)
+    start, bases = _resume(checkpoint, student, optimisers, identity)
     if not start and schedule.recipe == 'scenes':
         views = PairDataset(photos, schedule.seed + 1, BASIS_VIEWS // 2)
         bases = fit_bases(student, teacher, (views[i].clean for i in range(len(views))))
 
-    dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs)
+    dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs, schedule.layouts)
     remaining = Subset(dataset, range(start * schedule.pairs, len(dataset)))
     loader = DataLoader(remaining, schedule.pairs, num_workers=workers, pin_memory=device == 'cuda')
+    tutor = Teacher(teacher, clean=schedule.recipe == 'scenes')
+    if schedule.recipe == 'scenes' and dataset.layouts < len(dataset):
+        tutor = RememberingTeacher(teacher, dataset.layouts, output)
     with _open_log(output / 'log.csv', start, list(weights)) as file:
         rows = csv.writer(file)
         for step, batch in zip(progress(range(start, schedule.steps), start), loader, strict=True):
             for norm in norms:
-                norm.train(step < schedule.steps * (1 - FROZEN_NORM))
-            for group in optimiser.param_groups:
+                norm.train(step < schedule.steps * (1 - schedule.frozen))
+            for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group['lr'] = schedule.rate(step)
             # The points of a step follow from the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
-            losses = pair_losses(
-                student, teacher, Pair(*(part.to(device) for part in batch)), generator, weights, bases
-            )
+            pairs = Pair(*(part.to(device) for part in batch))
+            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, bases)
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
                 names = sorted({photos.names[i] for i in batch.photos.flatten().tolist() if i >= 0})
                 raise TrainingError(f'the loss is not finite at step {step} ({parts}); its images: {", ".join(names)}')
-            optimiser.zero_grad()
+            student.zero_grad()
             total.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), CLIP_NORM)
-            optimiser.step()
+            for optimiser in optimisers:
+                optimiser.step()
             rows.writerow([step, f'{schedule.rate(step):.3g}', *(f'{losses[name].item():.5f}' for name in weights)])
             if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.steps:
                 file.flush()
-                _save(checkpoint, step + 1, student, optimiser, identity, bases)
+                _save(checkpoint, step + 1, student, optimisers, identity, bases)
     return student.eval()
 
 
@@ -194,9 +202,18 @@ def project(descriptor_map: Tensor, basis: Tensor) -> Tensor:
     return F.normalize(torch.einsum('bchw,cd->bdhw', descriptor_map, basis), dim=1)
 
 
+def make_optimisers(student: Student, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a recipe: Muon for convolutions and AdamW for the rest, or AdamW for everything."""
+    if schedule.recipe == 'paper':
+        return [torch.optim.AdamW(student.parameters(), lr=schedule.learning_rate)]
+    weights = [parameter for parameter in student.parameters() if parameter.ndim == 4]
+    others = [parameter for parameter in student.parameters() if parameter.ndim != 4]
+    return [Muon(weights, schedule.learning_rate), torch.optim.AdamW(others, lr=schedule.learning_rate)]
+
+
 def pair_losses(
     student: Student,
-    teacher: EdgePoint2,
+    taught: tuple[Tensor, Tensor],
     batch: Pair,
     generator: torch.Generator,
     weights: Iterable[str],
@@ -205,26 +222,20 @@ def pair_losses(
     """Return the losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
 
     Args:
+        taught: the teacher's scores and descriptor maps of the batch, see `Teacher.maps`.
         batch: :class:`Pair` with a batch axis first.
         generator: a CPU generator that draws the random points.
         weights: names of the losses to compute.
         bases: for each variant the teacher's fixed basis, for the losses ``regression`` and ``map``.
     """
     device = batch.views.device
-    gray, clean = (
-        views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)
-        for views in (batch.views, batch.clean)
-    )
     with torch.autocast(device.type, torch.bfloat16):
-        with torch.no_grad():
-            teacher_scores, teacher_map = teacher(clean if bases else gray)
-        scores, maps = student(gray)
-    teacher_scores, scores = teacher_scores.float(), scores.float()
-    teacher_map, maps = teacher_map.float(), [m.float() for m in maps]
+        scores, maps = student(to_gray(batch.views))
+    scores, maps = scores.float(), [m.float() for m in maps]
+    teacher_scores, teacher_map = (m.float() for m in taught)
 
     sums = {name: scores.new_zeros(()) for name in weights if name not in ('map', 'detection')}
     counted = 0
-    targets = [project(teacher_map, basis) for basis in bases]
     for index in range(len(batch.views)):
         pair = Pair(*(part[index] for part in batch))
         places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
@@ -241,15 +252,16 @@ def pair_losses(
             a, b = (sample(descriptor_map[2 * index + view], xy[view], (WIDTH, HEIGHT)) for view in (0, 1))
             return a, b
 
-        if 'procrustes' in sums:
-            # One subspace for both views, so that a place keeps its teacher's likeness across them.
-            taught = torch.cat([F.normalize(rows, dim=1) for rows in sampled(teacher_map)])
+        lesson = sampled(teacher_map)
         for number, descriptor_map in enumerate(maps):
             learnt = sampled(descriptor_map)
             if 'regression' in sums:
-                sums['regression'] += sum(map(cosine_distance, sampled(targets[number]), learnt)) / 2
+                targets = (rows @ bases[number] for rows in lesson)
+                sums['regression'] += sum(map(cosine_distance, targets, learnt)) / 2
             if 'procrustes' in sums:
-                target = low_rank(taught, learnt[0].shape[1]).split(len(xy[0]))
+                # One subspace for both views, so that a place keeps its teacher's likeness across them.
+                rows = torch.cat([F.normalize(rows, dim=1) for rows in lesson])
+                target = low_rank(rows, learnt[0].shape[1]).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += cosine_distance(*learnt)
             if 'contrastive' in sums:
@@ -257,9 +269,20 @@ def pair_losses(
             counted += 1
     losses = {name: value / max(1, counted) for name, value in sums.items()}
     if 'map' in weights:
-        losses['map'] = sum(map(cosine_distance, targets, maps)) / len(maps)
+        y, x = torch.randint(2, (2,), generator=generator).tolist()
+        taught_cells = _cells(teacher_map[..., y::2, x::2])
+        distances = [
+            cosine_distance(taught_cells @ basis, _cells(descriptor_map[..., y::2, x::2]))
+            for basis, descriptor_map in zip(bases, maps, strict=True)
+        ]
+        losses['map'] = torch.stack(distances).mean()
     losses['detection'] = detection_loss(scores, teacher_scores)
     return losses
+
+
+def _cells(descriptor_map: Tensor) -> Tensor:
+    """Return the descriptors of a map (B, D, h, w) as rows (B * h * w, D)."""
+    return descriptor_map.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:
@@ -274,7 +297,7 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
 
 
 def _resume(
-    checkpoint: Path, student: Student, optimiser: torch.optim.Optimizer, identity: dict[str, Any]
+    checkpoint: Path, student: Student, optimisers: Sequence[torch.optim.Optimizer], identity: dict[str, Any]
 ) -> tuple[int, list[Tensor]]:
     """Load the checkpoint where there is one and return the step to go on with, and the bases."""
     if not checkpoint.exists():
@@ -292,8 +315,11 @@ def _resume(
         raise TrainingError(
             f'{checkpoint} is from another training ({"; ".join(changed)}): choose another output folder'
         )
+    if 'optimisers' not in state:
+        raise TrainingError(f'{checkpoint} is from an earlier version: choose another output folder')
     student.load_state_dict(state['student'])
-    optimiser.load_state_dict(state['optimiser'])
+    for optimiser, own in zip(optimisers, state['optimisers'], strict=True):
+        optimiser.load_state_dict(own)
     log.info('continuing %s at step %d', checkpoint, state['step'])
     device = next(student.parameters()).device
     return state['step'], [basis.to(device) for basis in state['bases']]
@@ -303,7 +329,7 @@ def _save(
     checkpoint: Path,
     step: int,
     student: Student,
-    optimiser: torch.optim.Optimizer,
+    optimisers: Sequence[torch.optim.Optimizer],
     identity: dict[str, Any],
     bases: list[Tensor],
 ) -> None:
@@ -312,7 +338,7 @@ def _save(
         'step': step,
         'identity': identity,
         'student': student.state_dict(),
-        'optimiser': optimiser.state_dict(),
+        'optimisers': [optimiser.state_dict() for optimiser in optimisers],
         'bases': bases,
     }
     with replacing(checkpoint) as file:
