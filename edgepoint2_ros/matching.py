@@ -67,7 +67,7 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
 def match_guided(
     first: Features,
     second: Features,
-    places: np.ndarray | None = None,
+    predicted: np.ndarray | None = None,
     radius: float | np.ndarray | None = None,
     fundamental: np.ndarray | None = None,
     disparity: tuple[float, float] | None = None,
@@ -77,15 +77,15 @@ def match_guided(
 ) -> np.ndarray:
     """Return the pairs of features that are each other's nearest neighbour among those that can belong together.
 
-    What can is said by predicted places, by epipolar lines, by the rows of a rectified stereo pair, or by several of
+    What can is said by predicted positions, by epipolar lines, by the rows of a rectified stereo pair, or by several of
     these, which then all hold. Nearest is meant among the candidates that are left.
 
     Args:
         first: N features.
         second: M features of the same weights.
-        places: (N, 2), where each feature of ``first`` is expected in the second image, pixels. A place that is not
-            finite has no candidates.
-        radius: of the search around ``places``, pixels in x and in y: one number or (N,).
+        predicted: (N, 2), where each feature of ``first`` is expected in the second image, pixels. A position that is
+            not finite has no candidates.
+        radius: of the search around ``predicted``, pixels in x and in y: one number or (N,).
         fundamental: (3, 3), from pixels of the first image to lines in the second.
         disparity: least and most x of the first less x of the second, in a rectified stereo pair with ``first`` on the
             left; pixels.
@@ -99,15 +99,15 @@ def match_guided(
         EdgePoint2Error: nothing says where to search, shapes or numbers do not fit, or what `match` raises.
     """
     check_comparable(first, second)
-    boxes = _search_boxes(first, places, radius, disparity, distance)
+    boxes = _search_boxes(first, predicted, radius, disparity, distance)
     if fundamental is not None and np.shape(fundamental) != (3, 3):
         raise EdgePoint2Error(f'fundamental: expected (3, 3), got {np.shape(fundamental)}')
     if boxes is None and fundamental is None:
-        raise EdgePoint2Error('expected places and their radius, fundamental or disparity, to know where to search')
+        raise EdgePoint2Error('expected predicted and radius, fundamental or disparity, to know where to search')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     if not np.isfinite(second.xy).all():
-        raise EdgePoint2Error('keypoints to be matched lie at places that are not finite')
+        raise EdgePoint2Error('positions of keypoints to match are not finite')
     if boxes is not None:
         i, j = _find_inside(*boxes, second.xy)
     if fundamental is not None:
@@ -176,24 +176,26 @@ def _first_of_each(values: np.ndarray, count: int) -> np.ndarray:
 
 def _search_boxes(
     first: Features,
-    places: np.ndarray | None,
+    predicted: np.ndarray | None,
     radius: float | np.ndarray | None,
     disparity: tuple[float, float] | None,
     distance: float,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the corners (N, 2) of where each feature is searched; None where neither places nor rows say it."""
+    """Return the corners (N, 2) of where each feature is searched; None where neither positions nor rows say it."""
     if not distance > 0:
         raise EdgePoint2Error(f'distance: expected a positive number of pixels, got {distance}')
     boxes = None
-    if places is not None:
-        places = np.asarray(places, np.float64)
-        if places.shape != (len(first), 2):
-            raise EdgePoint2Error(f'places: expected ({len(first)}, 2), a place for each feature, got {places.shape}')
+    if predicted is not None:
+        predicted = np.asarray(predicted, np.float64)
+        if predicted.shape != (len(first), 2):
+            raise EdgePoint2Error(
+                f'predicted: expected ({len(first)}, 2), a position for each feature, got {predicted.shape}'
+            )
         if radius is None or np.shape(radius) not in ((), (len(first),)) or not np.all(np.asarray(radius) >= 0):
             raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {radius}')
-        places = np.where(np.isfinite(places).all(axis=1, keepdims=True), places, -1e9)
+        predicted = np.where(np.isfinite(predicted).all(axis=1, keepdims=True), predicted, -1e9)
         reach = np.asarray(radius, np.float64).reshape(-1, 1)
-        boxes = places - reach, places + reach
+        boxes = predicted - reach, predicted + reach
     if disparity is not None:
         least, most = disparity
         if not least <= most:

@@ -127,27 +127,27 @@ def test_both_languages_find_the_same_matches_among_thousands(reader):
 
 FUNDAMENTAL = np.array([[1e-6, 2e-5, -0.01], [-1.5e-5, 3e-6, 0.02], [0.008, -0.025, 1.0]])
 GUIDES = {
-    'places': lambda xy: {'places': xy + 3, 'radius': 60.0},
-    'radii': lambda xy: {'places': xy * 0.9, 'radius': np.linspace(0, 200, len(xy))},
-    'places not finite': lambda xy: {'places': np.where(xy > 300, np.nan, xy), 'radius': 100.0},
+    'predicted': lambda xy: {'predicted': xy + 3, 'radius': 60.0},
+    'radii': lambda xy: {'predicted': xy * 0.9, 'radius': np.linspace(0, 200, len(xy))},
+    'places not finite': lambda xy: {'predicted': np.where(xy > 300, np.nan, xy), 'radius': 100.0},
     'line': lambda xy: {'fundamental': FUNDAMENTAL, 'distance': 30.0},
     'rows': lambda xy: {'disparity': (-10.0, 200.0), 'distance': 20.0},
     'all': lambda xy: {
-        'places': xy,
+        'predicted': xy,
         'radius': 250.0,
         'fundamental': FUNDAMENTAL,
         'disparity': (-200.0, 150.0),
         'distance': 90.0,
     },
-    'nowhere': lambda xy: {'places': xy - 5000, 'radius': 10.0},
+    'nowhere': lambda xy: {'predicted': xy - 5000, 'radius': 10.0},
 }
 
 
 def write_guide(folder, guide: dict) -> str:
     """Write what match_guided is told as the reader takes it; return the path."""
     lines = dict(guide)
-    if 'places' in lines:
-        lines['x'], lines['y'] = np.transpose(lines.pop('places'))
+    if 'predicted' in lines:
+        lines['x'], lines['y'] = np.transpose(lines.pop('predicted'))
     path = folder / 'guide.txt'
     path.write_text(''.join(f'{name} {" ".join(map(repr, np.ravel(v).tolist()))}\n' for name, v in lines.items()))
     return str(path)
@@ -172,7 +172,7 @@ def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(rea
         *(features.image_size, features.model, features.digest),
     )
     first, second = encode(twins, Header()), encode(twins, Header())
-    guide = {'places': twins.xy.astype(np.float64), 'radius': 1000.0}
+    guide = {'predicted': twins.xy.astype(np.float64), 'radius': 1000.0}
     found = numbers(reader('guided', first, second, options=(write_guide(tmp_path, guide),)))
     assert found[:, :2].astype(int).tolist() == match_guided(twins, twins, **guide).tolist()
 
@@ -180,11 +180,11 @@ def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(rea
 @pytest.mark.parametrize(
     ('guide', 'words'),
     [
-        ({}, 'expected places and their radius, fundamental or disparity, to know where to search'),
-        ({'places': np.zeros((4, 2)), 'radius': 1.0}, 'places: expected 5, one for each feature, got 4 and 4'),
-        ({'places': np.zeros((5, 2))}, 'radius: expected a number from 0, or 5 of them'),
-        ({'places': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them'),
-        ({'places': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
+        ({}, 'expected predicted and radius, fundamental or disparity, to know where to search'),
+        ({'predicted': np.zeros((4, 2)), 'radius': 1.0}, 'predicted: expected 5, one for each feature, got 4 and 4'),
+        ({'predicted': np.zeros((5, 2))}, 'radius: expected a number from 0, or 5 of them'),
+        ({'predicted': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them'),
+        ({'predicted': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
         ({'disparity': (3.0, 2.0)}, 'disparity: expected the least and the most'),
         ({'disparity': (0.0, 2.0), 'distance': 0.0}, 'distance: expected a positive number of pixels'),
     ],
@@ -196,14 +196,14 @@ def test_a_guide_that_makes_no_sense_is_refused(guide, words, reader, tmp_path):
 
 @pytest.mark.parametrize(
     ('name', 'words'),
-    [('xy', 'lie at places that are not finite'), ('descriptors', 'hold numbers that are not finite')],
+    [('xy', 'positions of keypoints to match are not finite'), ('descriptors', 'hold numbers that are not finite')],
 )
 def test_what_is_not_finite_is_not_matched(name, words, reader, tmp_path):
     good = make(5)
     values = getattr(good, name).copy()
     values[2] = np.nan
     broken = encode(dataclasses.replace(good, **{name: values}), Header())
-    guide = write_guide(tmp_path, {'places': np.zeros((5, 2)), 'radius': 1000.0})
+    guide = write_guide(tmp_path, {'predicted': np.zeros((5, 2)), 'radius': 1000.0})
     assert words in reader('guided', encode(good, Header()), broken, options=(guide,), code=1)
 
 

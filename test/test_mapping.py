@@ -265,11 +265,15 @@ def test_the_focal_length_is_that_of_the_bag(changes, expected, tmp_path):
             {'roi': {'width': 40, 'height': 30}},
             'got 40x30: 64x64 with a ROI of 40x30 and binning 0x0',
         ),
+        (
+            {'roi': {'x_offset': 32, 'width': 64, 'height': 64}},
+            'ROI and binning: expected a part of 64x64 pixels, got 64x64 at (32, 0)',
+        ),
         ({'focal': 0.0}, 'expected a focal length K[0] between 0 and 640 pixels, got 0.0'),
         ({'focal': float('nan')}, 'expected a focal length K[0] between 0 and 640 pixels, got nan'),
         ({'focal': 1e5}, 'expected a focal length K[0] between 0 and 640 pixels, got 100000.0'),
     ],
-    ids=['size', 'binning', 'ROI', 'zero', 'NaN', 'too long'],
+    ids=['size', 'binning', 'ROI', 'ROI outside', 'zero', 'NaN', 'too long'],
 )
 def test_a_camera_info_that_cannot_be_that_of_the_images_is_named_and_not_used(changes, words, tmp_path):
     notes = []

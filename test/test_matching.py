@@ -119,17 +119,17 @@ def lies_in_row(a, b, k):
 
 
 GUIDES = {
-    'one radius': (lambda first: {'places': first.xy + 7, 'radius': 60}, lies_near(60)),
-    'a radius each': (lambda first: {'places': first.xy + 7, 'radius': RADII}, lies_near(RADII)),
-    'the whole image': (lambda first: {'places': first.xy, 'radius': 1000}, lambda a, b, k: True),
+    'one radius': (lambda first: {'predicted': first.xy + 7, 'radius': 60}, lies_near(60)),
+    'a radius each': (lambda first: {'predicted': first.xy + 7, 'radius': RADII}, lies_near(RADII)),
+    'the whole image': (lambda first: {'predicted': first.xy, 'radius': 1000}, lambda a, b, k: True),
     'epipolar lines': (lambda first: {'fundamental': SCENE, 'distance': 9}, lies_on_line),
     'rows': (lambda first: {'disparity': (-30, 250), 'distance': 9}, lies_in_row),
     'places in rows': (
-        lambda first: {'places': first.xy + 7, 'radius': 60, 'disparity': (-30, 250), 'distance': 9},
+        lambda first: {'predicted': first.xy + 7, 'radius': 60, 'disparity': (-30, 250), 'distance': 9},
         lambda *lie: lies_near(60)(*lie) and lies_in_row(*lie),
     ),
     'places on lines': (
-        lambda first: {'places': first.xy + 7, 'radius': 90, 'fundamental': SCENE, 'distance': 9},
+        lambda first: {'predicted': first.xy + 7, 'radius': 90, 'fundamental': SCENE, 'distance': 9},
         lambda *lie: lies_near(90)(*lie) and lies_on_line(*lie),
     ),
 }
@@ -153,7 +153,7 @@ def test_guided_matches_are_what_a_loop_over_all_candidates_finds(guide, lies, r
 
 def test_a_search_everywhere_finds_what_match_finds(scattered):
     first, second = scattered
-    everywhere = match_guided(first, second, places=first.xy, radius=1000, ratio=0.95)
+    everywhere = match_guided(first, second, predicted=first.xy, radius=1000, ratio=0.95)
     np.testing.assert_array_equal(everywhere, match(first, second, ratio=0.95))
 
 
@@ -161,8 +161,8 @@ def test_a_search_everywhere_finds_what_match_finds(scattered):
 def test_keypoints_may_lie_and_be_searched_far_away(radius, scattered):
     first, second = scattered
     second.xy[::10] *= 1e7
-    np.testing.assert_array_equal(match_guided(first, second, places=first.xy, radius=radius), match(first, second))
-    near = match_guided(first, second, places=first.xy, radius=50)
+    np.testing.assert_array_equal(match_guided(first, second, predicted=first.xy, radius=radius), match(first, second))
+    near = match_guided(first, second, predicted=first.xy, radius=50)
     assert len(near) > 5
     assert (np.abs(first.xy[near[:, 0]] - second.xy[near[:, 1]]) <= 50).all()
 
@@ -171,42 +171,42 @@ def test_a_place_that_is_not_finite_has_no_candidates(scattered):
     first, second = scattered
     places = first.xy.copy()
     places[:75:2], places[1:75:2] = np.nan, np.inf
-    pairs = match_guided(first, second, places=places, radius=1000)
+    pairs = match_guided(first, second, predicted=places, radius=1000)
     assert len(pairs) > 5
     assert pairs[:, 0].min() >= 75
 
 
-def test_places_outside_of_the_image_have_no_candidates(scattered):
+def test_positions_outside_of_the_image_have_no_candidates(scattered):
     first, second = scattered
     for shift in (-5000, 5000, (0, 5000), (-5000, 0)):
-        assert match_guided(first, second, places=first.xy + shift, radius=20).shape == (0, 2)
+        assert match_guided(first, second, predicted=first.xy + shift, radius=20).shape == (0, 2)
 
 
 def test_of_equal_descriptors_the_first_gets_the_guided_match():
     one, two = features([[1, 0]]), features([[1, 0], [1, 0]])
-    assert match_guided(two, one, places=two.xy, radius=1).tolist() == [[0, 0]]
-    assert match_guided(one, two, places=one.xy, radius=1).tolist() == [[0, 0]]
+    assert match_guided(two, one, predicted=two.xy, radius=1).tolist() == [[0, 0]]
+    assert match_guided(one, two, predicted=one.xy, radius=1).tolist() == [[0, 0]]
 
 
 def test_guided_matching_of_nothing_gives_nothing():
     some, none = features([[1, 0]]), features([])
     for first, second in ((some, none), (none, some), (none, none)):
-        for guide in ({'places': first.xy, 'radius': 5}, {'fundamental': SCENE}, {'disparity': (0, 9)}):
+        for guide in ({'predicted': first.xy, 'radius': 5}, {'fundamental': SCENE}, {'disparity': (0, 9)}):
             assert match_guided(first, second, **guide).shape == (0, 2)
 
 
 @pytest.mark.parametrize(
     ('guide', 'words'),
     [
-        ({}, 'expected places and their radius, fundamental or disparity'),
+        ({}, 'expected predicted and radius, fundamental or disparity'),
         (
-            {'places': np.zeros((2, 2)), 'radius': 5},
-            r'places: expected \(1, 2\), a place for each feature, got \(2, 2\)',
+            {'predicted': np.zeros((2, 2)), 'radius': 5},
+            r'predicted: expected \(1, 2\), a position for each feature, got \(2, 2\)',
         ),
-        ({'places': np.zeros((1, 2))}, 'radius: expected a number from 0, or 1 of them, got None'),
-        ({'places': np.zeros((1, 2)), 'radius': -1}, 'radius: expected a number from 0'),
-        ({'places': np.zeros((1, 2)), 'radius': np.nan}, 'radius: expected a number from 0'),
-        ({'places': np.zeros((1, 2)), 'radius': [1, 2]}, 'radius: expected a number from 0, or 1 of them'),
+        ({'predicted': np.zeros((1, 2))}, 'radius: expected a number from 0, or 1 of them, got None'),
+        ({'predicted': np.zeros((1, 2)), 'radius': -1}, 'radius: expected a number from 0'),
+        ({'predicted': np.zeros((1, 2)), 'radius': np.nan}, 'radius: expected a number from 0'),
+        ({'predicted': np.zeros((1, 2)), 'radius': [1, 2]}, 'radius: expected a number from 0, or 1 of them'),
         ({'fundamental': np.eye(4)}, r'fundamental: expected \(3, 3\), got \(4, 4\)'),
         ({'fundamental': SCENE, 'distance': 0}, 'distance: expected a positive number of pixels, got 0'),
         ({'disparity': (9, 3)}, r'disparity: expected the least and the most, got \(9, 3\)'),
@@ -219,15 +219,15 @@ def test_a_guide_that_says_nothing_is_refused(guide, words):
 
 def test_guided_matching_refuses_what_match_refuses():
     with pytest.raises(EdgePoint2Error, match=r'T-32 \[a\] cannot be matched'):
-        match_guided(features([[1, 0]], 'a'), features([[1, 0]], 'b'), places=np.zeros((1, 2)), radius=1)
+        match_guided(features([[1, 0]], 'a'), features([[1, 0]], 'b'), predicted=np.zeros((1, 2)), radius=1)
     broken = features([[1, 0]])
     broken.descriptors[0] = np.nan
     with pytest.raises(EdgePoint2Error, match='not finite'):
-        match_guided(broken, features([[1, 0]]), places=np.zeros((1, 2)), radius=1)
+        match_guided(broken, features([[1, 0]]), predicted=np.zeros((1, 2)), radius=1)
     nowhere = features([[1, 0]])
     nowhere.xy[0] = np.nan
-    with pytest.raises(EdgePoint2Error, match='places that are not finite'):
-        match_guided(features([[1, 0]]), nowhere, places=np.zeros((1, 2)), radius=1)
+    with pytest.raises(EdgePoint2Error, match='positions of keypoints to match are not finite'):
+        match_guided(features([[1, 0]]), nowhere, predicted=np.zeros((1, 2)), radius=1)
 
 
 @pytest.fixture

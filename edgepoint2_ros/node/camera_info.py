@@ -11,7 +11,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.diagnostics import every_second
 from edgepoint2_ros.node.offers import LatchedToo
-from edgepoint2_ros.odometry import Camera
+from edgepoint2_ros.odometry.camera import Camera, image_window
 
 
 class Calibration:
@@ -74,27 +74,17 @@ class Calibration:
 def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, int]]:
     """Return the camera of the images that a CameraInfo describes, and their size: width, height in pixels.
 
-    K and P are of the whole sensor. CameraInfo.msg says that the ROI is a window of that and binning comes after it;
-    how they change K and P is taken from fromCameraInfo in image_geometry's pinhole_camera_model.cpp, which does not
-    ask for do_rectify: rectified images are the same window of P's image.
+    K and P are of the whole sensor. How ROI and binning change them is taken from fromCameraInfo in image_geometry's
+    pinhole_camera_model.cpp, which does not ask for do_rectify: rectified images are the same window of P's image.
 
     Raises:
         EdgePoint2Error: no such camera or images can be.
     """
-    roi, binning = info.roi, np.maximum((info.binning_x, info.binning_y), 1)
-    offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])
+    offset, size, binning = image_window(info)
     matrix = np.array(info.p if rectified else info.k).reshape(3, -1)[:, :3]
     matrix[:2, 2] -= offset
     matrix[:2] /= binning[:, None]
     camera = Camera(matrix) if rectified else Camera(matrix, np.array(info.d), info.distortion_model)
-    full_size = np.array([info.width, info.height])
-    if not offset.any() and not size.any():
-        size = full_size
-    if (offset + size > full_size).any() or (size < binning).any():
-        raise EdgePoint2Error(
-            f'ROI and binning: expected a part of {info.width}x{info.height} pixels, got {roi.width}x{roi.height} at '
-            f'({roi.x_offset}, {roi.y_offset}) with binning {info.binning_x}x{info.binning_y}'
-        )
     return camera, tuple((size // binning).tolist())
 
 

@@ -1,6 +1,7 @@
 """A calibrated camera: its matrix and the distortion of its lens."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -62,3 +63,36 @@ class Camera:
         if self.model == 'equidistant':
             return cv2.fisheye.undistortPoints(xy, self.matrix, distortion[:4], P=self.matrix)[:, 0]
         return cv2.undistortPoints(xy, self.matrix, distortion, P=self.matrix)[:, 0]
+
+    def project(self, points: np.ndarray) -> np.ndarray:
+        """Return the pixels (N, 2), without distortion, of points (N, 3) in the camera's frame."""
+        homogeneous = points @ self.matrix.T
+        with np.errstate(divide='ignore', invalid='ignore'):
+            return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+def image_window(info: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which part of the sensor the images of a CameraInfo message show: offset, size, and pixels to an image's.
+
+    CameraInfo.msg: the ROI, all zeros for the whole sensor, is a window of it, and binning comes after it.
+
+    Args:
+        info: of ROS 1 or 2.
+
+    Returns:
+        Three (2,) arrays of ints, x or width first; the images have size // binning pixels.
+
+    Raises:
+        EdgePoint2Error: the ROI is not a part of the sensor, or smaller than a pixel of the image.
+    """
+    roi, whole = info.roi, np.array([info.width, info.height])
+    offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])
+    binning = np.maximum((info.binning_x, info.binning_y), 1)
+    if not offset.any() and not size.any():
+        size = whole
+    if (offset + size > whole).any() or (size < binning).any():
+        raise EdgePoint2Error(
+            f'ROI and binning: expected a part of {info.width}x{info.height} pixels, got {roi.width}x{roi.height} at '
+            f'({roi.x_offset}, {roi.y_offset}) with binning {info.binning_x}x{info.binning_y}'
+        )
+    return offset, size, binning

@@ -1,9 +1,9 @@
-"""The visual odometry of one camera: a map of points, and each image placed in it.
+"""The visual odometry of one camera: two images start a map, each further one is placed in it.
 
 Source of the parts: Hartley and Zisserman, "Multiple View Geometry".
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,29 +11,18 @@ import numpy as np
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import check_comparable, match, match_guided
-from edgepoint2_ros.odometry.bundle import adjust, make_pose, transform
+from edgepoint2_ros.odometry.bundle import make_pose, transform
 from edgepoint2_ros.odometry.camera import Camera
+from edgepoint2_ros.odometry.map import ERROR, Frame, LocalMap, fits, triangulate
 
-ERROR = 2.0  # pixels that a point may miss its keypoint by
 MIN_COSINE = 0.7  # of matches between descriptors
 MIN_TRACKED = 20  # points that place an image
 MIN_START = 80  # points that start a map
-MIN_PARALLAX = np.radians(1.0)  # between the rays to a new point
 START_PARALLAX = np.radians(1.5)  # median of the first points
 KEYFRAME_SHARE = 0.7  # a keyframe is due when fewer points are tracked than this share of the last keyframe's
 KEYFRAME_EVERY = 15  # images after which one is due anyway
-WINDOW = 6  # keyframes whose points are tracked and adjusted
 SEARCH_RADIUS = 15.0  # pixels around where a point is expected
 MAX_LOST = 15  # images in a row after which the map starts anew
-
-
-@dataclass
-class _Frame:
-    """An image that was placed: world-to-camera pose (4, 4), features without distortion, and their points' numbers."""
-
-    pose: np.ndarray
-    features: Features
-    points: np.ndarray  # (N,) int: number of the keypoint's point in the map, -1 for none
 
 
 class VisualOdometry:
@@ -66,9 +55,7 @@ class VisualOdometry:
         self._min_cosine, self._ratio = min_cosine, ratio
         self._origin = np.eye(4)  # world-to-camera pose of the image that the map starts at
         self._reference: Features | None = None
-        self._points = np.zeros((0, 3))
-        self._rows = np.zeros((0, 0), np.float32)  # descriptor of each point, from its latest keyframe
-        self._keyframes: list[_Frame] = []
+        self._map = LocalMap(camera, min_cosine, ratio)
         self._since_keyframe = 0
         self._lost = 0
         self._last = np.eye(4)
@@ -77,7 +64,7 @@ class VisualOdometry:
     @property
     def points(self) -> np.ndarray:
         """The map around the camera: (M, 3) points in the frame of the first image."""
-        return self._points
+        return self._map.points
 
     def track(self, features: Features) -> np.ndarray | None:
         """Return where the camera was for one image: (4, 4), maps points of its optical frame to the first one's.
@@ -87,7 +74,7 @@ class VisualOdometry:
         Raises:
             EdgePoint2Error: the features come from other weights than the ones before.
         """
-        known = self._keyframes[-1].features if self._keyframes else self._reference
+        known = self._map.keyframes[-1].features if self._map.keyframes else self._reference
         if known is not None:
             check_comparable(known, features)
         features = replace(features, xy=self.camera.undistort(features.xy))
@@ -115,31 +102,33 @@ class VisualOdometry:
         )
         relative = make_pose(rotation, translation)
         agree = agree.ravel().astype(bool)
-        points, good, parallax = self._triangulate(np.eye(4), relative, first, second)
+        points, good, parallax = triangulate(self.camera, np.eye(4), relative, first, second)
         good &= agree
         if np.count_nonzero(good) < MIN_START or np.median(parallax[agree]) < START_PARALLAX:
             return None
         scale = self._start_depth / np.median(points[good, 2])
         relative[:3, 3] *= scale
-        self._points, self._rows = np.zeros((0, 3)), np.zeros((0, features.descriptors.shape[1]), np.float32)
-        first = _Frame(self._origin, self._reference, np.full(len(self._reference), -1))
-        second = _Frame(relative @ self._origin, features, np.full(len(features), -1))
-        self._keyframes = [first, second]
         in_world = transform(np.linalg.inv(self._origin), points[good] * scale)
-        self._add_points(in_world, first, second, pairs[good])
-        self._adjust()
+        self._map.start(
+            Frame.at(self._origin, self._reference), Frame.at(relative @ self._origin, features), in_world, pairs[good]
+        )
         self._reference = None
         self.state, self.tracked = 'tracking', len(in_world)
         self.starts += 1
         self._since_keyframe = self._lost = 0
-        self._last, self._motion = self._keyframes[-1].pose, np.eye(4)
+        self._last, self._motion = self._map.keyframes[-1].pose, np.eye(4)
         return self._last
 
     def _place(self, features: Features) -> np.ndarray | None:
         """Place an image by the points of the latest keyframes."""
-        local = np.unique(np.concatenate([frame.points for frame in self._keyframes]))
+        local = np.unique(np.concatenate([frame.points for frame in self._map.keyframes]))
         local = local[local >= 0]
-        known = replace(features, xy=self._points[local], scores=np.zeros(len(local)), descriptors=self._rows[local])
+        known = replace(
+            features,
+            xy=self._map.points[local],
+            scores=np.zeros(len(local)),
+            descriptors=self._map.descriptors[local],
+        )
         pose, pairs = None, np.zeros((0, 2), int)
         if self.state == 'tracking':
             expected = self._motion @ self._last
@@ -157,11 +146,12 @@ class VisualOdometry:
         self._motion = pose @ np.linalg.inv(self._last) if self.state == 'tracking' else np.eye(4)
         self.state, self._lost, self._last, self.tracked = 'tracking', 0, pose, len(pairs)
         self._since_keyframe += 1
-        frame = _Frame(pose, features, np.full(len(features), -1))
+        frame = Frame.at(pose, features)
         frame.points[pairs[:, 1]] = local[pairs[:, 0]]
-        last = np.count_nonzero(self._keyframes[-1].points >= 0)
+        last = np.count_nonzero(self._map.keyframes[-1].points >= 0)
         if self._since_keyframe >= KEYFRAME_EVERY or len(pairs) < KEYFRAME_SHARE * last:
-            self._add_keyframe(frame)
+            self._map.add_keyframe(frame)
+            self._last, self._since_keyframe = frame.pose, 0
         return self._last
 
     def _give_up(self, features: Features) -> None:
@@ -174,8 +164,8 @@ class VisualOdometry:
     def _match_near(self, pose: np.ndarray, known: Features, features: Features, radius: float) -> np.ndarray:
         """Match known points with the keypoints at most ``radius`` pixels from where they should be seen: (P, 2)."""
         seen = transform(pose, known.xy)
-        places = np.where(seen[:, 2:] > 1e-6, self._project(seen), np.nan)
-        return match_guided(known, features, places, radius, min_cosine=self._min_cosine)
+        predicted = np.where(seen[:, 2:] > 1e-6, self.camera.project(seen), np.nan)
+        return match_guided(known, features, predicted, radius, min_cosine=self._min_cosine)
 
     def _solve(self, points: np.ndarray, xy: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Return the pose that shows points at their keypoints, and the pairs that agree; None if too few do."""
@@ -194,85 +184,5 @@ class VisualOdometry:
             points[agree], xy[agree], self.camera.matrix, None, rotation, translation
         )
         pose = make_pose(cv2.Rodrigues(rotation)[0], translation)
-        seen = transform(pose, points)
-        error = np.linalg.norm(self._project(seen) - xy, axis=1)
-        agree = (error < ERROR) & (seen[:, 2] > 0)
+        agree = fits(self.camera, pose, points, xy)
         return (pose, pairs[agree]) if np.count_nonzero(agree) >= MIN_TRACKED else (None, pairs[:0])
-
-    def _add_keyframe(self, frame: _Frame) -> None:
-        """Take a placed image into the map: new points with the keyframes before it, then adjust the latest ones."""
-        known = frame.points >= 0
-        self._rows[frame.points[known]] = frame.features.descriptors[known]
-        for earlier in self._keyframes[-3:][::-1]:
-            pairs = match(earlier.features, frame.features, self._min_cosine, self._ratio)
-            free = (earlier.points[pairs[:, 0]] < 0) & (frame.points[pairs[:, 1]] < 0)
-            pairs = pairs[free]
-            points, good, _ = self._triangulate(
-                earlier.pose, frame.pose, earlier.features.xy[pairs[:, 0]], frame.features.xy[pairs[:, 1]]
-            )
-            self._add_points(points[good], earlier, frame, pairs[good])
-        self._keyframes.append(frame)
-        self._since_keyframe = 0
-        self._adjust()
-        self._forget()
-        self._last = frame.pose
-
-    def _forget(self) -> None:
-        """Drop keyframes behind the window and the points that only they saw, so that a long way takes no memory."""
-        self._keyframes = self._keyframes[-WINDOW:]
-        seen = np.concatenate([frame.points for frame in self._keyframes])
-        kept = np.unique(seen[seen >= 0])
-        self._points, self._rows = self._points[kept], self._rows[kept]
-        for frame in self._keyframes:
-            known = frame.points >= 0
-            frame.points[known] = np.searchsorted(kept, frame.points[known])
-
-    def _add_points(self, points: np.ndarray, first: _Frame, second: _Frame, pairs: np.ndarray) -> None:
-        numbers = len(self._points) + np.arange(len(points))
-        self._points = np.concatenate([self._points, points])
-        self._rows = np.concatenate([self._rows, second.features.descriptors[pairs[:, 1]]])
-        first.points[pairs[:, 0]] = second.points[pairs[:, 1]] = numbers
-
-    def _triangulate(
-        self, first: np.ndarray, second: np.ndarray, first_xy: np.ndarray, second_xy: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return points (P, 3) in the world, which of them are good (P,), and the angle between their rays (P,)."""
-        if len(first_xy) == 0:
-            return np.zeros((0, 3)), np.zeros(0, bool), np.zeros(0)
-        projection, other = (self.camera.matrix @ pose[:3] for pose in (first, second))
-        homogeneous = cv2.triangulatePoints(projection, other, first_xy.T, second_xy.T).T
-        with np.errstate(divide='ignore', invalid='ignore'):
-            points = homogeneous[:, :3] / homogeneous[:, 3:]
-        points[~np.isfinite(points).all(axis=1)] = 0
-        good, rays = np.ones(len(points), bool), []
-        for pose, xy in ((first, first_xy), (second, second_xy)):
-            seen = transform(pose, points)
-            good &= (seen[:, 2] > 0) & (np.linalg.norm(self._project(seen) - xy, axis=1) < ERROR)
-            ray = points + pose[:3, :3].T @ pose[:3, 3]  # from the camera, which stands at -R^T t
-            rays.append(ray / np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-12))
-        parallax = np.arccos(np.clip((rays[0] * rays[1]).sum(axis=1), -1, 1))
-        return points, good & (parallax > MIN_PARALLAX), parallax
-
-    def _project(self, seen: np.ndarray) -> np.ndarray:
-        """Return the pixels (N, 2) of points (N, 3) in the camera's frame."""
-        homogeneous = seen @ self.camera.matrix.T
-        with np.errstate(divide='ignore', invalid='ignore'):
-            return homogeneous[:, :2] / homogeneous[:, 2:]
-
-    def _adjust(self) -> None:
-        """Adjust the latest keyframes and their points together; then part keypoints from points they miss."""
-        frames = self._keyframes[-WINDOW:]
-        fixed = min(2, len(frames) - 1)  # two poses hold position and scale; a young map has only its first
-        numbers = np.unique(np.concatenate([frame.points[frame.points >= 0] for frame in frames]))
-        camera = np.concatenate([np.full(np.count_nonzero(f.points >= 0), i) for i, f in enumerate(frames)])
-        point = np.searchsorted(numbers, np.concatenate([f.points[f.points >= 0] for f in frames]))
-        xy = np.concatenate([f.features.xy[f.points >= 0] for f in frames])
-        poses = np.stack([frame.pose for frame in frames])
-        poses, points = adjust(poses, self._points[numbers], camera, point, xy, self.camera.matrix, fixed)
-        self._points[numbers] = points
-        for frame, pose in zip(frames, poses):
-            frame.pose = pose
-            known = np.flatnonzero(frame.points >= 0)
-            seen = transform(pose, self._points[frame.points[known]])
-            error = np.linalg.norm(self._project(seen) - frame.features.xy[known], axis=1)
-            frame.points[known[(error > ERROR) | (seen[:, 2] <= 0)]] = -1

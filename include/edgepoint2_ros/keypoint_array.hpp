@@ -309,9 +309,9 @@ inline std::optional<float> min_cosine(const Features & features)
 /// Where the features of a first image can be in the second one; what is given holds together.
 struct Guide
 {
-  /// Where each feature of the first image is expected, pixels; a place that is not finite is nowhere. Empty: not known.
-  std::vector<double> place_x, place_y;
-  /// Of the search around these places, pixels in x and in y: one number for all features, or one for each.
+  /// Where each feature of the first image is expected, pixels. A position that is not finite has no candidates. Empty: not predicted.
+  std::vector<double> predicted_x, predicted_y;
+  /// Of the search around these positions, pixels in x and in y: one number for all features, or one for each.
   std::vector<double> radius;
   /// The fundamental matrix, row by row, from pixels of the first image to lines in the second.
   std::optional<std::array<double, 9>> fundamental;
@@ -348,14 +348,14 @@ struct Box
   bool holds(double x, double y) const {return x >= left && x <= right && y >= top && y <= bottom;}
 };
 
-/// Returns where each feature is searched, by places and rows.
+/// Returns where each feature is searched, by predicted positions and rows.
 inline std::vector<Box> search_boxes(const Features & first, const Guide & guide)
 {
   constexpr double everywhere = std::numeric_limits<double>::infinity();
   const std::size_t count = first.size();
-  const bool has_places = !guide.place_x.empty() || !guide.place_y.empty() || !guide.radius.empty();
-  if (!has_places && !guide.fundamental && !guide.disparity) {
-    throw Error("expected places and their radius, fundamental or disparity, to know where to search");
+  const bool is_predicted = !guide.predicted_x.empty() || !guide.predicted_y.empty() || !guide.radius.empty();
+  if (!is_predicted && !guide.fundamental && !guide.disparity) {
+    throw Error("expected predicted and radius, fundamental or disparity, to know where to search");
   }
   if (!(guide.distance > 0)) {
     throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
@@ -363,11 +363,11 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   if (guide.disparity && !((*guide.disparity)[0] <= (*guide.disparity)[1])) {
     throw Error("disparity: expected the least and the most");
   }
-  if (has_places) {
-    if (guide.place_x.size() != count || guide.place_y.size() != count) {
+  if (is_predicted) {
+    if (guide.predicted_x.size() != count || guide.predicted_y.size() != count) {
       throw Error(
-              "places: expected " + std::to_string(count) + ", one for each feature, got " +
-              std::to_string(guide.place_x.size()) + " and " + std::to_string(guide.place_y.size()));
+              "predicted: expected " + std::to_string(count) + ", one for each feature, got " +
+              std::to_string(guide.predicted_x.size()) + " and " + std::to_string(guide.predicted_y.size()));
     }
     bool fits = guide.radius.size() == 1 || guide.radius.size() == count;
     for (const double radius : guide.radius) {
@@ -380,8 +380,8 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   std::vector<Box> boxes(count, Box{-everywhere, -everywhere, everywhere, everywhere});
   for (std::size_t i = 0; i < count; ++i) {
     Box & box = boxes[i];
-    if (has_places) {
-      const double x = guide.place_x[i], y = guide.place_y[i];
+    if (is_predicted) {
+      const double x = guide.predicted_x[i], y = guide.predicted_y[i];
       const double radius = guide.radius.size() == 1 ? guide.radius[0] : guide.radius[i];
       if (!std::isfinite(x) || !std::isfinite(y)) {
         box = {everywhere, everywhere, -everywhere, -everywhere};
@@ -468,7 +468,7 @@ inline std::vector<Match> match_guided(
   const std::vector<detail::Box> boxes = detail::search_boxes(first, guide);
   for (std::size_t j = 0; j < second.size() && first.size() > 0; ++j) {
     if (!std::isfinite(second.x[j]) || !std::isfinite(second.y[j])) {
-      throw Error("keypoints to be matched lie at places that are not finite");
+      throw Error("positions of keypoints to match are not finite");
     }
   }
   const detail::Rows rows(second);

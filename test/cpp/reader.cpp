@@ -134,9 +134,9 @@ edgepoint2_ros::Guide read_guide(const std::string & path)
       numbers.push_back(std::stod(word));  // which knows nan, as >> does not
     }
     if (name == "x") {
-      guide.place_x = numbers;
+      guide.predicted_x = numbers;
     } else if (name == "y") {
-      guide.place_y = numbers;
+      guide.predicted_y = numbers;
     } else if (name == "radius") {
       guide.radius = numbers;
     } else if (name == "fundamental") {

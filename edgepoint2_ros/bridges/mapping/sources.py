@@ -14,6 +14,7 @@ from edgepoint2_ros.files import own_names
 from edgepoint2_ros.image_files import find_below, load
 from edgepoint2_ros.images import read_image, to_array
 from edgepoint2_ros.messages import to_nanoseconds
+from edgepoint2_ros.odometry.camera import image_window
 from edgepoint2_ros.progress import Report
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
@@ -166,20 +167,18 @@ def read_focal(source: Path, topic: str, image_size: tuple[int, int], report: Re
 
 def _focal_of(info: Any, image_size: tuple[int, int]) -> float:
     """Return fx of the images that a CameraInfo of ROS 1 or 2 describes; a ROI does not change it, binning does."""
-    roi = info.roi
-    window = (roi.width, roi.height) if roi.width or roi.height else (info.width, info.height)
-    binning = max(info.binning_x, 1), max(info.binning_y, 1)
-    size = window[0] // binning[0], window[1] // binning[1]
+    _, window, binning = image_window(info)
+    size = tuple(window // binning)
     if size != image_size:
         raise EdgePoint2Error(
             f'expected one of images of {image_size[0]}x{image_size[1]} pixels, got {size[0]}x{size[1]}: '
-            f'{info.width}x{info.height} with a ROI of {roi.width}x{roi.height} and binning '
+            f'{info.width}x{info.height} with a ROI of {info.roi.width}x{info.roi.height} and binning '
             f'{info.binning_x}x{info.binning_y}'
         )
     focal = float(info.k[0] if hasattr(info, 'k') else info.K[0])
     if not 0 < focal < 10 * info.width:
         raise EdgePoint2Error(f'expected a focal length K[0] between 0 and {10 * info.width} pixels, got {focal}')
-    return focal / binning[0]
+    return focal / float(binning[0])
 
 
 def _write(path: Path, image: np.ndarray) -> None:
