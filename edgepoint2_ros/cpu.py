@@ -1,4 +1,4 @@
-"""The CPU of this machine, as Linux describes it: its name, and what it has that makes networks fast."""
+"""The CPU of this machine, as Linux describes it: its name, and the extensions that make networks fast."""
 
 import platform
 from dataclasses import dataclass

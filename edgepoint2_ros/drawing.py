@@ -14,7 +14,7 @@ Colour = tuple[int, int, int]  # BGR
 
 GOOD = (80, 220, 80)
 BAD = (60, 60, 235)
-# Of plots. Told apart by every common kind of colour blindness (Okabe and Ito).
+# Of plots. Distinguishable with every common kind of colour blindness (Okabe and Ito).
 COLOURS = ('#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 _DOT = (0, 200, 255)
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
@@ -73,7 +73,7 @@ def draw_matches(
 
 
 def draw_tracks(image: np.ndarray, history: Sequence[tuple[np.ndarray, np.ndarray]], trail: int = 20) -> np.ndarray:
-    """Return a BGR copy of an image with its tracks: where each was in images before, red where seen in all.
+    """Return a BGR copy of an image with the trails of its tracks, red for those seen in all images.
 
     Args:
         image: (H, W) or (H, W, 3), the last of the sequence.

@@ -1,4 +1,4 @@
-"""The errors that this package raises for bad input; each message says what was expected and what came."""
+"""The errors that this package raises for bad input; each message says what was expected and what was given."""
 
 
 class EdgePoint2Error(Exception):
@@ -22,7 +22,7 @@ class MessageError(EdgePoint2Error):
 
 
 class BagError(EdgePoint2Error):
-    """A recording that cannot be read, or one that cannot be written."""
+    """A recording that cannot be read or written."""
 
 
 def in_words(error: BaseException) -> str:

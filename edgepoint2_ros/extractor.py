@@ -20,7 +20,7 @@ _NO_MASK = np.ones((1, 1), np.uint8)
 
 @dataclass(frozen=True)
 class ExtractorSettings:
-    """What an extractor is made from, with the defaults of the library, the commands and the node.
+    """The settings of an extractor, with the defaults of the library, the commands and the node.
 
     Attributes:
         model: name of the variant.
@@ -28,8 +28,8 @@ class ExtractorSettings:
         backend: ``auto``, or the name of a runtime as in edgepoint2_ros.engines.BACKENDS.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
         threads: threads of the runtime; 0 takes every core.
-        max_keypoints: most keypoints of an image. CPUs take any number, TensorRT as many as the model was exported for:
-            2048 for all that ship.
+        max_keypoints: maximum number of keypoints per image. CPUs take any, TensorRT at most what the model was
+            exported for: 2048 for all that ship.
         score_threshold: keypoints score above it (raw logits).
     """
 
@@ -51,7 +51,7 @@ DEFAULTS = ExtractorSettings()
 
 
 class Extractor:
-    """One variant of EdgePoint2 with its weights, held by a runtime.
+    """One variant of EdgePoint2 with its weights, loaded in a runtime.
 
     Attributes:
         model: the Model in use.
@@ -66,12 +66,12 @@ class Extractor:
 
         Args:
             model: name of the variant, for example ``T-32``, or all settings at once.
-            report: takes lines about what takes long, such as building a plan, or did not work out.
-            settings: further settings by the names of ExtractorSettings, such as ``max_keypoints``.
+            report: called with lines about slow steps, such as building a plan, and about failures.
+            settings: further settings, named as in ExtractorSettings, such as ``max_keypoints``.
 
         Raises:
             ModelError: no such variant or model, or a corrupt one.
-            EngineError: the backend is missing or refuses.
+            EngineError: the backend is missing or fails to open.
             EdgePoint2Error: max_keypoints or score_threshold out of range.
         """
         if not isinstance(model, ExtractorSettings):
@@ -120,7 +120,7 @@ class Extractor:
         self._score_threshold = float(value)
 
     def prepare(self, width: int, height: int, channels: int = 3) -> None:
-        """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
+        """Warm up for an image size, so that its first image need not wait: building a TensorRT plan can take minutes.
 
         Args:
             width, height: of the images to come, in pixels.
@@ -138,10 +138,10 @@ class Extractor:
 
         Args:
             image: uint8 (H, W) gray, or (H, W, 3) colour in any channel order; H and W from 64.
-            mask: uint8 (H, W), nonzero where keypoints are allowed. Masked places take no slot of the best K.
+            mask: uint8 (H, W), nonzero where keypoints are allowed. Masked pixels take no slot of the top K.
 
         Returns:
-            At most max_keypoints features, best score first; none where nothing scores above the threshold.
+            At most max_keypoints features, best score first; none if nothing scores above the threshold.
 
         Raises:
             ImageError: wrong type or shape, too small or too large.
@@ -163,7 +163,7 @@ class Extractor:
 def match_pair(
     first: np.ndarray, second: np.ndarray, extractor: Extractor | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the places of mutual nearest neighbours in two images: (P, 2) and (P, 2) float32, in pixels.
+    """Return the positions of mutual nearest neighbours in two images: (P, 2) and (P, 2) float32, in pixels.
 
     Args:
         first, second: images as `Extractor.extract` takes them.
@@ -179,7 +179,7 @@ def match_pair(
 
 
 def extract_shrunk(extractor: Extractor, image: np.ndarray, long_side: int, mask: np.ndarray | None = None) -> Features:
-    """Return the features that are found in an image when it is shrunk, in pixels of the image as it is given.
+    """Return the features found in an image after shrinking it, in pixels of the original image.
 
     Args:
         extractor: finds the features.

@@ -1,4 +1,4 @@
-"""The files that commands write: each has a name of its own, and none takes the place of something else."""
+"""The files that commands write: each has a unique name, and none overwrites anything."""
 
 import os
 from collections.abc import Iterable
@@ -11,11 +11,10 @@ from edgepoint2_ros.errors import EdgePoint2Error
 
 
 def own_names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Return what to call that which is made of each file or folder, never two of them the same.
+    """Return a unique name for what is made of each file or folder.
 
-    Files are called by their stem, folders by their name. Where two would share one, all are called by their path below
-    the folder that they have in common: ``left/000001`` and ``right/000001``; and with the suffix where even that does
-    not tell them apart.
+    Files go by their stem, folders by their name. If two would clash, all go by their path below their common folder:
+    ``left/000001`` and ``right/000001``; and with the suffix if even those clash.
     """
     paths = {path: Path(os.path.abspath(path)) for path in paths}
     common = os.path.commonpath([path.parent for path in paths.values()]) if paths else ''
@@ -28,7 +27,7 @@ def own_names(paths: Iterable[Path]) -> dict[Path, str]:
 
 
 def refuse_existing(paths: Iterable[Path]) -> None:
-    """Refuse to write where something is already.
+    """Refuse to overwrite files.
 
     Raises:
         EdgePoint2Error: one of the files exists, or two of them are the same.
@@ -43,7 +42,7 @@ def refuse_existing(paths: Iterable[Path]) -> None:
 
 
 def write_image(path: Path, image: np.ndarray) -> None:
-    """Write an image, uint8 (H, W) or (H, W, 3) BGR, as what the suffix says.
+    """Write an image, uint8 (H, W) or (H, W, 3) BGR, in the format of the suffix.
 
     Raises:
         EdgePoint2Error: it cannot be written.

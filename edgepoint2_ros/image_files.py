@@ -1,4 +1,4 @@
-"""Image files and compressed images: decoded as they are stored, refused where they are truncated."""
+"""Image files and compressed images: decoded as stored, refused if truncated."""
 
 import re
 import struct
@@ -25,10 +25,10 @@ _LOSSLESS = re.compile(rb'\x89PNG|II\*\0|MM\0\*|BM|P[1-7]\s|RIFF.{4}WEBP(VP8L|VP
 _SOI, _EOI, _SOS, _DRI, _APP1 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE1
 _FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _PROGRESSIVE = {0xC2, 0xC6, 0xCA, 0xCE}
-_MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # what is left are 0xFF in the data, restarts and padding
+_MARKER = re.compile(rb'\xff[^\x00\x01\xd0-\xd7\xff]')  # the rest is 0xFF in the data, restarts and padding
 _RESTART = re.compile(rb'\xff[\xd0-\xd7]')
 _END = bytes([0xFF, _EOI])
-# Data without a marker. They begin with another bit than the zeros that libjpeg reads where it has none.
+# Data without a marker. Their first bit differs from the zeros that libjpeg reads where data are missing.
 _NOISE = b'\xaa' + np.random.default_rng(0).integers(0, 255, 2**16, np.uint8).tobytes()
 
 # Of TIFF, which is also what EXIF is written in.
@@ -60,7 +60,7 @@ def decode(data: bytes) -> Picture:
     """Decode an image file, whatever may follow its end.
 
     Raises:
-        ImageError: it is no image that OpenCV knows, damaged, truncated, or larger than OpenCV takes.
+        ImageError: it is not an image that OpenCV supports, damaged, truncated, or larger than OpenCV takes.
     """
     kind = format_of(data)
     pixels = _decode_jpeg(data) if kind == 'jpeg' else _decode(data, kind)
@@ -150,9 +150,9 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray:
-    """Decode a JPEG of which nothing is missing but, perhaps, the marker at its end.
+    """Decode a JPEG that is complete except, perhaps, for its end marker.
 
-    libjpeg makes up what is missing: first it reads zeros, then it paints gray. Keypoints there would be inventions.
+    libjpeg makes up what is missing: first it reads zeros, then it paints gray. Keypoints there would be false.
     """
     end, is_marked = _find_end(data)
     if is_marked:
@@ -172,7 +172,7 @@ def _decode_jpeg(data: bytes) -> np.ndarray:
 def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """Yield the marker of each segment of a JPEG, and where its contents begin and end.
 
-    The data of a picture lie behind the segment _SOS; _EOI or another picture's _SOI, where they end, come last.
+    The data of a picture follow the segment _SOS; _EOI or another picture's _SOI, where they end, come last.
     """
     at = 2
     while match := _MARKER.search(data, at):
@@ -188,7 +188,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 
 
 def _find_end(data: bytes) -> tuple[int, bool]:
-    """Return where the data of a JPEG end, and whether the marker of the end is there."""
+    """Return where the data of a JPEG end, and whether the end marker is there."""
     for marker, begin, _ in _segments(data):
         if marker in (_SOI, _EOI):
             return begin, marker == _EOI
@@ -196,7 +196,7 @@ def _find_end(data: bytes) -> tuple[int, bool]:
 
 
 def _strip_padding(body: bytes) -> bytes:
-    """Return the data of a JPEG without the zeros and 0xFF behind it, but for those that may be its last byte."""
+    """Return the data of a JPEG without trailing zeros and 0xFF, except those that may be its last byte."""
     length = len(body.rstrip(b'\0\xff'))
     padding = body[length : length + 2]
     return body[: length + (2 if padding == b'\xff\0' else 1 if padding[:1] == b'\0' else 0)]
@@ -223,7 +223,7 @@ def _decode_whatever_follows(body: bytes) -> np.ndarray | None:
     """Return the pixels of a JPEG without its end, or None where they depend on what follows: then data are missing."""
     segments = list(_segments(body))
     scans = [end for marker, _, end in segments if marker == _SOS]
-    # Of several scans libjpeg wants to see the end first. Of one alone it would complain about the noise, on stderr.
+    # With several scans libjpeg wants to see the end first. With one it would complain about the noise, on stderr.
     noise = _NOISE + _END if len(scans) > 1 else _NOISE
     tails = [noise, _END]
     if any(marker == _DRI for marker, _, _ in segments):
@@ -276,7 +276,7 @@ def _orientation(tags: dict[int, int]) -> int:
 
 
 def _read_tags(tiff: bytes) -> dict[int, int]:
-    """Return the numbers of 16 bits in the first directory of a TIFF by their tags; none where it is malformed."""
+    """Return the 16-bit numbers in the first directory of a TIFF by their tags; none if it is malformed."""
     order = {b'II': '<', b'MM': '>'}.get(tiff[:2], '')
     try:
         (directory,) = struct.unpack_from(f'{order}I', tiff, 4)

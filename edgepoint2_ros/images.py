@@ -1,4 +1,4 @@
-"""Camera messages and image files as arrays: what the extractor eats, from what cameras publish and people keep."""
+"""Camera messages and image files as arrays for the extractor."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,19 +9,19 @@ import numpy as np
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.image_files import decode, format_of, load, turn_upright
 
-# Images of more than 8 bits: these percentiles of the pixels become black and white. A few hot or dead pixels then
-# spoil nothing.
+# Images of more than 8 bits: these percentiles of the pixels become black and white, so a few hot or dead pixels do no
+# harm.
 STRETCH = (0.5, 99.5)
 
 
 class _Encoding(NamedTuple):
-    """How an encoding lies in memory, and how OpenCV brings it to BGR (None: it is gray or BGR already)."""
+    """The memory layout of an encoding, and OpenCV's conversion to BGR (None: it is gray or BGR already)."""
 
     channels: int
     conversion: int | None = None
     dtype: type = np.uint8
     even: bool = False  # width and height are multiples of 2
-    rows: float = 1  # rows of data for each row of the image: the planes of colour come below that of brightness
+    rows: float = 1  # rows of data per image row: the chroma planes follow the luma plane
 
 
 def _encodings() -> dict[str, _Encoding]:
@@ -69,7 +69,7 @@ def to_array(message: Any) -> np.ndarray:
             is skipped.
 
     Returns:
-        (H, W) uint8 for one or two channels (of which it takes the mean), else (H, W, 3) uint8 in BGR order. Images of
+        (H, W) uint8 for one channel or the mean of two, else (H, W, 3) uint8 in BGR order. Images of
         more bits are stretched: the STRETCH percentiles of their finite pixels become 0 and 255, NaN 0. 8-bit gray and
         BGR are views of the message's data.
 
@@ -125,15 +125,15 @@ def _pixels(message: Any, allowed: tuple[str, ...]) -> np.ndarray:
 
 
 def _halve_colour(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return nv24 (3 H, W) as nv12 (1.5 H, W): OpenCV knows no nv24."""
+    """Return nv24 (3 H, W) as nv12 (1.5 H, W): OpenCV does not support nv24."""
     colour = np.ascontiguousarray(pixels[height:]).reshape(height, width, 2)[::2, ::2]
     return np.concatenate([pixels[:height], colour.reshape(height // 2, width)])
 
 
 def _complete_last_pair(pixels: np.ndarray) -> np.ndarray:
-    """Return yuv422 (H, W, 2) of odd width with another column: OpenCV takes pairs alone, or reads past the end.
+    """Return yuv422 (H, W, 2) of odd width with one more column: OpenCV takes only pairs, or reads past the end.
 
-    The last pixel has one of the two colours that a pair shares; the other is that of the pair before.
+    The last pixel has one of the two chroma values of a pair; the other comes from the pair before.
     """
     last = pixels[:, -2:-1] if pixels.shape[1] > 1 else np.full_like(pixels, 128)
     return np.concatenate([pixels, last], axis=1)
@@ -168,25 +168,25 @@ def _decompress(message: Any) -> np.ndarray:
 
 
 def _encoding_of(format: str) -> str:
-    """Return the encoding of what was compressed, or ''; image_transport leaves it out where it compressed as it was.
+    """Return the encoding before compression, or ''; image_transport omits it if it compressed the image unconverted.
 
-    A format is such as ``rgb8; jpeg compressed bgr8``, or ``bayer_rggb8; png compressed `` for a mosaic.
+    A format reads ``rgb8; jpeg compressed bgr8``, or ``bayer_rggb8; png compressed `` for a mosaic.
     """
     original, _, rest = format.partition(';')
     return rest.partition('compressed')[2].strip() or original.strip()
 
 
 def read_image(path: str | Path, upright: bool = True) -> np.ndarray:
-    """Return an image file as (H, W, 3) uint8 in BGR order, of any depth that OpenCV reads, without its alpha.
+    """Return an image file as (H, W, 3) uint8 in BGR order, of any depth that OpenCV reads, without alpha.
 
     More than 8 bits are stretched as by `to_array`.
 
     Args:
         path: the file.
-        upright: turn it as its EXIF orientation says, which viewers do; COLMAP and hloc take it as it is stored.
+        upright: apply the EXIF orientation, as viewers do; COLMAP and hloc take the image as stored.
 
     Raises:
-        ImageError: it is missing, no image, damaged, truncated, or larger than OpenCV takes.
+        ImageError: it is missing, not an image, damaged, truncated, or larger than OpenCV takes.
     """
     picture = load(path)
     pixels = turn_upright(picture.pixels, picture.orientation) if upright else picture.pixels
@@ -209,7 +209,7 @@ def _to_uint8(pixels: np.ndarray) -> np.ndarray:
 def _stretch(pixels: np.ndarray) -> np.ndarray:
     """Return pixels of any type as uint8: the STRETCH percentiles become 0 and 255, and NaN becomes 0.
 
-    The network subtracts the mean and divides by the deviation: any linear scale is the same to it.
+    The network subtracts the mean and divides by the deviation, so the scale does not matter.
     """
     sample = pixels[::4, ::4]
     sample = sample[np.isfinite(sample)].astype(np.float64)
@@ -220,7 +220,7 @@ def _stretch(pixels: np.ndarray) -> np.ndarray:
         span = max(high - low, 1) if pixels.dtype.kind in 'iu' else high - low
         scale = 255 / span if span > 0 else 0
         if pixels.dtype in (np.uint16, np.int16):
-            # By a table of all values.
+            # By a lookup table of all values.
             values = np.arange(2**16, dtype=np.uint16).view(pixels.dtype)
             return _scale(values, low, scale)[pixels.view(np.uint16)]
         return _scale(pixels, low, scale)

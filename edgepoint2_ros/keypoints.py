@@ -1,7 +1,7 @@
 """From the network's dense maps to the best keypoints and their descriptors, with NumPy and OpenCV.
 
-On a CPU this takes a third of what the same steps take as operators of a runtime, which know no early exit: they sort
-all cells and sample every one of K rows. On a GPU the steps belong into the model (network/sparse.py).
+On a CPU this takes a third of the time of the same steps as operators of a runtime, which have no early exit: they sort
+all cells and sample all K rows. On a GPU the steps belong in the model (network/sparse.py).
 """
 
 import cv2
@@ -25,7 +25,8 @@ def best_keypoints(
 ) -> Rows:
     """Return xy (N, 2) in pixels of the image, scores (N,) and descriptors (N, D), float32, best score first.
 
-    A keypoint is the highest score of the 5x5 pixels around it, at least BORDER pixels inside the grid.
+    A keypoint is the maximum of the 5x5 pixels around it (non-maximum suppression), at least BORDER pixels inside the
+    grid.
 
     Args:
         cells: float32 (H/2, W/2, 4), contiguous: the scores, raw logits, of the four pixels of each 2x2 cell, row by
@@ -33,9 +34,9 @@ def best_keypoints(
         descriptor_map: float32 (H/4, W/4, D), of any length.
         image_shape: (H, W) of the image, which the grid is stretched over.
         mask: uint8 (H, W), nonzero where keypoints are allowed, or (1, 1) for no mask.
-        count: the most rows to return.
+        count: maximum number of rows.
         threshold: keypoints score above it.
-        subpixel: refine places by a parabola through the neighbouring scores.
+        subpixel: refine positions by a parabola through the neighbouring scores.
     """
     score_map = _unfold(cells)
     height, width = score_map.shape
@@ -49,7 +50,7 @@ def best_keypoints(
         maxima = cv2.copyTo(maxima, mask)
     index = np.flatnonzero(np.bitwise_and(maxima, 1, out=maxima).view(bool))
     scores = score_map.ravel()
-    index = _best(scores, index, count)  # still row by row: reading the maps in their order is twice as fast
+    index = _best(scores, index, count)  # still row by row: reading the maps in order is twice as fast
 
     row, column = np.divmod(index.astype(np.int32), np.int32(width))
     right, down = np.zeros((2, len(index)), np.float32)
@@ -63,7 +64,7 @@ def best_keypoints(
 
 
 def _best(scores: np.ndarray, index: np.ndarray, count: int) -> np.ndarray:
-    """Return the ``count`` entries of ``index`` with the highest scores, in the order in which they were."""
+    """Return the ``count`` entries of ``index`` with the highest scores, in their original order."""
     if len(index) <= count:
         return index
     return np.sort(index[np.argpartition(scores[index], len(index) - count)[-count:]])
@@ -78,9 +79,9 @@ def _unfold(cells: np.ndarray) -> np.ndarray:
 
 
 def _peak(scores: np.ndarray, index: np.ndarray, step: int) -> np.ndarray:
-    """Return where between -0.5 and 0.5 the parabola through three neighbours a, b, c has its vertex.
+    """Return the vertex, between -0.5 and 0.5, of the parabola through three neighbours a, b, c.
 
-    With b the largest that is (c - a) / (4b - 2a - 2c).
+    With b the largest, it is (c - a) / (4b - 2a - 2c).
     """
     before, centre, after = scores[index - step], scores[index], scores[index + step]
     curvature = 4 * centre - 2 * (before + after)
@@ -90,10 +91,10 @@ def _peak(scores: np.ndarray, index: np.ndarray, step: int) -> np.ndarray:
 def _sample(
     descriptor_map: np.ndarray, row: np.ndarray, column: np.ndarray, right: np.ndarray, down: np.ndarray
 ) -> np.ndarray:
-    """Return unit descriptors (N, D) between the four vectors around each keypoint, weighted bilinearly.
+    """Return unit descriptors (N, D), interpolated bilinearly from the four vectors around each keypoint.
 
     The map is four times as coarse as the score map: pixel p lies at (p + 1/2) / 4 - 1/2 = (2p - 3) / 8 on it. Half a
-    pixel more or less stays between the same two vectors, so that these follow from whole numbers.
+    pixel more or less stays between the same two vectors, so these follow from integers.
     """
     height, width, size = descriptor_map.shape
     x, y = 2 * column - 3, 2 * row - 3

@@ -1,4 +1,4 @@
-"""Where keypoints are allowed: the masks that come on a topic, a mask from a file, and a border, put together."""
+"""Where keypoints are allowed: masks from a topic, a mask from a file, and a border, combined."""
 
 import bisect
 import threading
@@ -17,9 +17,9 @@ KEPT = 30  # masks of one camera that wait for their images
 
 
 class Masks:
-    """The masks of one camera: the newest at or before an image's stamp counts.
+    """The masks of one camera: the newest at or before an image's stamp applies.
 
-    One thread may `put` while another asks `at`.
+    One thread may `put` while another calls `at`.
     """
 
     def __init__(self) -> None:
@@ -29,8 +29,8 @@ class Masks:
     def put(self, stamp: int, message: Any) -> None:
         """Keep a mask message (sensor_msgs/Image) with its stamp in nanoseconds.
 
-        A stamp before the newest one means that time was set back, say by a recording that begins anew: the masks kept
-        so far belong to another time.
+        A stamp before the newest one means that time jumped back, say because a recording restarted: the masks kept so
+        far belong to another time.
         """
         with self._lock:
             if self._kept and stamp < self._kept[-1][0]:
@@ -38,10 +38,10 @@ class Masks:
             self._kept = [*self._kept[1 - KEPT :], [stamp, message]]
 
     def at(self, stamp: int) -> np.ndarray | None:
-        """Return the mask (H, W) uint8 that counts at ``stamp``, nonzero = allowed, or None where there is none.
+        """Return the mask (H, W) uint8 that applies at ``stamp``, nonzero = allowed, or None if there is none.
 
         Raises:
-            ImageError: that mask cannot be read; it is forgotten, so that the next call has the one before it.
+            ImageError: that mask cannot be read; it is dropped, so that the next call returns the one before it.
         """
         with self._lock:
             place = bisect.bisect_right(self._kept, stamp, key=lambda entry: entry[0])
@@ -58,7 +58,7 @@ class Masks:
         return entry[1]
 
     def lead(self, stamp: int) -> int:
-        """Return by how many nanoseconds all masks are later than ``stamp``, or 0 where one counts or none has come."""
+        """Return by how many nanoseconds all masks are later than ``stamp``, or 0 if one applies or none has come."""
         with self._lock:
             return max(0, self._kept[0][0] - stamp) if self._kept else 0
 
@@ -66,13 +66,13 @@ class Masks:
 def read_mask_file(path: str) -> np.ndarray:
     """Return a mask (H, W) uint8 from an image file, 255 = allowed: where the image is neither black nor transparent.
 
-    JPEG and others that change values a little leave traces in the black: of those, what is darker than half is black.
+    Lossy formats such as JPEG leave noise in the black: in those, anything darker than half brightness is black.
 
     Args:
         path: the file: also ``~/PATH``, ``file:///PATH``, or ``package://NAME/PATH`` in the share folder of a package.
 
     Raises:
-        ImageError: there is no such file, or it is no image, damaged, truncated, or too large.
+        ImageError: there is no such file, or it is not an image, damaged, truncated, or too large.
     """
     picture = load(_find_file(path))
     pixels = np.atleast_3d(turn_upright(picture.pixels, picture.orientation))
@@ -88,7 +88,7 @@ def _find_file(path: str) -> Path:
     try:
         url = urlsplit(path)
         if url.scheme == 'package':
-            from ament_index_python.packages import get_package_share_directory  # there is one only with ROS
+            from ament_index_python.packages import get_package_share_directory  # exists only with ROS
 
             return Path(get_package_share_directory(url.netloc)) / unquote(url.path).lstrip('/')
         if url.scheme == 'file':
@@ -105,7 +105,7 @@ def combine(masks: list[np.ndarray], border: int, width: int, height: int) -> np
     """Return one mask (height, width) uint8 that allows what all of them allow, or None where everything is allowed.
 
     Args:
-        masks: (h, w) uint8 each, nonzero = allowed; those of another size are scaled, without new values.
+        masks: (h, w) uint8 each, nonzero = allowed; those of another size are resized by nearest neighbour.
         border: pixels along the edges where nothing is allowed.
         width: of the image, in pixels.
         height: of the image, in pixels.

@@ -1,4 +1,4 @@
-"""Matching of features: mutual nearest neighbours by cosine, among all or near where they are expected; geometry."""
+"""Feature matching: mutual nearest neighbours by cosine, among all or near predictions; geometric verification."""
 
 from typing import Any
 
@@ -7,24 +7,24 @@ import numpy as np
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 
-GEOMETRIES = {'epipolar': 8, 'homography': 4}  # and how many matches one needs at least
-BLOCK = 2**19  # cosines that are computed at a time
-CELLS = 4  # of the grid that points are looked up in: so many are as wide as one is high,
-MAX_CELLS = 512  # and no more than these are in a row or column
-PAIRS = 512  # of descriptors that are multiplied at a time: so few that memory is used again instead of asked for
+GEOMETRIES = {'epipolar': 8, 'homography': 4}  # with the minimum number of matches
+BLOCK = 2**19  # cosines computed at a time
+CELLS = 4  # of the grid for looking up points: this many are as wide as one is high,
+MAX_CELLS = 512  # and at most this many are in a row or column
+PAIRS = 512  # of descriptors multiplied at a time: few enough that memory is reused instead of reallocated
 
 
 def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: float = 1.0) -> np.ndarray:
-    """Return the pairs of features that are each other's nearest neighbour.
+    """Return the matches between two sets of features: mutual nearest neighbours.
 
     Args:
         first: N features.
-        second: M features of the same weights.
-        min_cosine: pairs whose descriptors have a lower cosine are left out; -1 keeps all, which is best where a
-            geometry is estimated from them. `models.min_cosine` gives the value from which on a match is right more
-            often than not, for where nothing else judges the matches.
-        ratio: pairs are left out unless the distance of their descriptors is less than this times the distance to the
-            second best of ``second`` (Lowe's ratio test); 1 leaves the test out.
+        second: M features from the same weights.
+        min_cosine: matches with a lower cosine are dropped; -1 keeps all, which is best if a geometry is estimated from
+            them. `models.min_cosine` gives the value from which a match is more likely right than wrong, for matches
+            that are not verified otherwise.
+        ratio: matches are dropped unless their descriptor distance is less than this times the distance to the second
+            best of ``second`` (Lowe's ratio test); 1 disables the test.
 
     Returns:
         (P, 2) int64: row (i, j) matches feature i of ``first`` with feature j of ``second``; i ascending, no j twice.
@@ -35,8 +35,8 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
-    # Float descriptors even where they came as int8: numpy multiplies integers without BLAS, twenty times slower. And
-    # some at a time: their cosines stay in the cache, and 10,000 features take no more memory than 1000.
+    # Descriptors are float even if they came as int8: numpy multiplies integers without BLAS, twenty times slower. In
+    # blocks, their cosines stay in the cache, and 10,000 features take no more memory than 1000.
     nearest, found, runner_up = np.empty(len(first), np.int64), *np.empty((2, len(first)), np.float32)
     best = np.full(len(second), -np.inf, np.float32)
     block = max(1, BLOCK // len(second))
@@ -75,28 +75,28 @@ def match_guided(
     min_cosine: float = -1.0,
     ratio: float = 1.0,
 ) -> np.ndarray:
-    """Return the pairs of features that are each other's nearest neighbour among those that can belong together.
+    """Return mutual nearest neighbours among the candidates that predictions and geometry allow.
 
-    What can is said by predicted positions, by epipolar lines, by the rows of a rectified stereo pair, or by several of
-    these, which then all hold. Nearest is meant among the candidates that are left.
+    Candidates are near predicted positions, on epipolar lines, or in the rows of a rectified stereo pair. If several of
+    these are given, all must hold.
 
     Args:
         first: N features.
-        second: M features of the same weights.
-        predicted: (N, 2), where each feature of ``first`` is expected in the second image, pixels. A position that is
-            not finite has no candidates.
+        second: M features from the same weights.
+        predicted: (N, 2), predicted position of each feature of ``first`` in the second image, pixels. A position that
+            is not finite has no candidates.
         radius: of the search around ``predicted``, pixels in x and in y: one number or (N,).
         fundamental: (3, 3), from pixels of the first image to lines in the second.
-        disparity: least and most x of the first less x of the second, in a rectified stereo pair with ``first`` on the
-            left; pixels.
-        distance: pixels between a feature of ``second`` and the epipolar line or row.
+        disparity: minimum and maximum of x in the first image minus x in the second, in a rectified stereo pair with
+            ``first`` on the left; pixels.
+        distance: maximum distance of a feature of ``second`` from the epipolar line or row, pixels.
         min_cosine, ratio: as for `match`; the ratio is to the second best candidate.
 
     Returns:
         (P, 2) int64, as `match` returns them.
 
     Raises:
-        EdgePoint2Error: nothing says where to search, shapes or numbers do not fit, or what `match` raises.
+        EdgePoint2Error: no constraint is given, shapes or numbers are invalid, or as for `match`.
     """
     check_comparable(first, second)
     boxes = _search_boxes(first, predicted, radius, disparity, distance)
@@ -128,7 +128,7 @@ def match_guided(
         np.einsum('nd,nd->n', *rows, out=cosine[part])
     if not np.isfinite(cosine).all():
         raise EdgePoint2Error('descriptors to be matched hold numbers that are not finite')
-    if ratio >= 1:  # then those below the least cosine stand in nobody's way
+    if ratio >= 1:  # then candidates below the minimum cosine affect no others
         good = np.flatnonzero(cosine >= min_cosine)
         i, j, cosine = i.take(good), j.take(good), cosine.take(good)
         if len(i) == 0:
@@ -139,16 +139,16 @@ def match_guided(
 def _pick_mutual(
     i: np.ndarray, j: np.ndarray, cosine: np.ndarray, count: int, min_cosine: float, ratio: float
 ) -> np.ndarray:
-    """Return those (P, 2) of the candidates i, j, of which i ascends, that are each other's nearest neighbour.
+    """Return the mutual nearest neighbours (P, 2) among the candidates i, j, sorted by i.
 
-    Of equally near ones the first gets the match. There are ``count`` features j.
+    Ties go to the first. There are ``count`` features j.
     """
     first = np.ones(len(i), bool)
     np.not_equal(i[1:], i[:-1], out=first[1:])
     starts = np.flatnonzero(first)
     highest = np.maximum.reduceat(cosine, starts)
     best = np.flatnonzero(cosine == np.repeat(highest, np.diff(starts, append=len(i))))
-    if len(best) > len(starts):  # equally near ones
+    if len(best) > len(starts):  # ties
         best = best[np.lexsort((j[best], i[best]))]
         best = best[np.unique(i[best], return_index=True)[1]]
     keep = highest >= min_cosine
@@ -167,10 +167,10 @@ def _pick_mutual(
 
 
 def _first_of_each(values: np.ndarray, count: int) -> np.ndarray:
-    """Return where each of the values (N,), whole numbers below ``count``, is for the first time; ascending."""
+    """Return the indices of the first occurrences of values (N,), integers below ``count``; ascending."""
     first = np.empty(count, np.int64)
     places = np.arange(len(values))
-    first[values[::-1]] = places[::-1]  # the last one that is written stays
+    first[values[::-1]] = places[::-1]  # the last write wins
     return np.flatnonzero(first[values] == places)
 
 
@@ -181,7 +181,7 @@ def _search_boxes(
     disparity: tuple[float, float] | None,
     distance: float,
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the corners (N, 2) of where each feature is searched; None where neither positions nor rows say it."""
+    """Return the corners (N, 2) of each feature's search window; None if neither positions nor rows are given."""
     if not distance > 0:
         raise EdgePoint2Error(f'distance: expected a positive number of pixels, got {distance}')
     boxes = None
@@ -206,9 +206,9 @@ def _search_boxes(
 
 
 def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the boxes i and points j of all points (M, 2) that lie in boxes (N, 2) to (N, 2); i ascends.
+    """Return box i and point j for every point (M, 2) inside a box, (N, 2) to (N, 2); i ascends.
 
-    Points are sorted by the cells of a grid, row by row: a box has a stretch of every row of cells that it meets.
+    Points are sorted by grid cell, row by row: a box covers one stretch of each row of cells that it overlaps.
     """
     # `take` gathers in a third of the time of an index, and there are thousands of candidates.
     (x, y), (from_x, from_y), (to_x, to_y) = (np.ascontiguousarray(corner.T, np.float64) for corner in (xy, low, high))
@@ -235,14 +235,14 @@ def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.
 
 
 def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole numbers of all stretches begin[k] <= number < end[k], one after another: k and the number."""
+    """Return k and number for all integers begin[k] <= number < end[k], one range after another."""
     count = np.maximum(end - begin, 0)
     k = np.repeat(np.arange(len(count)), count)
     return k, np.arange(len(k)) + (begin - np.cumsum(count) + count).take(k)
 
 
 def check_comparable(first: Features, second: Features) -> None:
-    """Raise EdgePoint2Error where features come from different models or weights."""
+    """Raise EdgePoint2Error if features come from different models or weights."""
     if (first.model, first.digest) != (second.model, second.digest):
         raise EdgePoint2Error(
             f'features of {first.model} [{first.digest}] cannot be matched with features of '
@@ -253,17 +253,17 @@ def check_comparable(first: Features, second: Features) -> None:
 def verify(
     first: Features, second: Features, pairs: np.ndarray, geometry: str = 'epipolar', threshold: float = 2.0
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the matches that agree on one geometry, found by USAC_MAGSAC, or by RANSAC where that fails.
+    """Return the inliers of one geometry, estimated by USAC_MAGSAC, or by RANSAC if that fails.
 
     Args:
         first, second: the features that were matched.
         pairs: (P, 2), as `match` returns them.
-        geometry: ``epipolar`` for any static scene, ``homography`` for a plane or a camera that only turns.
-        threshold: pixels between a match and the geometry, in the second image.
+        geometry: ``epipolar`` for any static scene, ``homography`` for a plane or a purely rotating camera.
+        threshold: maximum error of an inlier, pixels in the second image.
 
     Returns:
-        Those of the pairs that agree (Q, 2), and the fundamental matrix or homography from first to second (3, 3); no
-        pairs and None where there is no such geometry.
+        The inliers (Q, 2), and the fundamental matrix or homography from first to second (3, 3); no pairs and None if
+        no geometry is found.
 
     Raises:
         EdgePoint2Error: the geometry is neither of the two.

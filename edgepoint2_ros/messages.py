@@ -19,7 +19,7 @@ def encode(features: Features, header: Any, encoding: str = 'float32') -> Any:
     Args:
         features: what the extractor returned.
         header: std_msgs/Header of the image; the message gets it as it is.
-        encoding: how descriptors travel: ``float32``, ``float16`` or ``int8`` (a quarter of the bytes).
+        encoding: of the descriptors: ``float32``, ``float16`` or ``int8`` (a quarter of the bytes).
 
     Raises:
         MessageError: the encoding is not one of the three.
@@ -29,7 +29,7 @@ def encode(features: Features, header: Any, encoding: str = 'float32') -> Any:
     fields = to_fields(features, encoding)
     for name, value in fields.items():
         if isinstance(value, np.ndarray):
-            # Message setters take an array.array without looking at each number.
+            # Message setters take an array.array without checking each number.
             fields[name] = array.array('B' if value.dtype == np.uint8 else 'f', value.tobytes())
     return KeypointArray(header=header, **fields)
 
@@ -39,7 +39,7 @@ def encode_place(descriptor: np.ndarray, features: Features, header: Any) -> Any
 
     Args:
         descriptor: (S,) float32, as Vocabulary.describe returns it.
-        features: those that it was made of.
+        features: those it was made from.
         header: std_msgs/Header of the image; the message gets it as it is.
     """
     from edgepoint2_ros.msg import Place
@@ -111,11 +111,11 @@ def to_nanoseconds(stamp: Any) -> int:
 
 
 def quantise(descriptors: np.ndarray, encoding: str) -> np.ndarray:
-    """Return descriptors (N, D) float32 as the numbers that travel.
+    """Return descriptors (N, D) float32 in the encoding of a message.
 
     Returns:
         (N, D) of little-endian float32, float16 or int8. For int8 each row is scaled so that its largest absolute value
-        is 127, and rounded; the scale is not kept, since rows are of unit length.
+        is 127, and rounded; the scale is not kept, since rows have unit length.
 
     Raises:
         MessageError: the encoding is not one of the three.

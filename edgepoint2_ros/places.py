@@ -1,10 +1,10 @@
-"""Places: one short vector for a whole image, by which an image of the same place is found among thousands.
+"""Places: one short vector per image, to find an image of the same place among thousands.
 
 The vector is a VLAD (Jegou et al., "Aggregating local descriptors into a compact image representation", CVPR 2010) of
-the local descriptors: each goes to the nearest of a few centres, and the differences to a centre are summed. A square
-root tames what repeats (Perronnin et al., "Improving the Fisher kernel", ECCV 2010). The centres, the vocabulary, are
-learned from the descriptors of one model and mean nothing to those of another. They are part of the model's card and
-carry its digest.
+the local descriptors: each is assigned to the nearest of a few centres, and the residuals of each centre are summed. A
+square root dampens repeated structure (Perronnin et al., "Improving the Fisher kernel", ECCV 2010). The centres, the
+vocabulary, are learned from the descriptors of one model and useless for those of another. They are part of the model's
+card and carry its digest.
 """
 
 import base64
@@ -23,12 +23,12 @@ CENTRES = 16
 ENTRY = 'places'  # of a model's card
 _SCALE = 127  # a centre's largest number, in int8
 _ITERATIONS = 100
-_ATTEMPTS = 3  # of k-means, from other starts
+_ATTEMPTS = 3  # of k-means, from different starts
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The centres that the descriptors of one model are told apart by.
+    """The centres that quantise the descriptors of one model.
 
     Attributes:
         model: name of the variant.
@@ -46,12 +46,12 @@ class Vocabulary:
         return self.centres.size
 
     def describe(self, features: Features) -> np.ndarray:
-        """Return the global descriptor of an image, (K * D,) float32 of unit length; zeros where it has no keypoints.
+        """Return the global descriptor of an image, (K * D,) float32 of unit length; zeros without keypoints.
 
-        The cosine of two, their scalar product, tells how alike two images are.
+        The cosine of two, their dot product, measures how similar two images are.
 
         Raises:
-            EdgePoint2Error: the features are of other weights than the vocabulary.
+            EdgePoint2Error: the features come from other weights than the vocabulary.
         """
         if features.digest != self.digest:
             raise EdgePoint2Error(
@@ -77,7 +77,7 @@ def aggregate(descriptors: np.ndarray, centres: np.ndarray) -> np.ndarray:
 
 
 def most_similar(places: np.ndarray, query: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices of the ``count`` places that are most like a query, best first.
+    """Return the indices of the ``count`` places most similar to a query, best first.
 
     Args:
         places: (M, S) float32, global descriptors.
@@ -107,7 +107,7 @@ def train_centres(descriptors: np.ndarray, count: int = CENTRES, seed: int = 0) 
 
 
 def store_vocabulary(model: Model, centres: np.ndarray, trained: dict[str, Any]) -> None:
-    """Write a vocabulary into the card of its model, in the place of the one that may be there.
+    """Write a vocabulary into the card of its model, replacing any that is there.
 
     Args:
         model: whose descriptors the centres were learned from.
@@ -132,7 +132,7 @@ def open_vocabulary(model: Model) -> Vocabulary:
     """Return the vocabulary in the card of a model.
 
     Raises:
-        ModelError: it has none, or one that is of other weights or malformed.
+        ModelError: it has none, or one that is from other weights or malformed.
     """
     advice = f'make one with `edgepoint2 models vocabulary {model.variant} --weights PATH --images FOLDER`'
     entry = model.card.get(ENTRY)

@@ -1,4 +1,4 @@
-"""What long work tells its user: a progress line at the command line, and sentences on the way."""
+"""How long-running work reports to the user: a progress line at the command line, and messages."""
 
 import sys
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar('Item')
-Report = Callable[[str], None]  # takes a sentence for the user
+Report = Callable[[str], None]  # takes a message for the user
 
 INTERVAL = 0.5  # seconds between two updates on a terminal
 LOG_INTERVAL = 30.0  # seconds between two lines in a file

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 
 def cache_directory() -> Path:
-    """Return the user's folder of what can be made again: plans, decoded photographs."""
+    """Return the user's folder for what can be regenerated: plans, decoded photographs."""
     return _user_directory('XDG_CACHE_HOME', '.cache')
 
 
@@ -48,10 +48,10 @@ def write_whole(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of ``path`` when the block ends; its folder is made.
+    """Open a new file that replaces ``path`` when the block ends; its folder is created.
 
-    After an exception, a kill or a power cut there is the old file or the new one, never a part of one. A link stays a
-    link: what it leads to is replaced.
+    After an exception, a kill or a power cut there is the old file or the new one, never a partial one. A link stays a
+    link: its target is replaced.
 
     Raises:
         OSError: it cannot be written; what was there before is still there.
@@ -69,10 +69,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Move a file that is written to ``path`` on the same disk, so that it is there as a whole or not at all.
+    """Move a finished file to ``path`` on the same disk, so that it is there as a whole or not at all.
 
     Raises:
-        OSError: it cannot be brought to the disk or moved.
+        OSError: it cannot be flushed to the disk or moved.
     """
     _sync(finished)
     os.replace(finished, path)

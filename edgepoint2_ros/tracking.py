@@ -1,9 +1,9 @@
-"""Tracks: which keypoints show the same place, image after image. Plain numpy and OpenCV, no ROS.
+"""Tracks: keypoints that show the same point in image after image. Plain numpy and OpenCV, no ROS.
 
-A track is expected where its motion takes it. A sample of the tracks, matched with the whole image, tells how far the
-camera turned or moved otherwise; then each track is searched near its place, by the mean of its descriptors, and what
-was found has to agree on one epipolar geometry. A track that is not found moves on with its neighbours for some images
-and is found again by its descriptors. New tracks start from the best keypoints where there are none.
+The position of a track is predicted from its motion. A sample of the tracks, matched with the whole image, corrects the
+predictions for changes in camera motion; then each track is searched for near its prediction, by its mean descriptor,
+and matches must be inliers of one epipolar geometry. A track that is not found moves on with its neighbours for some
+images and is recovered by its descriptor. New tracks start from the best keypoints in regions without tracks.
 """
 
 from dataclasses import dataclass
@@ -17,44 +17,44 @@ from edgepoint2_ros.matching import check_comparable, match, match_guided
 from edgepoint2_ros.odometry import Camera
 
 MAX_TRACKS = 400
-MIN_COSINE = 0.7  # between a keypoint's descriptor and the mean of its track's
-MAX_LOST = 5  # images that a track is searched in after the last one that showed it
-SPARE = 1.15  # tracks that are followed for each that is returned: those that last are returned
-CELL = 0.4  # side of the cells with at most one new track, in distances between evenly spread tracks
-LATEST = 0.5  # share of the latest descriptor in the mean that a track is searched by
+MIN_COSINE = 0.7  # between a keypoint's descriptor and the mean descriptor of its track
+MAX_LOST = 5  # consecutive images in which a track may be missing before it ends
+SPARE = 1.15  # tracks followed for each one returned: the long-lived ones are returned
+CELL = 0.4  # side of the cells with at most one new track, in units of the spacing of evenly spread tracks
+LATEST = 0.5  # weight of the latest descriptor in the mean descriptor of a track
 ANCHORS = 100  # tracks that are matched with the whole image,
 ANCHOR_KEYPOINTS = 1024  # with its best keypoints,
-ANCHOR_RATIO = 0.9  # and by this ratio
+ANCHOR_RATIO = 0.9  # and with this ratio test
 MIN_ANCHORS = 8
-NEAR = 0.05  # of the longer side of the image: neighbours so near move alike
-REACH = 6.0  # pixels around an expected place that are searched at least
-MAX_GAP = 1.0  # seconds between images over which motion goes on
-MIN_FIT = 8  # tracks that an epipolar geometry is found with
-FIT_ERROR = 1.0  # pixels between a keypoint and its epipolar line, where that is fitted
-ERROR = 1.75  # the same of a track that agrees: keypoints jitter by a pixel
-MAX_ERROR = 3.0  # the same of a track that was lost, whose last place is a guess
+NEAR = 0.05  # of the longer side of the image: neighbours this near move alike
+REACH = 6.0  # minimum search radius around a predicted position, pixels
+MAX_GAP = 1.0  # maximum seconds between images over which motion is extrapolated
+MIN_FIT = 8  # minimum tracks to fit an epipolar geometry
+FIT_ERROR = 1.0  # inlier threshold of the fit: pixels between a keypoint and its epipolar line
+ERROR = 1.75  # the same to accept a track: keypoints jitter by a pixel
+MAX_ERROR = 3.0  # the same for a lost track, whose last position is a guess
 STEREO_ERROR = 2.0  # pixels between a keypoint of the right image and its epipolar line
-STEREO_RATIO = 0.95  # of the distances of the best and the second best descriptor near that line
+STEREO_RATIO = 0.95  # ratio test among the keypoints near that line
 
 
 @dataclass(frozen=True)
 class Tracks:
-    """The tracks that one image shows, those that were seen in most images first.
+    """The tracks visible in one image, those seen in the most images first.
 
-    Rays are x / z and y / z of a direction in the optical frame of a camera, without distortion; NaN without a camera.
+    Rays are undistorted directions, x / z and y / z in the optical frame of a camera; NaN without a camera.
 
     Attributes:
-        ids: (T,) uint64; no two tracks of a Tracker ever have the same.
-        ages: (T,) int64, images that showed it; 1 for a new one.
+        ids: (T,) uint64; a Tracker never reuses one.
+        ages: (T,) int64, number of images that showed the track; 1 for a new one.
         xy: (T, 2) float32, pixels of the image, as the extractor gave them.
         rays: (T, 2) float64.
         velocities: (T, 2) float64, of the rays, per second since the track was last seen; 0 for a new one.
         scores: (T,) float32, raw detector logits.
         keypoints: (T,) int64, index of the track's keypoint in the features.
-        right_keypoints: (T,) int64, the same in the features of the right camera; -1 where that does not see it.
-        right_xy: (T, 2) float32, pixels of the right image; NaN where that does not show it.
-        right_rays, right_velocities: (T, 2) float64, in the frame of the right camera; NaN where it has none; the
-            velocity is 0 where the right camera did not see it before.
+        right_keypoints: (T,) int64, the same in the features of the right camera; -1 if not seen there.
+        right_xy: (T, 2) float32, pixels of the right image; NaN if not seen there.
+        right_rays, right_velocities: (T, 2) float64, in the frame of the right camera; NaN if there are none; the
+            velocity is 0 if the right camera did not see the track before.
     """
 
     ids: np.ndarray
@@ -85,11 +85,11 @@ class _Stereo:
 class Tracker:
     """Follows the keypoints of one camera, or of the left one of a stereo pair.
 
-    Features of other weights or of another image size, and a stamp before the last one, start it anew: with new tracks,
-    whose numbers go on.
+    Features from other weights or of another image size, or a stamp before the last one, reset it: all tracks are new,
+    and their ids continue.
 
     Attributes:
-        next_id: number of the next new track.
+        next_id: id of the next new track.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Tracker:
         """Prepare to track.
 
         Args:
-            camera: the camera, for rays and an exact epipolar geometry; without one the images count as undistorted.
+            camera: for rays and an exact epipolar geometry; without one, images are assumed to be undistorted.
             right: the right camera of a stereo pair, if there is one; then ``camera`` is the left one.
             right_from_left: (4, 4), maps points from the left camera's frame to the right one's.
-            max_tracks: most tracks of an image.
-            max_lost: images that a track is searched in after the last one that showed it.
-            min_cosine: least cosine of a keypoint's descriptor and the mean of its track's.
-            first_id: number of the first track, where those of another Tracker are to go on.
+            max_tracks: maximum number of tracks per image.
+            max_lost: maximum number of consecutive images in which a track may be missing before it ends.
+            min_cosine: minimum cosine of a keypoint's descriptor and the mean descriptor of its track.
+            first_id: id of the first track, to continue the ids of another Tracker.
 
         Raises:
             EdgePoint2Error: max_tracks or max_lost out of range, or a right camera without a left one or a baseline.
@@ -135,15 +135,15 @@ class Tracker:
         self._stamp = 0.0
 
     def track(self, features: Features, stamp: float, right: Features | None = None) -> Tracks:
-        """Return the tracks that an image shows.
+        """Return the tracks visible in an image.
 
         Args:
             features: of the image.
             stamp: its time in seconds.
-            right: features of the right camera's image of the same time, where there is one.
+            right: features of the right camera's image of the same time, if there is one.
 
         Raises:
-            EdgePoint2Error: keypoints or descriptors are not finite, or those of both images come from other weights.
+            EdgePoint2Error: keypoints or descriptors are not finite, or left and right come from different weights.
         """
         _check_finite(features)
         if right is not None:
@@ -170,7 +170,7 @@ class Tracker:
         )
 
     def _follow(self, features: Features, stamp: float) -> np.ndarray:
-        """Move the tracks on to the next image and return the keypoint of each, -1 where there is none."""
+        """Advance the tracks to the next image; return the index of each track's keypoint, -1 for none."""
         pool, elapsed = self._pool, stamp - self._stamp
         keypoints = np.full(len(pool), -1)
         if len(pool) == 0:
@@ -202,7 +202,7 @@ class Tracker:
         return keypoints[kept]
 
     def _expect(self, features: Features, elapsed: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return where the tracks are expected (P, 2), and how far around there each may be (P,)."""
+        """Return the predicted positions (P, 2) and search radii (P,) of the tracks."""
         pool = self._pool
         scale = NEAR * max(features.image_size)
         moved = pool['motion'] * (elapsed if elapsed <= MAX_GAP else 0)
@@ -214,7 +214,7 @@ class Tracker:
         pairs = match(known, best, self._min_cosine, ANCHOR_RATIO)
         anchors = known.xy[pairs[:, 0]]
         missed = np.float32(best.xy[pairs[:, 1]] - anchors)
-        if len(anchors) >= MIN_ANCHORS:  # leave out those that their neighbours contradict
+        if len(anchors) >= MIN_ANCHORS:  # drop those that their neighbours contradict
             near = _nearness(anchors, anchors, scale)
             np.fill_diagonal(near, 0)
             away = np.linalg.norm(missed - near @ missed / near.sum(axis=1, keepdims=True), axis=1)
@@ -222,7 +222,7 @@ class Tracker:
             anchors, missed = anchors[good], missed[good]
         if len(anchors) < MIN_ANCHORS:
             return places, 2 * scale * (1 + pool['lost'])
-        # The mean of what the anchors missed, and of its square, weighted by how near they are.
+        # The mean of the anchors' prediction errors, and of their squares, weighted by proximity.
         near = _nearness(places, anchors, scale)
         sums = near @ np.column_stack([missed, (missed**2).sum(axis=1), np.ones(len(missed), np.float32)])
         shift = sums[:, :2] / sums[:, 3:]
@@ -232,7 +232,7 @@ class Tracker:
         return places + shift, radius
 
     def _agree(self, seen: np.ndarray, flat: np.ndarray) -> np.ndarray:
-        """Return which of the tracks (N,), found at ``flat`` (N, 2), agree on one epipolar geometry: bool (N,)."""
+        """Return which tracks (N,), found at ``flat`` (N, 2), are inliers of one epipolar geometry: bool (N,)."""
         pool = self._pool
         lost = pool['lost'][seen]
         before = pool['flat'][seen]
@@ -241,14 +241,14 @@ class Tracker:
         fundamental = _find_fundamental(before[fit], flat[fit])
         if fundamental is None:
             return lost == 0
-        a, b, c = fundamental[:, :2] @ before.T + fundamental[:, 2:]  # the lines in this image, and in the one before
+        a, b, c = fundamental[:, :2] @ before.T + fundamental[:, 2:]  # epipolar lines in this image and the previous
         d, e, _ = fundamental[:2].T @ flat.T + fundamental[2:].T
         steep = np.sqrt(np.minimum(a * a + b * b, d * d + e * e))
         x, y = flat.T
         return np.abs(a * x + b * y + c) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep
 
     def _start(self, features: Features, keypoints: np.ndarray, stamp: float) -> np.ndarray:
-        """Start tracks where there are none and return the keypoint of each track."""
+        """Start tracks in regions without any; return the index of each track's keypoint."""
         pool = self._pool
         target = int(np.ceil(SPARE * self._max_tracks))
         active = int(np.count_nonzero(keypoints >= 0))
@@ -259,7 +259,7 @@ class Tracker:
         x, y = features.xy.T
         row, column = (np.clip(y, 0, height) / side).astype(int), (np.clip(x, 0, width) / side).astype(int)
         cells = row * (int(width / side) + 1) + column
-        # The keypoints are written from the last to the best, so that each cell keeps the best of its own.
+        # Keypoints are written worst first, so that each cell keeps its best.
         best = np.full(cells.max() + 1, -1)
         best[cells[::-1]] = np.arange(len(features))[::-1]
         best[cells[keypoints[:active]]] = -1
@@ -277,7 +277,7 @@ class Tracker:
         started['xy'], started['motion'], started['flat'] = xy, motion, flat
         started['descriptor'] = features.descriptors[new]
         self.next_id += len(new)
-        # As bytes: numpy would join the rows field by field.
+        # As bytes: numpy would concatenate the rows field by field.
         rows = [part.view(f'V{pool.itemsize}') for part in (pool[:active], started, pool[active:])]
         self._pool = np.concatenate(rows).view(pool.dtype)
         return np.concatenate([keypoints[:active], new, keypoints[active:]])
@@ -310,7 +310,7 @@ class Tracker:
     def _match_right(self, stereo: _Stereo, pool: np.ndarray, right: Features) -> tuple[np.ndarray, np.ndarray]:
         """Return the pairs (Q, 2) of tracks and keypoints of the right image, and the rays (Q, 2) to the latter."""
         flat = stereo.right.undistort(right.xy)
-        # Where a fisheye lens sees past 90 degrees there is no pixel without distortion.
+        # Beyond 90 degrees, a point seen by a fisheye lens has no undistorted pixel.
         places = np.nan_to_num(flat, nan=-1e6, posinf=-1e6, neginf=-1e6).clip(-1e6, 1e6).astype(np.float32)
         pairs = match_guided(
             _as_features(pool['flat'], pool['descriptor'], right),
@@ -347,7 +347,7 @@ def _as_features(xy: np.ndarray, descriptors: np.ndarray, like: Features) -> Fea
 
 
 def _to_rays(flat: np.ndarray, camera: Camera) -> np.ndarray:
-    """Return rays (N, 2) to pixels without distortion (N, 2)."""
+    """Return the rays (N, 2) of undistorted pixels (N, 2)."""
     return (flat - camera.matrix[:2, 2]) / camera.matrix.diagonal()[:2]
 
 
@@ -357,14 +357,14 @@ def _nearness(xy: np.ndarray, others: np.ndarray, scale: float) -> np.ndarray:
     weights = xy @ (-2 * others.T)
     weights += (xy**2).sum(axis=1)[:, None] + 1
     weights += (others**2).sum(axis=1)
-    np.square(weights, out=weights)  # in place: new memory for each step would cost more than the step
+    np.square(weights, out=weights)  # in place: allocating memory for each step would cost more than the step
     return np.reciprocal(weights, out=weights)
 
 
 def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
-    """Return the fundamental matrix that most of the points (N, 2) agree on; None where they give none.
+    """Return the fundamental matrix with the most inliers among the points (N, 2); None if there is none.
 
-    RANSAC, then eight points from all that agree: as good here as USAC_MAGSAC, in a fifth of the time.
+    RANSAC, then the eight-point algorithm on its inliers: as good here as USAC_MAGSAC, in a fifth of the time.
     """
     if len(first) < MIN_FIT:
         return None
@@ -378,8 +378,8 @@ def _find_fundamental(first: np.ndarray, second: np.ndarray) -> np.ndarray | Non
 def _new_pool(count: int, size: int) -> np.ndarray:
     """Return a pool of tracks (count,) with descriptors of ``size`` numbers, all zeros.
 
-    It holds the tracks that are followed: those that the last image showed first, and of these the longest followed
-    first. One array, as its rows are often put in another order.
+    It holds the tracks being followed: those visible in the last image first, the oldest of them first. It is one array
+    because its rows are often reordered.
     """
     pair = np.float64, 2
     return np.zeros(
@@ -388,12 +388,12 @@ def _new_pool(count: int, size: int) -> np.ndarray:
             ('id', np.uint64),
             ('age', np.int64),  # images that showed it
             ('lost', np.int64),  # images since then
-            ('xy', *pair),  # pixels in the last image, where it was seen or was to be expected
+            ('xy', *pair),  # pixels in the last image, seen or predicted
             ('motion', *pair),  # pixels per second
-            ('flat', *pair),  # where it was seen, pixels without distortion
+            ('flat', *pair),  # where it was last seen, undistorted pixels
             ('velocity', *pair),  # of the same per second
-            ('right', *pair),  # ray to it in the right camera then; NaN where that did not see it
+            ('right', *pair),  # its ray in the right camera then; NaN if not seen there
             ('stamp', np.float64),  # when
-            ('descriptor', np.float32, size),  # running mean of those it was seen by, of unit length
+            ('descriptor', np.float32, size),  # running mean of its keypoints' descriptors, of unit length
         ],
     )
