@@ -38,19 +38,19 @@ class CameraTopics:
         places: publisher, or None where the node publishes no places.
         frame_id: of its last image.
         health: counters of its images since activation.
-        verdict: what its last diagnostics were about: their level, why no image and no mask came, whether it was idle.
-        masks: those that came on its mask topic since activation.
+        verdict: of its last diagnostics: their level, why no image and no mask came, whether it was idle.
+        masks: those received on its mask topic since activation.
     """
 
     def __init__(self, node: Node, name: str, topics: dict[str, str], transport: str, places: bool = False):
-        """Offer the topics of a camera.
+        """Create the publishers of a camera.
 
         Args:
-            node: the node that they belong to.
+            node: the node they belong to.
             name: of the camera, or ''.
             topics: their names before remapping, see `parameters.name_topics`.
             transport: ``raw`` or ``compressed``.
-            places: whether to offer the topic of places.
+            places: whether to publish places.
         """
         self._node = node
         self.name = name
@@ -58,10 +58,10 @@ class CameraTopics:
         self._mask_topic = topics['mask']
         self._type = Image
         if transport == 'compressed':
-            # As image_transport does: a remapping names the image, its transport comes after that.
+            # As in image_transport: a remapping applies to the image's name, and the transport is appended after it.
             self._image_topic = f'{node.resolve_topic_name(self._image_topic)}{COMPRESSED}'
             self._type = CompressedImage
-        # Only to be shown and counted: whatever else is given a name remaps it, and this one a second time.
+        # Only to be shown and counted: anything else would remap this name a second time.
         self.topic = node.resolve_topic_name(self._image_topic)
         self.keypoints = with_events(
             node.create_publisher,
@@ -77,19 +77,19 @@ class CameraTopics:
         self._receive: Callable[[Any], None] | None = None  # while the node is active
         self._image_subscription: Any = None
         self._mask_subscription: Any = None
-        self._reliability: ReliabilityPolicy | None = None  # that the images are asked with
-        self._mask_policies: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None  # that the masks are asked with
+        self._reliability: ReliabilityPolicy | None = None  # requested for images
+        self._mask_policies: tuple[ReliabilityPolicy, DurabilityPolicy] | None = None  # requested for masks
         self._adapts = False
         self.frame_id = ''
         self.reset()
 
     @property
     def label(self) -> str:
-        """Its name in messages to people."""
+        """Its name in messages to users."""
         return self.name or 'image'
 
     def reset(self) -> None:
-        """Forget everything that came so far."""
+        """Forget everything received so far."""
         self.health = Health(time.monotonic())
         self.verdict = OK, '', '', False
         self.masks = Masks()
@@ -108,12 +108,12 @@ class CameraTopics:
         self.adapt(settings)
 
     def adapt(self, settings: SimpleNamespace) -> None:
-        """Ask for images as they are offered, and, where lazy, only while somebody subscribes to what comes of them.
+        """Request images with the QoS offered, and, if lazy, only while somebody subscribes to the results.
 
-        With reliability ``auto``, ask for reliable images where every publisher offers them, else for any. Best effort
-        hears every publisher, but the middleware may lose each of its images that exceeds its buffers. While nobody
-        publishes it stays as it is: a camera that comes back offers what it did, and what it has sent when it is
-        discovered would be lost with the old subscription. Masks are always asked for as they are offered.
+        With reliability ``auto``, request reliable images if every publisher offers them, else best effort, which
+        receives from every publisher, but the middleware may lose images that exceed its buffers. While nobody
+        publishes, nothing changes: a camera that comes back offers what it did, and what it sent before it is
+        discovered would be lost with the old subscription. Masks are always requested with the QoS offered.
         """
         if self._receive is None:
             return
@@ -138,7 +138,7 @@ class CameraTopics:
         self._listen(self._receive, asked)
 
     def receive_mask(self, message: Image) -> None:
-        """Take a mask message, for the images from its stamp on."""
+        """Take a mask message, for images from its stamp on."""
         self.health.masks_received += 1
         self.masks.put(to_nanoseconds(message.header.stamp), message)
 
@@ -149,14 +149,14 @@ class CameraTopics:
         self._receive = self._image_subscription = self._mask_subscription = self._mask_policies = None
 
     def destroy(self) -> None:
-        """Give its topics back."""
+        """Destroy its publishers and subscriptions."""
         self.unsubscribe()
         for publisher in (self.keypoints, self.places, self.overlay, self._stats):
             if publisher is not None:
                 self._node.destroy_publisher(publisher)
 
     def is_wanted(self, settings: SimpleNamespace) -> bool:
-        """Tell whether somebody subscribes to what is made of its images."""
+        """Tell whether somebody subscribes to the results of its images."""
         return (
             self.keypoints.get_subscription_count() > 0
             or self.are_places_wanted()
@@ -164,11 +164,11 @@ class CameraTopics:
         )
 
     def are_places_wanted(self) -> bool:
-        """Tell whether places are offered and somebody subscribes to them."""
+        """Tell whether places are published and somebody subscribes to them."""
         return self.places is not None and self.places.get_subscription_count() > 0
 
     def is_watched(self) -> bool:
-        """Tell whether somebody looks at the overlay."""
+        """Tell whether somebody subscribes to the overlay."""
         return self.overlay.get_subscription_count() > 0
 
     def publish_overlay(self, canvas: np.ndarray, header: Header) -> None:
@@ -186,7 +186,7 @@ class CameraTopics:
         )
 
     def publish_place(self, place: Place) -> None:
-        """Publish the place of an image, where places are offered."""
+        """Publish the place of an image, if places are published."""
         if self.places is not None:
             self.places.publish(place)
 
@@ -242,7 +242,7 @@ class CameraTopics:
         return values
 
     def explain_silence(self) -> str:
-        """Return why no image comes, as far as the other nodes' topics tell, and the settings that mend it."""
+        """Return why no image comes, as far as the other nodes' topics tell, and the settings that fix it."""
         publishers = self._node.get_publishers_info_by_topic(self._image_topic)
         fitting = [info for info in publishers if info.topic_type == TYPES[self._transport]]
         if not fitting:
@@ -253,7 +253,7 @@ class CameraTopics:
         return f'{len(fitting)} publish it; {LARGE if self.health.may_be_large else "nothing is sent, or " + BUSY}'
 
     def explain_masks(self) -> str:
-        """Return why no mask can come, where that is so: the topic has another type."""
+        """Return why no mask can come, if so: the topic has another type."""
         types = {info.topic_type for info in self._node.get_publishers_info_by_topic(self._mask_topic)}
         if not types or TYPES['raw'] in types:
             return ''
@@ -289,10 +289,10 @@ class CameraTopics:
         return subscribe(self._node, kind, topic, receive, qos, self._losses[counter], count, **callbacks)
 
     def _listen_for_masks(self) -> None:
-        """Ask for masks as every publisher of them offers; while there is none, it stays as it is.
+        """Request masks with the QoS that all their publishers offer; while there is none, nothing changes.
 
-        At first ask for the most: then a mask that is published once, or was before the node started, is not missed. A
-        publisher that offers less is heard from the next turn on.
+        Initially request the most (reliable, transient local), so that a mask published once, or before the node
+        started, is not missed. A publisher that offers less is received from the next call on.
         """
         offers = [info.qos_profile for info in self._node.get_publishers_info_by_topic(self._mask_topic)]
         if not offers and self._mask_subscription is not None:
@@ -307,7 +307,7 @@ class CameraTopics:
         if self._mask_subscription is not None:
             self._node.destroy_subscription(self._mask_subscription)
         qos = QoSProfile(history=HistoryPolicy.KEEP_LAST, depth=KEPT, reliability=reliability, durability=durability)
-        # Without the default callbacks, which would warn of a publisher that is heard in a moment.
+        # Without the default callbacks, which would warn about a QoS mismatch that is resolved in a moment.
         self._mask_subscription = self._subscribe(
             Image, self._mask_topic, self.receive_mask, qos, 'masks_lost', use_default_callbacks=False
         )
@@ -315,7 +315,7 @@ class CameraTopics:
 
     def _explain_writer(self, event: Any) -> None:
         if self._adapts:
-            return  # it is asked for again in a moment, as it offers
+            return  # the next call requests what it offers
         self._node.get_logger().error(f'QoS mismatch on {self.topic}: {DEAF}')
 
     def _explain_reader(self, event: Any) -> None:

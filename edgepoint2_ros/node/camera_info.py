@@ -1,4 +1,4 @@
-"""The calibration of one camera, as its CameraInfo messages tell it."""
+"""The calibration of one camera, from its CameraInfo messages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,12 @@ from edgepoint2_ros.odometry.camera import Camera, image_window
 
 
 class Calibration:
-    """The camera that a topic of CameraInfo messages describes, however they are offered.
+    """The camera that a topic of CameraInfo messages describes, whatever their QoS.
 
     Attributes:
-        camera: None until a usable message has come, and after one that is not.
+        camera: None until a usable message has come, and after an unusable one.
         image_size: width, height of its images in pixels.
-        info: the message that both come from.
+        info: the message they come from.
     """
 
     def __init__(self, node: Node, topic: str, rectified: bool, on_change: Callable[[], None]):
@@ -29,8 +29,8 @@ class Calibration:
         Args:
             node: an rclpy node.
             topic: as the node knows it.
-            rectified: the images are; then P is their camera, else K and D.
-            on_change: called after a message that says something else than the last one.
+            rectified: the images are; then P is their camera matrix, else K with distortion D.
+            on_change: called after a message that differs from the last one.
         """
         self.camera: Camera | None = None
         self.image_size = 0, 0
@@ -40,7 +40,7 @@ class Calibration:
         every_second(node, LatchedToo(node, CameraInfo, topic, self.take).adapt)
 
     def take(self, info: CameraInfo) -> None:
-        """Take a message; one that describes no camera is named."""
+        """Take a message; one that describes no valid camera is logged."""
         numbers = np.concatenate([info.r, info.k, info.d, info.p]).tobytes()  # as bytes even NaN equals itself
         sizes = info.width, info.height, info.binning_x, info.binning_y, info.roi
         known = numbers, sizes, info.distortion_model
@@ -62,7 +62,7 @@ class Calibration:
         self._on_change()
 
     def check_size(self, message: KeypointArray) -> None:
-        """Raise EdgePoint2Error where a KeypointArray is of images of another size."""
+        """Raise EdgePoint2Error if a KeypointArray comes from an image of another size."""
         width, height = self.image_size
         if (message.image_width, message.image_height) != (width, height):
             raise EdgePoint2Error(
@@ -74,11 +74,11 @@ class Calibration:
 def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, int]]:
     """Return the camera of the images that a CameraInfo describes, and their size: width, height in pixels.
 
-    K and P are of the whole sensor. How ROI and binning change them is taken from fromCameraInfo in image_geometry's
-    pinhole_camera_model.cpp, which does not ask for do_rectify: rectified images are the same window of P's image.
+    K and P refer to the full sensor. ROI and binning are applied as in fromCameraInfo of image_geometry's
+    pinhole_camera_model.cpp, which ignores do_rectify: rectified images are the same window of P's image.
 
     Raises:
-        EdgePoint2Error: no such camera or images can be.
+        EdgePoint2Error: the camera or the image size is invalid.
     """
     offset, size, binning = image_window(info)
     matrix = np.array(info.p if rectified else info.k).reshape(3, -1)[:, :3]
@@ -89,12 +89,12 @@ def read_camera(info: CameraInfo, rectified: bool) -> tuple[Camera, tuple[int, i
 
 
 def read_stereo(left: CameraInfo, right: CameraInfo, rectified: bool) -> np.ndarray:
-    """Return the motion (4, 4) that maps points from the left camera's frame to the right one's.
+    """Return the transform (4, 4) from the left camera's frame to the right one's.
 
-    R turns each camera into the rectified pair, whose right camera is P[3] / P[0] away, as CameraInfo.msg defines them.
+    R rotates each camera into the rectified pair, whose baseline is P[3] / P[0], as CameraInfo.msg defines them.
 
     Raises:
-        EdgePoint2Error: this is no calibration of a stereo pair.
+        EdgePoint2Error: this is not the calibration of a stereo pair.
     """
     p = np.array(right.p).reshape(3, 4)
     focal = p.diagonal()[:2]

@@ -28,7 +28,7 @@ Transition = Callable[['ExtractorNode', LifecycleState], TransitionCallbackRetur
 
 
 def explained(transition: Transition) -> Transition:
-    """Tell what goes wrong in a transition: rclpy would swallow it and call on_error."""
+    """Log what goes wrong in a transition: rclpy would swallow it and call on_error."""
 
     @functools.wraps(transition)
     def run(self: 'ExtractorNode', state: LifecycleState) -> TransitionCallbackReturn:
@@ -43,14 +43,14 @@ def explained(transition: Transition) -> Transition:
 
 
 class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
-    """Subscribes to the images of its cameras while active and answers each one processed by a message of keypoints.
+    """Subscribes to the images of its cameras while active and publishes a keypoint message for each one processed.
 
     The executor's thread only puts images into a mailbox; a worker thread extracts and publishes.
 
     Attributes:
         cameras: while it is configured.
-        failures: exceptions in its callbacks that nobody had foreseen.
-        statuses: the latest diagnostics: of the engine, then while active of each camera.
+        failures: unexpected exceptions in its callbacks.
+        statuses: the latest diagnostics: of the engine, then, while active, of each camera.
     """
 
     live = frozenset(parameter.name for parameter in parameters.EXTRACTOR if parameter.live)
@@ -155,7 +155,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """After an exception in a transition: back to the start, from where it can be tried again."""
+        """After an exception in a transition: back to unconfigured, from where it can be retried."""
         self._release()
         return TransitionCallbackReturn.SUCCESS
 
@@ -165,7 +165,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             self._worker.take(message, camera)
 
     def stop(self) -> None:
-        """End the subscriptions and the worker's thread, if there are any; an image in work is finished first."""
+        """End the subscriptions and the worker's thread, if any; an image being processed is finished first."""
         for camera in self.cameras:
             camera.unsubscribe()
         if self._worker is not None:
@@ -177,7 +177,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         for camera in self.cameras if self._state == 'active' else ():
             try:
                 statuses.append(self._report_camera(camera))
-            except Exception as error:  # whatever one camera does, the others are reported, and this, too
+            except Exception as error:  # whatever one camera does, the others are reported, and so is this
                 self.failures.add(error)
         failures = self.failures.count
         self.statuses = [self._engine_status(), *statuses]
@@ -234,7 +234,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._waits_for = ''
 
     def _hear_engine(self, line: str) -> None:
-        """Take a line of the engine about what takes long or did not work out."""
+        """Take a line from the engine about something slow or failed."""
         if line.startswith('not ready: '):
             self._waits_for = line
         self.get_logger().warning(line)
@@ -246,7 +246,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             values = parameters.check_changes(wanted, configured=extractor is not None)
             if extractor is not None:
                 self._apply(extractor, values)
-        except Exception as error:  # one that left this callback would leave the request without an answer
+        except Exception as error:  # if it left this callback, the request would get no answer
             if not isinstance(error, EdgePoint2Error):
                 self.failures.add(error)
             return SetParametersResult(successful=False, reason=in_words(error))
@@ -255,7 +255,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     def _apply(self, extractor: Extractor, values: dict[str, Any]) -> None:
         """Change settings while configured, all of them or, by an EdgePoint2Error, none."""
         settings = SimpleNamespace(**{**vars(self._settings), **values})
-        # First what can still be refused: a file that cannot be read, more keypoints than the model can give.
+        # First what can still fail: a file that cannot be read, more keypoints than the model supports.
         static_masks = _read_masks(settings) if 'mask_file' in values else None
         extractor.max_keypoints = settings.max_keypoints
         extractor.score_threshold = settings.score_threshold
@@ -265,7 +265,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
 
 
 def _read_masks(settings: SimpleNamespace) -> dict[str, np.ndarray]:
-    """Return the mask files of the cameras by the cameras' names; none where the parameter is empty."""
+    """Return the mask of each camera by its name, from the mask files; none if the parameter is empty."""
     if not settings.mask_file:
         return {}
     try:

@@ -8,25 +8,25 @@ Item = TypeVar('Item')
 
 
 class Mailbox(Generic[Item]):
-    """One queue of bounded length for each camera; the cameras that have something waiting are served in turn.
+    """One bounded queue per camera; the cameras with waiting items are served round-robin.
 
     With ``capacity`` 1 the newest item of a camera wins, and nothing ever waits behind an older one. However fast one
-    camera is, another waits for one item of each at most.
+    camera is, another waits for at most one item of each.
 
     Attributes:
-        is_idle: whether somebody waits for an item.
+        is_idle: whether a thread waits for an item.
     """
 
     def __init__(self, cameras: int = 1, capacity: int = 1):
         self._queues: list[deque[Item]] = [deque() for _ in range(cameras)]
         self._capacity = capacity
-        self._turns: deque[int] = deque()  # the cameras that have something waiting, the next one first
+        self._turns: deque[int] = deque()  # the cameras with waiting items, the next one first
         self._changed = threading.Condition()
         self._open = True
         self.is_idle = False
 
     def put(self, item: Item, camera: int = 0) -> int:
-        """Add an item and return at once: how many older ones made room for it, 0 or 1."""
+        """Add an item without blocking; return how many older ones it displaced, 0 or 1."""
         with self._changed:
             if not self._open:
                 return 1  # the item itself
@@ -39,7 +39,7 @@ class Mailbox(Generic[Item]):
             return dropped
 
     def get(self) -> tuple[int, Item] | None:
-        """Wait for an item and take it out; return its camera and it, or None once the mailbox is closed."""
+        """Wait for an item and remove it; return its camera and the item, or None once the mailbox is closed."""
         with self._changed:
             self.is_idle = True
             self._changed.wait_for(lambda: self._turns or not self._open)
@@ -58,13 +58,13 @@ class Mailbox(Generic[Item]):
         return not self._turns
 
     def resize(self, capacity: int) -> list[int]:
-        """Change the length of the queues; return how many items each camera lost by that."""
+        """Change the length of the queues; return how many items each camera lost."""
         with self._changed:
             self._capacity = capacity
             return [_shorten(queue, capacity) for queue in self._queues]
 
     def close(self) -> list[int]:
-        """End every wait; return how many items of each camera were still waiting and are lost."""
+        """End every wait; return how many waiting items of each camera are lost."""
         with self._changed:
             self._open = False
             self._turns.clear()

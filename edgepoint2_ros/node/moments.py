@@ -1,11 +1,11 @@
-"""Keypoints, the image that they were found in, and the depth or right image that is nearest in time."""
+"""Keypoints, the image they were found in, and the depth or right image nearest in time."""
 
 from collections import deque
 from typing import Any, NamedTuple
 
 from edgepoint2_ros.node.stamps import REORDERED
 
-MISSING = ('no image', 'no depth')  # why keypoints can go without an answer
+MISSING = ('no image', 'no depth')  # why keypoints can be dropped
 
 
 class Moment(NamedTuple):
@@ -17,13 +17,13 @@ class Moment(NamedTuple):
 
 
 class Moments:
-    """Puts messages together, whatever order they come in. Stamps are nanoseconds.
+    """Synchronises messages, whatever order they come in. Stamps are nanoseconds.
 
-    An image has the stamp of its keypoints. Depth is the nearest within ``interval``; it is known to be that once a
-    later one has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait.
+    An image has the stamp of its keypoints. Depth is the nearest within ``interval``, which is known once a later one
+    has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait.
 
     Attributes:
-        missed: keypoints that went without an answer, by what they waited for.
+        missed: dropped keypoints, by what they waited for.
     """
 
     def __init__(self, interval: int, capacity: int):
@@ -71,7 +71,7 @@ class Moments:
         return ready[::-1]
 
     def _nearest(self, stamp: int) -> Any:
-        """Return the depth that is nearest to a stamp, or None where there is none, or a nearer one may come."""
+        """Return the depth nearest to a stamp, or None if there is none or a nearer one may come."""
         if not self._depths:
             return None
         time, depth = min(self._depths, key=lambda entry: abs(entry[0] - stamp))

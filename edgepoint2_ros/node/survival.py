@@ -1,6 +1,6 @@
-"""What keeps a node alive: an exception in one of its callbacks is logged and counted, and the others are served.
+"""What keeps a node alive: an exception in a callback is logged and counted, and the other callbacks are served.
 
-And it starts where there is no home for the log files of ROS.
+And it starts without a home folder for the log files of ROS.
 """
 
 import contextlib
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 PACKAGE = str(Path(__file__).parents[1])
 LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
-PAUSE = 0.01  # seconds after an exception: one that comes at every turn must not take a core
+PAUSE = 0.01  # seconds after an exception: one that recurs every time must not occupy a core
 
 
 class Failures:
-    """The exceptions in a node that nobody had foreseen. Any thread may `add` one.
+    """The unexpected exceptions in a node. Any thread may `add` one.
 
     Attributes:
         count: how many there were.
-        last: the latest in words, with its place in the code; empty while there is none.
+        last: the latest in words, with its location in the code; empty while there is none.
     """
 
     def __init__(self, node: 'Node') -> None:
@@ -54,7 +54,7 @@ class Failures:
 
 
 def provide_log_folder() -> None:
-    """Name a folder for the log files of ROS, which does not start where it finds none that can be written."""
+    """Set a folder for the log files of ROS, which does not start without a writable one."""
     if os.environ.get('ROS_LOG_DIR'):
         return
     folder = os.path.expanduser(os.path.join(os.environ.get('ROS_HOME') or '~/.ros', 'log'))
@@ -66,7 +66,7 @@ def provide_log_folder() -> None:
 
 
 def run(name: str, make_node: Callable[[], Any], args: list[str] | None = None) -> int:
-    """Run a node until Ctrl-C or SIGTERM and return the exit code; what keeps it from starting is said in one line.
+    """Run a node until Ctrl-C or SIGTERM and return the exit code; a failure to start is reported in one line.
 
     Args:
         name: of the program.
@@ -77,7 +77,7 @@ def run(name: str, make_node: Callable[[], Any], args: list[str] | None = None) 
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    # rclpy's own handlers leave its executor asleep now and then.
+    # With rclpy's own handlers its executor occasionally stays asleep.
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -106,7 +106,7 @@ def spin(executor: Any, node: Any, stop: threading.Event, timeout_sec: float | N
         executor: a SingleThreadedExecutor that holds the node.
         node: an rclpy node with an attribute ``failures``.
         stop: a threading.Event.
-        timeout_sec: how long to wait before looking at ``stop`` again; None where whoever sets it wakes the executor.
+        timeout_sec: how long to wait before checking ``stop`` again; None if whoever sets it wakes the executor.
     """
     while not stop.is_set() and node.context.ok():
         try:
@@ -120,7 +120,7 @@ def spin(executor: Any, node: Any, stop: threading.Event, timeout_sec: float | N
 
 
 def _is_writable(folder: str) -> bool:
-    """Make a folder, and tell whether that worked and files can be written there."""
+    """Create a folder; return whether that worked and it is writable."""
     try:
         os.makedirs(folder, exist_ok=True)
     except OSError:
@@ -129,10 +129,10 @@ def _is_writable(folder: str) -> bool:
 
 
 def _free(node: Any) -> None:
-    """Let go of what rclpy was about to serve.
+    """Release what rclpy was about to serve.
 
-    Where not the callback fails but what comes before it, the taking of a message (no memory, a request that cannot be
-    converted), rclpy waits for the end of that callback for ever: this entity and its group would be served no more.
+    If taking a message fails before its callback runs (no memory, a request that cannot be converted), rclpy waits
+    forever for that callback to end: this entity and its group would no longer be served.
     """
     for entity in (*node.subscriptions, *node.timers, *node.services, *node.clients, *node.guards, *node.waitables):
         if entity._executor_event:

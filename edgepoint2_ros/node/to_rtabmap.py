@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-# A compressed image that claims to be larger than any that is served must not take its memory.
+# A compressed image that claims to be larger than any supported one must not exhaust the memory.
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
@@ -38,7 +38,7 @@ REASONS = (*MISSING, 'no camera_info', 'bad')  # why keypoints can go without an
 
 
 class Input:
-    """Images of one topic, asked for as their publishers offer them; lost ones are counted."""
+    """Images of one topic, with the QoS that their publishers offer; lost ones are counted."""
 
     def __init__(self, node: Node, kind: type, topic: str, depth: int, receive: Callable[[Any], None]):
         self._node, self._kind, self._topic, self._depth, self._receive = node, kind, topic, depth, receive
@@ -48,7 +48,7 @@ class Input:
         self.adapt()
 
     def adapt(self) -> None:
-        """Ask for reliable images where every publisher offers them, else for any; see `camera.CameraTopics.adapt`."""
+        """Request reliable images if every publisher offers them, else any; see `camera.CameraTopics.adapt`."""
         asked = find_reliability(self._node, self._topic) or self._reliability or ReliabilityPolicy.BEST_EFFORT
         if asked == self._reliability:
             return
@@ -59,12 +59,12 @@ class Input:
         self._reliability = asked
 
     def describe(self) -> str:
-        """Return its full name and how many publish it, for a log."""
+        """Return its full name and its number of publishers, for a log."""
         return f'{self._subscription.topic_name} ({self._node.count_publishers(self._topic)} publish it)'
 
 
 class ToRtabmapNode(AcceptsUnchanged, Node):
-    """Packs what RTAB-Map's mapping node takes."""
+    """Packs the input of RTAB-Map's mapping node."""
 
     def __init__(self) -> None:
         super().__init__('to_rtabmap')
@@ -134,7 +134,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             self._published += 1
 
     def _open_vocabulary(self, model: str) -> Vocabulary:
-        """Return the vocabulary of the first keypoints' model; those of another are refused with it."""
+        """Return the vocabulary of the first keypoints' model; it refuses those of another."""
         if self._vocabulary is None:
             self._vocabulary = open_vocabulary(find_model(model, self._weights))
         return self._vocabulary
@@ -145,7 +145,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
 
     def _report(self) -> None:
-        """Ask for what is offered, and publish diagnostics of the last second."""
+        """Adapt to the offered QoS, and publish diagnostics of the last second."""
         parts: tuple[Input | LatchedToo, ...] = (self._image, self._second, *self._calibrations)
         for part in parts:
             part.adapt()
@@ -168,10 +168,10 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self._diagnostics.publish(to_diagnostics(self, [to_status(self, 'rgbd_image', level, reason, values)]))
 
     def _judge(self, new: dict[str, int]) -> tuple[int, str]:
-        """Return the level of the last second and the reason for it, the gravest first.
+        """Return the level of the last second and the most severe reason for it.
 
         Args:
-            new: what happened in it, as often as that.
+            new: how often each event happened in it.
         """
         silent = time.monotonic() - self._last_arrival
         if new['failed']:

@@ -37,12 +37,12 @@ from edgepoint2_ros.node.survival import Failures, run
 from edgepoint2_ros.tracking import Tracker, Tracks
 
 CHANNELS = ('id', 'camera_id', 'u', 'v', 'velocity_x', 'velocity_y', 'gx', 'gy', 'gz')  # as VINS-Fusion reads them
-VINS_IDS = 2**24  # numbers that a float32 tells apart
+VINS_IDS = 2**24  # integers that a float32 represents exactly
 REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoints can be dropped
 
 
 class TrackerNode(AcceptsUnchanged, Node):
-    """Follows the keypoints that arrive."""
+    """Tracks the keypoints that arrive."""
 
     def __init__(self) -> None:
         super().__init__('tracker')
@@ -53,7 +53,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._tracker: Tracker | None = None
         self._next_id = 0
         self._stamps, self._pairs = Stamps(), Pairs()
-        self._begin: int | None = None  # stamp that times are counted from: seconds since 1970 leave few digits
+        self._begin: int | None = None  # stamp that times are counted from: seconds since 1970 would leave few digits
         self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
         self._received = self._published = self._tracks = 0
         self._dropped = dict.fromkeys(REASONS, 0)
@@ -80,7 +80,7 @@ class TrackerNode(AcceptsUnchanged, Node):
             self.get_logger().info(f'camera of {width}x{height} pixels')
 
     def _reset(self) -> None:
-        """Start with new tracks, whose numbers go on."""
+        """Start with new tracks, whose ids continue."""
         self._begin = None
         if self._tracker is not None:
             self._next_id = self._tracker.next_id
@@ -160,7 +160,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         except EdgePoint2Error as error:
             self._drop('bad', error)
             return
-        except (cv2.error, np.linalg.LinAlgError) as error:  # on the way, which leaves the tracks half followed
+        except (cv2.error, np.linalg.LinAlgError) as error:  # halfway, which leaves the tracks inconsistent
             self._drop('bad', error)
             self._reset()
             return
@@ -235,9 +235,9 @@ def to_message(tracks: Tracks, header: Header, cameras: list[str], features: Fea
 
 
 def to_vins(tracks: Tracks, header: Header) -> PointCloud:
-    """Return tracks as the estimator of VINS-Fusion takes them: the left camera's, then the right one's.
+    """Return tracks in the format of VINS-Fusion's estimator: the left camera's, then the right one's.
 
-    Numbers of tracks are modulo 2^24, as they travel in a float32; what has no finite bearing is left out.
+    Ids are modulo 2^24, as they are sent as float32; tracks without a finite bearing are left out.
     """
     sides = []
     for camera, (rays, xy, velocities) in enumerate(
@@ -247,7 +247,7 @@ def to_vins(tracks: Tracks, header: Header) -> PointCloud:
         )
     ):
         seen = np.isfinite(rays).all(axis=1) & np.isfinite(velocities).all(axis=1)
-        # What the right camera sees belongs to a point of the left one.
+        # A right observation belongs to a left one.
         seen &= np.isfinite(tracks.rays).all(axis=1)
         ids = (tracks.ids[seen] % VINS_IDS).astype(np.float32)
         columns = [ids, np.full(len(ids), camera), *xy[seen].T, *velocities[seen].T, *np.zeros((3, len(ids)))]

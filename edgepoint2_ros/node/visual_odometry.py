@@ -1,7 +1,7 @@
 """The node visual_odometry: keypoints and a camera's calibration in, the camera's path out.
 
-An example of what uses keypoints; edgepoint2_ros.odometry does the work. docs/nodes/visual_odometry.md describes
-topics and parameters.
+An example of a keypoint consumer; edgepoint2_ros.odometry does the work. docs/nodes/visual_odometry.md describes topics
+and parameters.
 """
 
 import os
@@ -30,18 +30,18 @@ from edgepoint2_ros.node.stamps import Stamps
 from edgepoint2_ros.node.survival import Failures, run
 from edgepoint2_ros.odometry import Camera, VisualOdometry
 
-UNKNOWN = 1e6  # variance of what is not known
-# The path begins level and looking along x, as REP 103 has it, where the camera looks along z.
+UNKNOWN = 1e6  # variance of unknown quantities
+# The path starts level and facing along x, as in REP 103, whereas a camera looks along z.
 AHEAD = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]], float)
 
 
 class VisualOdometryNode(AcceptsUnchanged, Node):
-    """Follows the camera whose keypoints arrive.
+    """Tracks the camera whose keypoints arrive.
 
     Attributes:
-        failures: exceptions in its callbacks that nobody had foreseen.
+        failures: unexpected exceptions in its callbacks.
         calibration: of the camera.
-        odometry: what follows it; None without a usable calibration.
+        odometry: the VisualOdometry; None without a usable calibration.
     """
 
     def __init__(self) -> None:
@@ -67,8 +67,8 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self._odometry_publisher = self.create_publisher(Odometry, 'odometry', 10)
         self._path_publisher = self.create_publisher(Path, 'path', 10)
         self.calibration = Calibration(self, 'camera_info', values['rectified'], self._take_camera)
-        # A second of images may wait: a keyframe takes longer than the images between keyframes. Reliable, because the
-        # middleware loses best-effort messages that exceed its buffers (0.5 MB).
+        # Queues a second of images: a keyframe takes longer than other images. Reliable, because the middleware loses
+        # best-effort messages that exceed its buffers (0.5 MB).
         self.create_subscription(KeypointArray, 'keypoints', self.take, QoSProfile(depth=30))
 
     def _take_camera(self) -> None:
@@ -87,7 +87,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self._last = None
 
     def take(self, message: KeypointArray) -> None:
-        """Follow the camera to the image of these keypoints."""
+        """Track the camera to the image of these keypoints."""
         if self.odometry is None:
             self.get_logger().warning('waiting for a usable camera_info', throttle_duration_sec=LOG_PERIOD)
             return
@@ -115,7 +115,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             self._publish(message.header, pose)
 
     def _follow_time(self, stamp: int, camera: Camera) -> None:
-        """Reset where time jumps back: a recording begins again, or simulated time does.
+        """Reset if time jumps back: a recording or simulated time restarts.
 
         Raises:
             EdgePoint2Error: the stamp is only a little older than the last one.
@@ -126,7 +126,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             self.get_logger().warning(f'time jumps back by {older:.3f} s: resetting the map and the path')
 
     def _follow_weights(self, model: str, digest: str, camera: Camera) -> None:
-        """Reset where the extractor has another model: its descriptors have nothing in common with the map's."""
+        """Reset if the extractor changes its model: the descriptors cannot be compared with the map's."""
         last, self._weights = self._weights, (model, digest)
         if last in (None, self._weights):
             return
@@ -137,7 +137,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         )
 
     def _locate(self, pose: np.ndarray, camera: str) -> np.ndarray | None:
-        """Return where the frame that is followed is in odom_frame: (4, 4); None where the camera's mount is unknown.
+        """Return the pose (4, 4) of the tracked frame in odom_frame; None if the camera's mount is unknown.
 
         Args:
             pose: (4, 4) of the camera, as VisualOdometry.track gives it.
@@ -155,7 +155,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         return mount @ pose @ np.linalg.inv(mount)
 
     def _publish(self, header: Header, pose: np.ndarray) -> None:
-        """Publish where the frame that is followed is in odom_frame: (4, 4)."""
+        """Publish the pose (4, 4) of the tracked frame in odom_frame."""
         stamp = to_nanoseconds(header.stamp)
         last, self._last = self._last, (stamp, pose)
         odometry = Odometry(child_frame_id=self._base_frame or header.frame_id)
@@ -193,12 +193,12 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
 
 
 def to_covariance(diagonal: list[float]) -> np.ndarray:
-    """Return the covariance (36,) of a pose or twist message whose variances are these 6."""
+    """Return the covariance (36,) of a pose or twist message with these 6 variances."""
     return np.diag(np.array(diagonal, float)).ravel()
 
 
 def to_velocity(before: np.ndarray, now: np.ndarray, seconds: float) -> np.ndarray:
-    """Return the mean velocity between two poses (4, 4) of a frame, in that frame as it is now.
+    """Return the mean velocity between two poses (4, 4) of a frame, in the axes of the current one.
 
     (6,): linear, x, y, z per second; angular, radians per second.
     """

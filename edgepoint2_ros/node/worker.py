@@ -1,4 +1,4 @@
-"""The worker: a thread that answers the images which the executor hands over by messages of keypoints."""
+"""The worker: a thread that takes images from the executor and publishes keypoint messages."""
 
 import threading
 import time
@@ -23,9 +23,9 @@ from edgepoint2_ros.node.overlay import draw_overlay
 from edgepoint2_ros.node.survival import Failures
 from edgepoint2_ros.places import Vocabulary
 
-YIELD = 1e-3  # seconds that the executor leaves to the worker when it hands over an image
+YIELD = 1e-3  # seconds that the executor leaves the worker when it hands over an image
 LOG_PERIOD = 5.0  # seconds between two log lines about bad images
-MOST_SIZES = 1000  # of images that are remembered: a camera may crop each one in another way
+MOST_SIZES = 1000  # of images that are remembered: a camera may crop each one differently
 OVERLAY_PERIOD = 1.0  # seconds between two overlays while the machine is overloaded
 
 Arrival = tuple[Any, float]  # an image message and when it came
@@ -36,9 +36,9 @@ class Worker:
 
     Args:
         node: whose cameras they are.
-        failures: the node's; takes what goes wrong after an image was answered.
-        extractor: of the features; used by the worker's thread alone, but for its settings.
-        vocabulary: where places are published.
+        failures: the node's; records what goes wrong after an image was answered.
+        extractor: of the features; used by the worker's thread alone, except for its settings.
+        vocabulary: if places are published.
         cameras: in the order of their numbers.
         settings: the values of the parameters.
         static_masks: those of the cameras that have a mask file, by the cameras' names.
@@ -77,7 +77,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread, if it runs; an image in work is finished first, those that wait are dropped."""
+        """End the thread, if it runs; an image being processed is finished first, waiting ones are dropped."""
         if self._thread is not None:
             for camera, count in zip(self._cameras, self._mailbox.close()):
                 camera.health.drop('stopped', count)
@@ -85,7 +85,7 @@ class Worker:
             self._thread = None
 
     def apply(self, settings: SimpleNamespace, static_masks: dict[str, np.ndarray] | None) -> None:
-        """Take other settings, and where they are given other masks, from the next image on."""
+        """Use new settings, and new masks if given, from the next image on."""
         if static_masks is not None:
             self._static_masks = static_masks
         self._settings = settings
@@ -118,7 +118,7 @@ class Worker:
             self._served()
 
     def _serve(self, camera: CameraTopics, message: Image | CompressedImage, arrival: float) -> None:
-        settings = self._settings  # one set of them for this image, whatever changes meanwhile
+        settings = self._settings  # one consistent set for this image, whatever changes meanwhile
         begun = time.monotonic()
         image = to_array(message)
         mask = self._mask(camera, to_nanoseconds(message.header.stamp), image, settings)
@@ -160,14 +160,14 @@ class Worker:
     def _mask(
         self, camera: CameraTopics, stamp: int, image: np.ndarray, settings: SimpleNamespace
     ) -> np.ndarray | None:
-        """Return where keypoints are allowed in an image of a stamp in nanoseconds, or None for everywhere."""
+        """Return the mask of an image with a stamp in nanoseconds, or None if keypoints are allowed everywhere."""
         masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
         newest = None
         while True:
             try:
                 newest = camera.masks.at(stamp)
                 break
-            except Exception as error:  # that one is forgotten
+            except Exception as error:  # that mask has been dropped
                 camera.health.masks_bad += 1
                 camera.health.last_error = f'mask: {in_words(error)}'
                 self._complain(camera, error, 'mask')
@@ -178,7 +178,7 @@ class Worker:
         return combine(masks, settings.border, image.shape[1], image.shape[0])
 
     def _draw(self, camera: CameraTopics, image: np.ndarray, features: Features, header: Header) -> None:
-        """Publish the overlay, unless images wait: then only once in a while."""
+        """Publish the overlay; while images wait, only now and then."""
         now = time.monotonic()
         if not self._mailbox.is_empty and now < self._last_overlay + OVERLAY_PERIOD:
             return
@@ -200,10 +200,10 @@ class Worker:
 
 
 def capacity(settings: SimpleNamespace) -> int:
-    """Return how many images of a camera wait at most."""
+    """Return the maximum number of images of a camera that wait."""
     return 1 if settings.queue_policy == 'newest' else settings.queue_size
 
 
 def _reason(settings: SimpleNamespace) -> str:
-    """Return why an image makes room for another one."""
+    """Return why an image is dropped for another one."""
     return 'newer' if settings.queue_policy == 'newest' else 'full'

@@ -1,8 +1,8 @@
-"""Visual odometry: where one camera is, from the features of its images alone. Plain numpy and OpenCV, no ROS.
+"""Visual odometry: the pose of one camera, from the features of its images alone. Plain numpy and OpenCV, no ROS.
 
-An example of a consumer of keypoints rather than a SLAM: two images start a map of points in space, each further image
-is placed by the points it sees (PnP), and keyframes add points and adjust the latest ones together. There is no loop
-closure. One camera cannot know the scale: the caller says how far away the scene is at the start.
+An example of a keypoint consumer rather than a SLAM: two images initialise a map of 3D points, each further image is
+localised by PnP on the points it sees, and keyframes add points and run local bundle adjustment. There is no loop
+closure. A single camera cannot observe the scale: the caller gives the distance of the scene at the start.
 """
 
 from edgepoint2_ros.odometry.camera import Camera

@@ -1,4 +1,4 @@
-"""Bundle adjustment: poses and points that fit together what several images saw.
+"""Bundle adjustment: poses and points that minimise the reprojection errors in several images.
 
 Source: Triggs et al., "Bundle Adjustment - A Modern Synthesis" (Schur complement, Huber weights, Levenberg-Marquardt).
 """
@@ -19,16 +19,16 @@ def adjust(
     fixed: int,
     steps: int = 6,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return poses and points that fit what was seen better: bundle adjustment with Huber weights.
+    """Return poses and points with smaller reprojection errors: bundle adjustment with Huber weights.
 
     Args:
         poses: (C, 4, 4) world to camera.
         points: (M, 3) in the world.
-        camera, point: (N,) int, which camera saw which point,
-        xy: (N, 2) and at which pixel.
+        camera, point: (N,) int, camera and point of each observation,
+        xy: (N, 2) and its pixel.
         matrix: (3, 3) camera matrix.
-        fixed: the first poses, so many, stay as they are.
-        steps: most steps of Levenberg and Marquardt.
+        fixed: number of poses, from the first, that are held fixed.
+        steps: maximum number of Levenberg-Marquardt steps.
     """
     focal, free = matrix.diagonal()[:2], len(poses) - fixed
     damping, error = 1e-3, np.inf
@@ -50,8 +50,8 @@ def adjust(
             weight = np.where(length < 1, 1, 1 / np.maximum(length, 1e-9))
             weight[length >= 1e6] = 0
             residual[length >= 1e6], z = 0, np.where(length >= 1e6, 1, z)
-            # Derivative of the pixel by the point before the camera, of that by a turn and shift of the camera and by
-            # the point in the world.
+            # Derivative of the pixel by the point in the camera's frame, of that by the camera's rotation and
+            # translation and by the point in the world.
             by_seen = np.zeros((len(xy), 2, 3))
             by_seen[:, 0, 0], by_seen[:, 1, 1] = focal[0] / z, focal[1] / z
             by_seen[:, 0, 2], by_seen[:, 1, 2] = -focal[0] * x / z**2, -focal[1] * y / z**2

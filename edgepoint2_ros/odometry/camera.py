@@ -24,7 +24,7 @@ class Camera:
     model: str = 'plumb_bob'
 
     def __post_init__(self) -> None:
-        # USAC of OpenCV reads a matrix as if its rows followed each other, which those of a part of P do not.
+        # OpenCV's USAC assumes a contiguous matrix, which a slice of P is not.
         matrix = np.ascontiguousarray(self.matrix, float)
         object.__setattr__(self, 'matrix', matrix)
         if (
@@ -55,7 +55,7 @@ class Camera:
             raise EdgePoint2Error(f'distortion: expected finite coefficients, got {list(self.distortion)}')
 
     def undistort(self, xy: np.ndarray) -> np.ndarray:
-        """Return where pixels (N, 2) would be without distortion: (N, 2) float64."""
+        """Return the undistorted positions of pixels (N, 2): (N, 2) float64."""
         xy = np.asarray(xy, np.float64).reshape(-1, 1, 2)
         if len(xy) == 0 or not np.any(self.distortion):
             return xy[:, 0]
@@ -65,16 +65,16 @@ class Camera:
         return cv2.undistortPoints(xy, self.matrix, distortion, P=self.matrix)[:, 0]
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Return the pixels (N, 2), without distortion, of points (N, 3) in the camera's frame."""
+        """Return the undistorted pixels (N, 2) of points (N, 3) in the camera's frame."""
         homogeneous = points @ self.matrix.T
         with np.errstate(divide='ignore', invalid='ignore'):
             return homogeneous[:, :2] / homogeneous[:, 2:]
 
 
 def image_window(info: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which part of the sensor the images of a CameraInfo message show: offset, size, and pixels to an image's.
+    """Return which part of the sensor the images of a CameraInfo message show: offset, size and binning.
 
-    CameraInfo.msg: the ROI, all zeros for the whole sensor, is a window of it, and binning comes after it.
+    CameraInfo.msg: the ROI, all zeros for the whole sensor, is a window of it, and binning is applied after it.
 
     Args:
         info: of ROS 1 or 2.
@@ -83,7 +83,7 @@ def image_window(info: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         Three (2,) arrays of ints, x or width first; the images have size // binning pixels.
 
     Raises:
-        EdgePoint2Error: the ROI is not a part of the sensor, or smaller than a pixel of the image.
+        EdgePoint2Error: the ROI is not within the sensor, or smaller than a pixel of the image.
     """
     roi, whole = info.roi, np.array([info.width, info.height])
     offset, size = np.array([roi.x_offset, roi.y_offset]), np.array([roi.width, roi.height])

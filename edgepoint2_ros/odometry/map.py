@@ -1,4 +1,4 @@
-"""The map around the camera: keyframes, and the points that they see.
+"""The local map: keyframes, and the points that they see.
 
 Source of the triangulation: Hartley and Zisserman, "Multiple View Geometry".
 """
@@ -13,9 +13,9 @@ from edgepoint2_ros.matching import match
 from edgepoint2_ros.odometry.bundle import adjust, transform
 from edgepoint2_ros.odometry.camera import Camera
 
-ERROR = 2.0  # pixels that a point may miss its keypoint by
+ERROR = 2.0  # maximum reprojection error, pixels
 MIN_PARALLAX = np.radians(1.0)  # between the rays to a new point
-WINDOW = 6  # keyframes that are kept and adjusted
+WINDOW = 6  # keyframes in the local bundle adjustment; older ones are dropped
 
 
 @dataclass
@@ -24,8 +24,8 @@ class Frame:
 
     Attributes:
         pose: (4, 4), world to camera.
-        features: without distortion.
-        points: (N,) int, number of each keypoint's point in the map, -1 for none.
+        features: undistorted.
+        points: (N,) int, index of each keypoint's point in the map, -1 for none.
     """
 
     pose: np.ndarray
@@ -58,14 +58,14 @@ class LocalMap:
         self._camera, self._min_cosine, self._ratio = camera, min_cosine, ratio
 
     def start(self, first: Frame, second: Frame, points: np.ndarray, pairs: np.ndarray) -> None:
-        """Begin anew with two frames and the points (P, 3) that their pairs of keypoints (P, 2) show."""
+        """Restart from two frames and the points (P, 3) triangulated from their matches (P, 2)."""
         self.points, self.descriptors = points[:0], second.features.descriptors[:0]
         self.keyframes = [first, second]
         self._add_points(points, first, second, pairs)
         self._adjust()
 
     def add_keyframe(self, frame: Frame) -> None:
-        """Take in a frame: new points with the keyframes before it, then adjust everything."""
+        """Add a keyframe: triangulate new points with the keyframes before it, then adjust everything."""
         known = frame.points >= 0
         self.descriptors[frame.points[known]] = frame.features.descriptors[known]
         for earlier in self.keyframes[-3:][::-1]:
@@ -87,9 +87,9 @@ class LocalMap:
         first.points[pairs[:, 0]] = second.points[pairs[:, 1]] = numbers
 
     def _adjust(self) -> None:
-        """Adjust the latest keyframes and their points together; then part keypoints from points they miss."""
+        """Run local bundle adjustment on the latest keyframes; then drop outlier observations."""
         frames = self.keyframes[-WINDOW:]
-        fixed = min(2, len(frames) - 1)  # two poses hold position and scale; a young map has only its first
+        fixed = min(2, len(frames) - 1)  # two poses fix position and scale; a new map has only its first
         numbers = np.unique(np.concatenate([frame.points[frame.points >= 0] for frame in frames]))
         camera = np.concatenate([np.full(np.count_nonzero(f.points >= 0), i) for i, f in enumerate(frames)])
         point = np.searchsorted(numbers, np.concatenate([f.points[f.points >= 0] for f in frames]))
@@ -104,7 +104,7 @@ class LocalMap:
             frame.points[known[~good]] = -1
 
     def _forget(self) -> None:
-        """Drop keyframes behind the window and the points that only they saw, so that a long way takes no memory."""
+        """Drop keyframes behind the window and the points that only they saw, so that memory stays bounded."""
         self.keyframes = self.keyframes[-WINDOW:]
         seen = np.concatenate([frame.points for frame in self.keyframes])
         kept = np.unique(seen[seen >= 0])
@@ -117,12 +117,12 @@ class LocalMap:
 def triangulate(
     camera: Camera, first: np.ndarray, second: np.ndarray, first_xy: np.ndarray, second_xy: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points (P, 3) in the world, which of them are good (P,), and the angle between their rays (P,).
+    """Return points (P, 3) in the world, which of them are inliers (P,), and the angle between their rays (P,).
 
     Args:
         camera: of both images.
         first, second: (4, 4), their poses, world to camera.
-        first_xy, second_xy: (P, 2), where the points are seen, pixels without distortion.
+        first_xy, second_xy: (P, 2), undistorted pixels of the points.
     """
     if len(first_xy) == 0:
         return np.zeros((0, 3)), np.zeros(0, bool), np.zeros(0)
@@ -134,13 +134,13 @@ def triangulate(
     good, rays = np.ones(len(points), bool), []
     for pose, xy in ((first, first_xy), (second, second_xy)):
         good &= fits(camera, pose, points, xy)
-        ray = points + pose[:3, :3].T @ pose[:3, 3]  # from the camera, which stands at -R^T t
+        ray = points + pose[:3, :3].T @ pose[:3, 3]  # from the camera centre, -R^T t
         rays.append(ray / np.maximum(np.linalg.norm(ray, axis=1, keepdims=True), 1e-12))
     parallax = np.arccos(np.clip((rays[0] * rays[1]).sum(axis=1), -1, 1))
     return points, good & (parallax > MIN_PARALLAX), parallax
 
 
 def fits(camera: Camera, pose: np.ndarray, points: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Return which points (N, 3) lie in front of a camera and within `ERROR` of their keypoints (N, 2): (N,) bool."""
+    """Return which points (N, 3) lie in front of a camera and reproject within `ERROR` of xy (N, 2): (N,) bool."""
     seen = transform(pose, points)
     return (seen[:, 2] > 0) & (np.linalg.norm(camera.project(seen) - xy, axis=1) < ERROR)

@@ -1,6 +1,6 @@
-"""The visual odometry of one camera: two images start a map, each further one is placed in it.
+"""Monocular visual odometry: two images initialise a map, each further one is localised in it.
 
-Source of the parts: Hartley and Zisserman, "Multiple View Geometry".
+Source: Hartley and Zisserman, "Multiple View Geometry".
 """
 
 from dataclasses import replace
@@ -16,13 +16,13 @@ from edgepoint2_ros.odometry.camera import Camera
 from edgepoint2_ros.odometry.map import ERROR, Frame, LocalMap, fits, triangulate
 
 MIN_COSINE = 0.7  # of matches between descriptors
-MIN_TRACKED = 20  # points that place an image
-MIN_START = 80  # points that start a map
+MIN_TRACKED = 20  # points that localise an image
+MIN_START = 80  # points that initialise a map
 START_PARALLAX = np.radians(1.5)  # median of the first points
 KEYFRAME_SHARE = 0.7  # a keyframe is due when fewer points are tracked than this share of the last keyframe's
 KEYFRAME_EVERY = 15  # images after which one is due anyway
-SEARCH_RADIUS = 15.0  # pixels around where a point is expected
-MAX_LOST = 15  # images in a row after which the map starts anew
+SEARCH_RADIUS = 15.0  # pixels around the predicted position of a point
+MAX_LOST = 15  # consecutive lost images after which the map is initialised again
 
 
 class VisualOdometry:
@@ -30,8 +30,8 @@ class VisualOdometry:
 
     Attributes:
         state: ``starting``, ``tracking`` or ``lost``.
-        starts: how often a map was started; more than 1 after being lost.
-        tracked: points that placed the last image.
+        starts: how often a map was initialised; more than 1 after being lost.
+        tracked: inliers of the last image's pose.
     """
 
     def __init__(self, camera: Camera, start_depth: float = 1.0, min_cosine: float = MIN_COSINE, ratio: float = 1.0):
@@ -53,26 +53,26 @@ class VisualOdometry:
         self.tracked = 0
         self._start_depth = start_depth
         self._min_cosine, self._ratio = min_cosine, ratio
-        self._origin = np.eye(4)  # world-to-camera pose of the image that the map starts at
+        self._origin = np.eye(4)  # world-to-camera pose of the image that the map starts from
         self._reference: Features | None = None
         self._map = LocalMap(camera, min_cosine, ratio)
         self._since_keyframe = 0
         self._lost = 0
         self._last = np.eye(4)
-        self._motion = np.eye(4)  # from the image before the last to the last, as the next is expected to go on
+        self._motion = np.eye(4)  # between the last two images; the prediction for the next (constant velocity)
 
     @property
     def points(self) -> np.ndarray:
-        """The map around the camera: (M, 3) points in the frame of the first image."""
+        """The local map: (M, 3) points in the frame of the first image."""
         return self._map.points
 
     def track(self, features: Features) -> np.ndarray | None:
-        """Return where the camera was for one image: (4, 4), maps points of its optical frame to the first one's.
+        """Return the camera pose of one image: (4, 4), maps points from its optical frame to the first one's.
 
-        None while the map is starting (the camera has to move sideways first), and where the camera is lost.
+        None while the map is being initialised (the camera has to move sideways first), and while tracking is lost.
 
         Raises:
-            EdgePoint2Error: the features come from other weights than the ones before.
+            EdgePoint2Error: the features come from other weights than the previous ones.
         """
         known = self._map.keyframes[-1].features if self._map.keyframes else self._reference
         if known is not None:
@@ -120,7 +120,7 @@ class VisualOdometry:
         return self._last
 
     def _place(self, features: Features) -> np.ndarray | None:
-        """Place an image by the points of the latest keyframes."""
+        """Localise an image by the points of the latest keyframes."""
         local = np.unique(np.concatenate([frame.points for frame in self._map.keyframes]))
         local = local[local >= 0]
         known = replace(
@@ -134,7 +134,7 @@ class VisualOdometry:
             expected = self._motion @ self._last
             pairs = self._match_near(expected, known, features, 4 * SEARCH_RADIUS)
             pose, pairs = self._solve(known.xy, features.xy, pairs)
-        if pose is None:  # it moved unexpectedly, or was lost: look everywhere
+        if pose is None:  # unexpected motion, or lost: match with the whole image
             pairs = match(known, features, self._min_cosine, self._ratio)
             pose, pairs = self._solve(known.xy, features.xy, pairs)
         if pose is not None:
@@ -157,18 +157,18 @@ class VisualOdometry:
     def _give_up(self, features: Features) -> None:
         self.state, self.tracked = 'lost', 0
         self._lost += 1
-        if self._lost >= MAX_LOST:  # a new map goes on where the camera was last seen
+        if self._lost >= MAX_LOST:  # a new map starts at the last known pose
             self.state = 'starting'
             self._origin, self._reference, self._lost = self._last, features, 0
 
     def _match_near(self, pose: np.ndarray, known: Features, features: Features, radius: float) -> np.ndarray:
-        """Match known points with the keypoints at most ``radius`` pixels from where they should be seen: (P, 2)."""
+        """Match known points with keypoints within ``radius`` pixels of their projections: (P, 2)."""
         seen = transform(pose, known.xy)
         predicted = np.where(seen[:, 2:] > 1e-6, self.camera.project(seen), np.nan)
         return match_guided(known, features, predicted, radius, min_cosine=self._min_cosine)
 
     def _solve(self, points: np.ndarray, xy: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Return the pose that shows points at their keypoints, and the pairs that agree; None if too few do."""
+        """Return the pose by PnP from points and their keypoints, and the inlier pairs; None if there are too few."""
         if len(pairs) < MIN_TRACKED:
             return None, pairs[:0]
         points, xy = points[pairs[:, 0]], xy[pairs[:, 1]]
