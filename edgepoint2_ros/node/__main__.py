@@ -8,9 +8,9 @@ import threading
 from typing import Any
 
 STOP = (signal.SIGINT, signal.SIGTERM)
-GRACE = 3.0  # seconds that work in progress gets at the end
+GRACE = 3.0  # seconds that work in progress gets at shutdown
 
-# A compressed image that claims to be larger than any that is served must not take its memory, and a damaged one is
+# A compressed image that claims to be larger than any supported one must not exhaust the memory, and a damaged one is
 # reported by the node, in one line now and then. OpenCV reads both when it is imported.
 os.environ.setdefault('OPENCV_IO_MAX_IMAGE_PIXELS', str(2**24))
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
@@ -19,12 +19,12 @@ os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 def main(args: list[str] | None = None) -> int:
     """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start.
 
-    The node lives in a thread, and this one waits for a signal, so that none interrupts anything halfway: all threads
-    inherit the block. rclpy's own handlers are of no use here: they leave its executor asleep now and then, and an
+    The node lives in a thread, and this one waits for a signal, so that signals interrupt nothing halfway: all threads
+    inherit the block. rclpy's own handlers do not help here: with them its executor occasionally stays asleep, and an
     interrupted import or start-up leaves a traceback.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-    sys.setswitchinterval(1e-4)  # seconds; by the default of 5 ms an image waits for whatever the executor does
+    sys.setswitchinterval(1e-4)  # seconds; with the default of 5 ms an image waits for whatever the executor does
 
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
@@ -35,7 +35,7 @@ def main(args: list[str] | None = None) -> int:
     provide_log_folder()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-    except Exception as error:  # its class differs between distributions: a parameter file that is missing or not one
+    except Exception as error:  # its class differs between distributions: a parameter file that is missing or invalid
         print(f'extractor: {error}', file=sys.stderr)
         return 1
     executor = SingleThreadedExecutor()
@@ -52,10 +52,10 @@ def main(args: list[str] | None = None) -> int:
     thread.start()
     signal.sigwait(STOP)
     stop.set()
-    executor.create_task(lambda: None)  # work to do wakes it in every distribution
+    executor.create_task(lambda: None)  # a task wakes it in every distribution
     thread.join(GRACE)
     if thread.is_alive():
-        os._exit(0)  # a model is still being loaded, and nothing can interrupt a runtime in that
+        os._exit(0)  # a model is still being loaded, which cannot be interrupted
     rclpy.try_shutdown()
     return codes[0] if codes else 1
 
@@ -73,7 +73,7 @@ def _serve(executor: Any, stop: threading.Event) -> int:
         get_logger('extractor').error(str(error))
         return 1
     executor.add_node(node)
-    gc.freeze()  # what is loaded by now stays; a search through it all for garbage would hold up an image by 20 ms
+    gc.freeze()  # what is loaded by now stays; collecting garbage in it would delay an image by 20 ms
     try:
         ready = node.start(stop.is_set)
         if ready:

@@ -1,7 +1,7 @@
-"""Coordinate frames of a robot: its rigid mounts from /tf_static, and where it is for /tf.
+"""Coordinate frames of a robot: its rigid mounts from /tf_static, and its pose for /tf.
 
-tf2_ros does this and more; but it is compiled code, which a ROS 2 from pip lacks, and for a camera that is mounted
-rigidly a walk up the tree is all there is to it.
+tf2_ros does this and more, but it is compiled code, which a ROS 2 from pip lacks; for a rigidly mounted camera a walk
+up the tree is enough.
 """
 
 from typing import Any
@@ -17,13 +17,13 @@ from edgepoint2_ros.errors import EdgePoint2Error
 
 
 class Frames:
-    """The frames that /tf_static tells of, and a voice on /tf."""
+    """The frames that /tf_static describes, and a publisher on /tf."""
 
     def __init__(self, node: Node) -> None:
-        """Subscribe to /tf_static and offer /tf, as tf2_ros does.
+        """Subscribe to /tf_static and publish /tf, with the QoS of tf2_ros.
 
         Raises:
-            EdgePoint2Error: the message of tf2 is not installed.
+            EdgePoint2Error: tf2_msgs is not installed.
         """
         try:
             from tf2_msgs.msg import TFMessage
@@ -33,13 +33,13 @@ class Frames:
             ) from error
         self._type = TFMessage
         self._logger = node.get_logger()
-        self._parents: dict[str, tuple[str, np.ndarray]] = {}  # by frame: its parent, and where it is in that
+        self._parents: dict[str, tuple[str, np.ndarray]] = {}  # by frame: its parent, and its pose in it
         self._publisher = node.create_publisher(TFMessage, '/tf', 100)
         latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         node.create_subscription(TFMessage, '/tf_static', self.take, latched)
 
     def take(self, message: Any) -> None:
-        """Take the static transforms of a TFMessage; one that is no rigid motion is named and left out."""
+        """Take the static transforms of a TFMessage; one that is not rigid is logged and left out."""
         for each in message.transforms:
             try:
                 self._parents[each.child_frame_id] = each.header.frame_id, to_matrix(each.transform)
@@ -47,9 +47,9 @@ class Frames:
                 self._logger.error(f'/tf_static: {each.header.frame_id} -> {each.child_frame_id} ignored: {error}')
 
     def root(self, frame: str) -> tuple[str, np.ndarray]:
-        """Return the root of the tree that a frame belongs to, and where the frame is in that: (4, 4)."""
+        """Return the root of a frame's tree, and the frame's pose in it: (4, 4)."""
         pose = np.eye(4)
-        for _ in range(len(self._parents)):  # even where transforms go round in a circle
+        for _ in range(len(self._parents)):  # ends even if transforms form a cycle
             if frame not in self._parents:
                 break
             frame, step = self._parents[frame]
@@ -57,7 +57,7 @@ class Frames:
         return frame, pose
 
     def find(self, target: str, source: str) -> np.ndarray | None:
-        """Return where frame ``source`` is in frame ``target``, (4, 4), or None where no static transforms say so."""
+        """Return the pose of frame ``source`` in frame ``target``, (4, 4), or None if no static transforms give it."""
         (target_root, target_pose), (source_root, source_pose) = self.root(target), self.root(source)
         return np.linalg.inv(target_pose) @ source_pose if target_root == source_root else None
 
@@ -80,7 +80,7 @@ def to_matrix(transform: Transform) -> np.ndarray:
     vector, w = np.array([turn.x, turn.y, turn.z]), turn.w
     matrix = np.eye(4)
     matrix[:3, 3] = shift.x, shift.y, shift.z
-    # tf2 is as strict about the length.
+    # tf2 has the same tolerance.
     if not np.isfinite(matrix).all() or not abs(vector @ vector + w * w - 1) <= 0.01:
         raise EdgePoint2Error(f'expected finite numbers and a unit quaternion, got {matrix[:3, 3]} and {[*vector, w]}')
     sine = np.linalg.norm(vector)

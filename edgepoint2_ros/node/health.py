@@ -1,4 +1,4 @@
-"""The images of one camera, counted by outcome as they come, and judged once a second."""
+"""The images of one camera, counted by outcome, and judged once a second."""
 
 import math
 from collections.abc import Callable
@@ -6,13 +6,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Where the time goes: waiting for the worker, reading the message, extraction, making and publishing the answer.
-# Then the sum of these, and the age of the image at the end, from its stamp.
+# Where the time goes: waiting for the worker, decoding the message, extraction, making and publishing the answer.
+# Then their sum, and the age of the image at the end, from its stamp.
 STAGES = ('wait', 'read', 'extract', 'publish', 'latency', 'age')
 REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dropped
 
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
-TOLERATED = 0.1  # share of images that may be dropped for newer ones: frames that come in bursts do that
+TOLERATED = 0.1  # share of images that may be dropped for newer ones, as happens when frames come in bursts
 
 LARGE = 'images above 0.5 MB need more shared memory in the process of the camera (config/fastdds.xml)'
 LIMIT = 500_000  # bytes of such an image
@@ -32,16 +32,16 @@ class Period:
         seconds: its length.
         received: images that arrived in it.
         processed: images answered in it.
-        keypoints: of an answer, mean; 0 where there was none.
-        times: by stage, (mean, 95th percentile, largest) in milliseconds; NaN where nothing was processed.
+        keypoints: mean number per answer; 0 if there was none.
+        times: by stage, (mean, 95th percentile, maximum) in milliseconds; NaN if nothing was processed.
         dropped: images dropped in it, by reason.
         lost: images that the middleware lost in it.
         masks_bad: masks that could not be read in it.
         masks_lost: masks that the middleware lost in it.
-        unmasked: images answered in it although masks had come, because all of these are stamped later.
-        warm_up: the first inference at a size of images, which takes long, where one went on in it; else ''.
-        silent: seconds since the last image, or since it was first asked for where none has come; 0 while idle.
-        idle: no image was answered, because nobody wants what is made of it and none is asked for.
+        unmasked: images answered in it without a mask, because all masks received are stamped later.
+        warm_up: the slow first inference at an image size, if one was running in it; else ''.
+        silent: seconds since the last image, or since subscribing if none has come; 0 while idle.
+        idle: no image was answered, because nobody subscribes to the results and none is requested.
     """
 
     seconds: float
@@ -69,7 +69,7 @@ class Period:
 
 @dataclass
 class Health:
-    """Counters since activation. The executor's thread writes some of them and the worker the others, none both."""
+    """Counters since activation. Each is written by the executor's thread or by the worker, none by both."""
 
     now: float
     received: int = 0
@@ -80,7 +80,7 @@ class Health:
     masks_bad: int = 0
     masks_lost: int = 0
     unmasked: int = 0
-    mask_lead: float = 0.0  # seconds by which every mask was later than the last image of these
+    mask_lead: float = 0.0  # seconds by which every mask was later than the last unmasked image
     last_error: str = ''
     last_arrival: float | None = None
     size: int | None = None  # of the last image, in bytes
@@ -92,8 +92,8 @@ class Health:
         # (keypoints, *times in seconds) of each image processed in this period
         self._frames: list[tuple[float, ...]] = []
         self._before = self._counters()
-        self._warm_up = ''  # what the engine does for the first time now
-        self._warmed_up = ''  # and what is to be said of that in this period
+        self._warm_up = ''  # what the engine is doing for the first time
+        self._warmed_up = ''  # and what to report of it in this period
 
     def arrive(self, now: float, size: int = 0) -> None:
         """Count an image that was received, of a size in bytes."""
@@ -102,11 +102,11 @@ class Health:
         self.size = size
 
     def pause(self) -> None:
-        """From now on no image is asked for."""
+        """From now on no images are requested."""
         self.idle = True
 
     def resume(self, now: float) -> None:
-        """From now on images are asked for."""
+        """From now on images are requested."""
         if self.idle:
             self.idle, self._begun, self.last_arrival = False, now, None
 
@@ -122,26 +122,26 @@ class Health:
             self.last_error = error
 
     def pass_masks(self, lead: float) -> None:
-        """Count an image that is ``lead`` seconds earlier than every mask, where there are any."""
+        """Count an image that is ``lead`` seconds earlier than every mask, if there are any."""
         self.unmasked += 1
         self.mask_lead = lead
 
     def begin_warm_up(self, what: str) -> None:
-        """Note that the engine does something for the first time, which takes long: images are dropped meanwhile."""
+        """Note that a slow warm-up of the engine has begun: images are dropped meanwhile."""
         self._warm_up, self._warmed_up = what, f'{what} is running'
 
     def end_warm_up(self, seconds: float) -> None:
-        """Note that this is done, and how long it took."""
+        """Note that the warm-up is done, and how long it took."""
         self._warm_up, self._warmed_up = '', f'{self._warm_up} took {seconds * 1e3:.0f} ms'
 
     @property
     def may_be_large(self) -> bool:
-        """Tell whether images exceed the buffers of the middleware, by the last one, or may where none has come."""
+        """Tell whether the last image exceeded the middleware's buffers, or could if none has come."""
         return self.size is None or self.size > LIMIT
 
     @property
     def waiting(self) -> int:
-        """Images received that are neither answered nor dropped yet."""
+        """Received images neither answered nor dropped yet."""
         return max(0, self.received - self.processed - sum(self.dropped.values()))
 
     def end_period(self, now: float) -> Period:
@@ -181,14 +181,14 @@ class Health:
 
 
 def judge(period: Period, health: Health, topic: str, silence: str, masks: str = '') -> tuple[int, str]:
-    """Return the level of a camera (OK, WARN or ERROR) and the reason for it in one line, the gravest first.
+    """Return the level of a camera (OK, WARN or ERROR) and the most severe reason for it in one line.
 
     Args:
         period: its last one.
         health: its counters.
         topic: full name of its image topic.
         silence: why no image may come.
-        masks: why no mask can come, where that is so.
+        masks: why no mask can come, if so.
     """
     if period.silent > SILENCE:
         since = 'no image yet' if health.last_arrival is None else f'no image for {period.silent:.0f} s'
@@ -232,12 +232,12 @@ def judge(period: Period, health: Health, topic: str, silence: str, masks: str =
 
 
 def explain_types(topic: str, transport: str, published: Callable[[str], set[str]]) -> str:
-    """Return where images are published as the transport does not read them, and what mends it; '' where they are not.
+    """Return where images are published on the other transport, and what fixes it; '' if they are not.
 
     Args:
-        topic: full name of the topic that is read.
+        topic: full name of the subscribed topic.
         transport: ``raw`` or ``compressed``.
-        published: gives the types that are published under the full name of a topic.
+        published: returns the types published under the full name of a topic.
     """
     image = topic.removesuffix(COMPRESSED)
     if transport == 'raw':
@@ -261,13 +261,13 @@ def explain_types(topic: str, transport: str, published: Callable[[str], set[str
 
 
 def _read_as_compressed(topic: str) -> str:
-    """Return what makes the compressed transport, which adds its name to that of the image, read a topic."""
+    """Return the setting with which the compressed transport, which appends its name to the image's, reads a topic."""
     image = topic.removesuffix(COMPRESSED)
     return f'set image to {image}' if image != topic else f'remap {topic}{COMPRESSED} to {topic}'
 
 
 def _summarise(times: np.ndarray) -> dict[str, tuple[float, float, float]]:
-    """Return (mean, 95th percentile, largest) of each column of times (N, stages)."""
+    """Return (mean, 95th percentile, maximum) of each column of times (N, stages)."""
     if len(times) == 0:
         return dict.fromkeys(STAGES, (math.nan,) * 3)
     columns = zip(times.mean(axis=0), np.percentile(times, 95, axis=0), times.max(axis=0))

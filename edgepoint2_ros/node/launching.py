@@ -12,14 +12,14 @@ from launch_ros.substitutions import FindPackageShare
 from edgepoint2_ros.models.variants import NAMES
 from edgepoint2_ros.node.parameters import TABLES, Parameter
 
-# The value of an argument that was not given: then the parameter file has the word.
+# The value of an argument that was not given: the parameter file applies.
 NOT_GIVEN = ''
 STRINGS = List[str]  # noqa: UP006
 USE_SIM_TIME = Parameter('use_sim_time', False, 'Take the time from the topic /clock, as a simulation gives it.')
 
 
 def describe(node: str) -> LaunchDescription:
-    """Return what starts a node of this package, with an argument for its name, its namespace and each parameter."""
+    """Return what starts a node of this package, with arguments for its name, its namespace and each parameter."""
     parameters = [*TABLES[node], USE_SIM_TIME]
     return LaunchDescription([*_arguments(node, parameters), OpaqueFunction(function=_start, args=[node, parameters])])
 
@@ -49,7 +49,7 @@ def _start(context: Any, node: str, parameters: list[Parameter]) -> list[Any]:
     for parameter in parameters:
         text = LaunchConfiguration(parameter.name).perform(context)
         if text != NOT_GIVEN:
-            value = parameter.parse(text)  # an error of launch would not name the argument
+            value = parameter.parse(text)  # launch's own error would not name the argument
             value_type = STRINGS if parameter.type is list else parameter.type
             values[parameter.name] = ParameterValue(value, value_type=value_type)
     namespace = LaunchConfiguration('namespace').perform(context)

@@ -1,4 +1,4 @@
-"""How many messages a subscription has lost, by what the middleware says of it and not a message more."""
+"""How many messages a subscription has lost, as far as the middleware tells, and never too many."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -7,21 +7,21 @@ if TYPE_CHECKING:
     from rclpy.node import Node
     from rclpy.qos import QoSProfile
 
-MOST_LOST = 100_000  # messages that can be lost at once: what says more is nonsense
+MOST_LOST = 100_000  # messages that can be lost at once: more is implausible
 
 
 class Losses:
-    """Puts together two accounts, each of which may miss some messages and neither of which invents any.
+    """Combines two sources, each of which may miss lost messages but never invents any.
 
-    The events of the middleware tell of messages that were lost on the way, but not of those that waited in the queue
-    of the subscription until newer ones took their place. The numbers that a publisher gives its messages tell of both,
-    but only once another message comes, only while there is one publisher, and not in every middleware.
+    The middleware's events report messages lost in transit, but not those overwritten in the subscription's queue. The
+    publisher's sequence numbers reveal both, but only once another message comes, only with a single publisher, and not
+    in every middleware.
     """
 
     def __init__(self) -> None:
         self._told = 0  # by events
-        self._missing = 0  # by the numbers, and by events where there were none
-        self._last: int | None = None  # number
+        self._missing = 0  # by sequence numbers, and by events where there were none
+        self._last: int | None = None  # sequence number
 
     @property
     def count(self) -> int:
@@ -33,7 +33,7 @@ class Losses:
         self._told += to_lost(change)
 
     def take(self, number: int | None) -> None:
-        """Take the number of a message; None where it has none, or where several publishers number theirs."""
+        """Take the sequence number of a message; None if it has none, or if there are several publishers."""
         if number is not None and self._last is not None and 0 < number - self._last <= MOST_LOST:
             self._missing += number - self._last - 1
         else:  # a beginning
@@ -44,9 +44,9 @@ class Losses:
 def to_lost(change: int) -> int:
     """Return how many messages were lost, by the ``total_count_change`` of a message_lost event.
 
-    Fast DDS counts in 32 bits, with a fault: where a message that comes in pieces is given up after a later small one
-    has overtaken it, it adds 2^31 - 1, though it has counted that message already. What remains without that is right.
-    An event that still makes no sense tells of one lost message, no more.
+    Fast DDS counts in 32 bits, with a bug: if a fragmented message is given up after a later small one has overtaken
+    it, it adds 2^31 - 1, although it has counted that message already. Without that, the count is right. An event that
+    is still implausible counts as one lost message.
     """
     for faults in range(8):
         lost = (change - faults * (2**31 - 1)) % 2**32
@@ -70,7 +70,7 @@ def subscribe(
     Args:
         node, kind, topic, qos: as for rclpy.
         receive: called with each message.
-        losses: what counts; from now on the numbers of the messages begin anew.
+        losses: the counter; sequence numbers start afresh from now on.
         count: called with the number of lost messages whenever it may have changed.
         **callbacks: further ones of SubscriptionEventCallbacks.
     """
@@ -101,7 +101,7 @@ def subscribe(
 
 
 def with_events(create: Callable[..., Any], events: Any, *arguments: Any) -> Any:
-    """Return a publisher or subscription with event callbacks where the middleware has such events, else without."""
+    """Return a publisher or subscription with event callbacks if the middleware has such events, else without."""
     try:
         from rclpy.event_handler import UnsupportedEventTypeError
     except ImportError:  # Humble

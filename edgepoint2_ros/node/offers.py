@@ -1,6 +1,6 @@
-"""Subscriptions that follow what the publishers of a topic offer.
+"""Subscriptions that follow the QoS that the publishers of a topic offer.
 
-Topics are named as they were before remapping: rclpy remaps whatever it is given, a full name a second time.
+Topics have their names before remapping: rclpy remaps whatever it is given, and would remap a full name twice.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profi
 
 
 def find_reliability(node: Node, topic: str) -> ReliabilityPolicy | None:
-    """Return the reliability that every publisher of a topic offers, or None where there is no publisher."""
+    """Return the reliability that every publisher of a topic offers, or None without a publisher."""
     offers = {offer.qos_profile.reliability for offer in node.get_publishers_info_by_topic(topic)}
     if not offers:
         return None
@@ -19,25 +19,25 @@ def find_reliability(node: Node, topic: str) -> ReliabilityPolicy | None:
 
 
 class LatchedToo:
-    """A subscription that hears, beside what is published from now on, what was latched before the node started."""
+    """A subscription that receives, beside new messages, those latched before the node started."""
 
     def __init__(self, node: Node, kind: type, topic: str, receive: Callable[[Any], None]):
-        """Subscribe; `adapt` is for the caller to call now and then.
+        """Subscribe; the caller must call `adapt` now and then.
 
         Args:
             node: an rclpy node.
             kind: of the messages.
             topic: their topic.
-            receive: called with each message, with a latched one maybe twice.
+            receive: called with each message, perhaps twice with a latched one.
         """
         self._node, self._arguments = node, (kind, topic, receive)
         node.create_subscription(*self._arguments, qos_profile_sensor_data)
         self._latched: Any = None  # a second subscription
 
     def adapt(self) -> None:
-        """Hear what was latched, while somebody offers that.
+        """Subscribe to latched messages while a publisher offers them.
 
-        Not always: where nobody does, both sides would log that this subscription and the publisher do not fit.
+        Not always: if none does, both sides would log a QoS mismatch.
         """
         offers = [offer.qos_profile for offer in self._node.get_publishers_info_by_topic(self._arguments[1])]
         latches = any(

@@ -5,7 +5,7 @@ import numpy as np
 
 from edgepoint2_ros.features import Features
 
-# The pixels of a circle of radius 3: drawing all keypoints at once this way is ten times as fast as circle by circle.
+# The pixels of a circle of radius 3: drawing all keypoints at once is ten times as fast as circle by circle.
 _DX, _DY = np.array([(x, y) for x in range(-3, 4) for y in range(-3, 4) if 7 <= x * x + y * y <= 11]).T
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 else:
     Node = object  # rclpy is not needed to read the table
 
-TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can give another name
+TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can rename
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
 _CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
@@ -47,9 +47,9 @@ class Parameter:
     description: str
     choices: tuple[str, ...] = ()
     minimum: int | float | None = None
-    maximum: int | float | None = None  # none where only the minimum counts
+    maximum: int | float | None = None  # None if there is only a minimum
     live: bool = False
-    allowed: str = ''  # in words, where the rest does not say it
+    allowed: str = ''  # in words, if the rest does not say it
     test: Callable[[Any], bool] = lambda value: True
 
     @property
@@ -68,7 +68,7 @@ class Parameter:
         return _TYPE_NAMES[self.type]
 
     def check(self, value: Any) -> Any:
-        """Return ``value`` as the parameter's type: an integer will do for a number.
+        """Return ``value`` as the parameter's type: an integer is accepted for a number.
 
         Raises:
             EdgePoint2Error: wrong type or out of range.
@@ -89,7 +89,7 @@ class Parameter:
         )
 
     def parse(self, text: str) -> Any:
-        """Return the value that ``text``, written as in a parameter file, gives; needs PyYAML.
+        """Return the value of ``text``, written as in a parameter file; needs PyYAML.
 
         Raises:
             EdgePoint2Error: as `check` does.
@@ -392,8 +392,8 @@ _BY_NAME = {parameter.name: parameter for parameter in EXTRACTOR}
 def declare(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
     """Declare every parameter of a table on an rclpy node and return the values by name.
 
-    They come from the command line, a parameter file or the default. A name that is given there and is no parameter of
-    the node is logged. Without live parameters all are read-only.
+    They come from the command line, a parameter file or the default. An unknown parameter given there is logged.
+    Without live parameters all are read-only.
 
     Raises:
         EdgePoint2Error: a value has the wrong type or is out of range.
@@ -403,7 +403,7 @@ def declare(node: Node, table: Sequence[Parameter]) -> dict[str, Any]:
     values = {}
     read_only = not any(parameter.live for parameter in table)
     for parameter in table:
-        # Typed by our own check alone: rclpy would refuse the integer 3 for a number.
+        # Typed only by our own check: rclpy would refuse the integer 3 for a number.
         default = parameter.check(parameter.default)
         value = node.declare_parameter(parameter.name, default, ParameterDescriptor(dynamic_typing=True)).value
         values[parameter.name] = parameter.check(value)
@@ -435,10 +435,10 @@ def _warn_of_unknown(node: Node, names: list[str]) -> None:
 
 
 class AcceptsUnchanged(Node):
-    """For an rclpy node: a parameter may be set to the value that it has, whether or not it may change now.
+    """For an rclpy node: a parameter may be set to its current value, whether or not it may change now.
 
     So `ros2 param load` can load what `ros2 param dump` wrote. Parameters that may change at any time are set
-    nevertheless: a mask file may have another content.
+    nevertheless: the content of a mask file may have changed.
 
     Attributes:
         live: the names of those.
@@ -507,7 +507,7 @@ def check_changes(changes: dict[str, Any], configured: bool) -> dict[str, Any]:
 
 
 def to_markdown(table: Sequence[Parameter]) -> str:
-    """Return a table as it stands in docs/nodes/; when its parameters may change is said where any is live."""
+    """Return a table as in docs/nodes/, with a column on when parameters may change if any is live."""
     rows: list[tuple[str, ...]] = [('Parameter', 'Default', 'Allowed', 'Changes', 'Description'), ('---',) * 5]
     for parameter in table:
         name, default = f'`{parameter.name}`', f'`{_to_text(parameter.default)}`'

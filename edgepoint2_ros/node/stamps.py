@@ -1,12 +1,12 @@
-"""The order of stamps, and images of two cameras of the same time. Stamps are nanoseconds."""
+"""The order of stamps, and pairs of images from two cameras. Stamps are nanoseconds."""
 
 from collections import deque
 from typing import Any
 
 from edgepoint2_ros.errors import EdgePoint2Error
 
-REORDERED = 500_000_000  # that a stamp may lie before the last one; beyond that, time itself has jumped back
-APART = 3_000_000  # that the two images of a stereo pair may be
+REORDERED = 500_000_000  # a stamp may be this much before the last one; beyond that, time itself has jumped back
+APART = 3_000_000  # maximum time between the two images of a stereo pair
 WAIT = 5  # left images that may wait for their right ones
 
 
@@ -23,13 +23,13 @@ def is_back(stamp: int, last: int) -> bool:
 
 
 class Stamps:
-    """Tells apart messages that come out of order and time that jumps back."""
+    """Distinguishes messages out of order from time that jumps back."""
 
     def __init__(self) -> None:
         self._last = 0
 
     def take(self, stamp: int) -> float:
-        """Return by how many seconds time jumps back, 0.0 where it goes on.
+        """Return by how many seconds time jumps back, 0.0 if it does not.
 
         Raises:
             EdgePoint2Error: the stamp is only a little older than the last one.
@@ -40,14 +40,14 @@ class Stamps:
 
 
 class Pairs:
-    """Puts images of a left and a right camera together that are at most APART from each other.
+    """Pairs images of a left and a right camera that are at most APART from each other.
 
-    A left image waits for its right one, but not once the right camera is past it or WAIT left ones wait: then it goes
-    on alone. A right image without a left one is forgotten.
+    A left image waits for its right one until a later right image has come or WAIT left ones wait: then it goes on
+    alone. A right image without a left one is dropped.
 
     Attributes:
         alone: left images that went on alone.
-        forgotten: right images, and left ones that waited when time jumped back.
+        forgotten: dropped right images, and left ones that waited when time jumped back.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-// From a KeypointArray message to matches, in C++17 and nothing else: no rclcpp, no OpenCV, nothing to link.
+// From a KeypointArray message to matches, in plain C++17: no rclcpp, no OpenCV, nothing to link.
 //
 //   auto features = edgepoint2_ros::decode(message);        // checked; descriptors are float rows of unit length
 //   auto matches = edgepoint2_ros::match(last, features);   // mutual nearest neighbours
@@ -208,12 +208,12 @@ inline void check_comparable(const Features & first, const Features & second)
 
 }  // namespace detail
 
-/// Returns the pairs of features that are each other's nearest neighbour by the cosine of their descriptors.
+/// Returns mutual nearest neighbours by the cosine of their descriptors.
 /**
- * \param min_cosine pairs with a lower cosine are left out.
- * \param ratio pairs are left out unless the distance of their descriptors is less than this times the distance to
- *   the second best of `second` (Lowe's ratio test); 1 leaves it out.
- * \return pairs with `first` ascending.
+ * \param min_cosine matches with a lower cosine are dropped.
+ * \param ratio matches are dropped unless their descriptor distance is less than this times the distance to the
+ *   second best of `second` (Lowe's ratio test); 1 disables the test.
+ * \return matches with `first` ascending.
  * \throws Error the features come from different models or weights.
  */
 inline std::vector<Match> match(
@@ -223,7 +223,7 @@ inline std::vector<Match> match(
   const std::size_t size = first.descriptor_size;
   std::vector<detail::Nearest> of_first(first.size()), of_second(second.size());
 
-  // 32 descriptors of `second` at a time, number by number: so compilers turn the inner loop into vector instructions
+  // 32 descriptors of `second` at a time, dimension by dimension, so that compilers can vectorise the inner loop
   // without being allowed to reorder a sum. Half as many are three times slower with GCC 12.
   constexpr std::size_t block = 32;
   const std::size_t blocks = (second.size() + block - 1) / block;
@@ -234,7 +234,7 @@ inline std::vector<Match> match(
       column[d * block] = second.descriptor(j)[d];
     }
   }
-  // And so many of `first` that they stay in the cache while all of `second` passes by.
+  // And as many of `first` as stay in the cache while all of `second` passes by.
   constexpr std::size_t tile = 256;
   for (std::size_t top = 0; top < first.size(); top += tile) {
     const std::size_t bottom = std::min(top + tile, first.size());
@@ -272,8 +272,8 @@ inline std::vector<Match> match(
   return matches;
 }
 
-/// Returns the cosine from which on a match of these features is right more often than not, for `match` and
-/// `match_guided`; none where their weights are not those of a model that comes with the package.
+/// Returns the cosine from which a match of these features is more likely right than wrong, for `match` and
+/// `match_guided`; none if their weights do not ship with the package.
 inline std::optional<float> min_cosine(const Features & features)
 {
   struct Calibrated
@@ -306,25 +306,25 @@ inline std::optional<float> min_cosine(const Features & features)
   return std::nullopt;
 }
 
-/// Where the features of a first image can be in the second one; what is given holds together.
+/// Where the features of a first image can be in the second one; all constraints given must hold.
 struct Guide
 {
-  /// Where each feature of the first image is expected, pixels. A position that is not finite has no candidates. Empty: not predicted.
+  /// Predicted position of each feature of the first image, pixels. A position that is not finite has no candidates. Empty: no predictions.
   std::vector<double> predicted_x, predicted_y;
   /// Of the search around these positions, pixels in x and in y: one number for all features, or one for each.
   std::vector<double> radius;
   /// The fundamental matrix, row by row, from pixels of the first image to lines in the second.
   std::optional<std::array<double, 9>> fundamental;
-  /// Least and most x of the first image less x of the second, in a rectified stereo pair with the first on the left.
+  /// Minimum and maximum of x in the first image minus x in the second, in a rectified stereo pair with the first on the left.
   std::optional<std::array<double, 2>> disparity;
-  /// Pixels between a feature of the second image and its epipolar line or row.
+  /// Maximum distance of a feature of the second image from its epipolar line or row, pixels.
   double distance = 2;
 };
 
 namespace detail
 {
 
-/// Returns the sum of the products of two rows, in eight sums, so that compilers may use vector instructions.
+/// Returns the dot product of two rows, in eight partial sums, so that compilers may vectorise it.
 inline float dot(const float * a, const float * b, std::size_t size)
 {
   float sums[8] = {};
@@ -348,7 +348,7 @@ struct Box
   bool holds(double x, double y) const {return x >= left && x <= right && y >= top && y <= bottom;}
 };
 
-/// Returns where each feature is searched, by predicted positions and rows.
+/// Returns the search window of each feature, from predicted positions and rows.
 inline std::vector<Box> search_boxes(const Features & first, const Guide & guide)
 {
   constexpr double everywhere = std::numeric_limits<double>::infinity();
@@ -399,7 +399,7 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   return boxes;
 }
 
-/// Features in the order of their rows, to find those of a stretch of rows.
+/// Features sorted by row, to find those in a range of rows.
 struct Rows
 {
   std::vector<std::size_t> order;
@@ -420,7 +420,7 @@ struct Rows
   }
 };
 
-/// Fills `found` with the features of the second image that feature i of the first can be.
+/// Fills `found` with the candidates in the second image for feature i of the first.
 inline void find_candidates(
   const Features & first, std::size_t i, const Features & second, const Box & box, const Guide & guide,
   const Rows & rows, std::vector<std::size_t> & found)
@@ -452,12 +452,12 @@ inline void find_candidates(
 
 }  // namespace detail
 
-/// Returns the pairs of features that are each other's nearest neighbour among those that can belong together.
+/// Returns mutual nearest neighbours among the candidates that a guide allows.
 /**
  * \param guide where the features of `first` can be in the second image.
  * \param min_cosine, ratio as for match; the ratio is to the second best candidate.
- * \return pairs with `first` ascending; of equally near features the first gets the match.
- * \throws Error nothing says where to search, or numbers do not fit; or the features come from different models or
+ * \return matches with `first` ascending; ties go to the first.
+ * \throws Error no constraint is given, or numbers are invalid; or the features come from different models or
  *   weights, or hold numbers that are not finite.
  */
 inline std::vector<Match> match_guided(
@@ -473,11 +473,11 @@ inline std::vector<Match> match_guided(
   }
   const detail::Rows rows(second);
   std::vector<detail::Nearest> of_first(first.size());
-  std::vector<float> highest(second.size(), lowest);  // cosine that a feature of `second` has with any candidate
+  std::vector<float> highest(second.size(), lowest);  // highest cosine of a feature of `second` with any candidate
   std::vector<std::size_t> candidates;
   for (std::size_t i = 0; i < first.size(); ++i) {
     detail::find_candidates(first, i, second, boxes[i], guide, rows, candidates);
-    std::sort(candidates.begin(), candidates.end());  // of equally near ones the first is offered first
+    std::sort(candidates.begin(), candidates.end());  // ties: the first is offered first
     for (const std::size_t j : candidates) {
       const float cosine = detail::dot(first.descriptor(i), second.descriptor(j), first.descriptor_size);
       if (!std::isfinite(cosine)) {
