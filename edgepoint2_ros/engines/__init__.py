@@ -1,9 +1,9 @@
-"""Engines: a runtime holding one model, ready to run. One file a runtime, one small interface.
+"""Engines: a runtime with one model loaded, ready to run. One file per runtime, one small interface.
 
-A runtime's module declares its BACKEND and offers ``open_engine(model, precision, threads, report) -> Engine``, which
-imports the runtime, here and nowhere else, and raises EngineError where it cannot do what was asked. A runtime on the
-CPU derives its engine from CpuEngine, and offers ``fast_precisions(model)``, of which `auto` takes the fastest. To add
-one, write its module and name it in RUNTIMES.
+A runtime's module declares its BACKEND and provides ``open_engine(model, precision, threads, report) -> Engine``, which
+imports the runtime, here and nowhere else, and raises EngineError if it cannot do what was asked. A runtime on the CPU
+derives its engine from CpuEngine, and provides ``fast_precisions(model)``, of which `auto` takes the fastest. To add
+one, write its module and add it to RUNTIMES.
 """
 
 import os
@@ -28,20 +28,20 @@ def open_engine(
     threads: int = 0,
     report: Report = LOG,
 ) -> Engine:
-    """Return an engine that holds ``model``.
+    """Return an engine with ``model`` loaded.
 
     Args:
         model: the model to run.
         backend: ``auto`` or one of BACKENDS.
         precision: one that the backend declares, or ``auto``: fp16 on TensorRT, fp32 on ONNX Runtime, on OpenVINO
-            int8, bf16, fp16 or fp32, by what the CPU has. With the backend ``auto`` what is fastest here is measured.
+            int8, bf16, fp16 or fp32, depending on the CPU. The backend ``auto`` measures which is fastest here.
         threads: threads of the runtime; 0 takes every core that this process may use, or with the backend ``auto``
-            half of them where that is faster.
-        report: takes lines about what takes long or did not work out, now and at later runs; a line that begins with
+            half of them if that is faster.
+        report: called with lines about slow steps and failures, now and during later runs; a line that begins with
             ``not ready: `` says what the engine waits for.
 
     Raises:
-        EngineError: no such backend or precision, or the runtime is missing or refuses.
+        EngineError: no such backend or precision, or the runtime is missing or fails to open the model.
     """
     if precision not in PRECISIONS:
         raise EngineError(f'unknown precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
@@ -73,5 +73,5 @@ def _open(name: str, model: Model, precision: str, threads: int, report: Report)
         raise
     except ImportError as error:
         raise EngineError(f'{backend.title} is not installed ({error}): pip install {backend.package}') from None
-    except Exception as error:  # whatever a runtime does when it is imported or started, another one may work
+    except Exception as error:  # whatever a runtime raises when it is imported or started, another one may work
         raise EngineError(f'{backend.title} cannot be started: {type(error).__name__}: {error}') from error

@@ -1,6 +1,6 @@
 """The backend `auto`: the first runtime that can be opened; on a CPU, the precision and threads that are fastest there.
 
-What is fastest differs between CPUs and image sizes, so it is measured: at the first image, on a drawn scene, at a
+Which is fastest differs between CPUs and image sizes, so it is measured: at the first image, on a drawn scene, at a
 camera's pace. The result is kept in the user's cache.
 """
 
@@ -29,9 +29,9 @@ from edgepoint2_ros.storage import cache_directory, write_whole
 log = logging.getLogger('edgepoint2_ros')
 
 SAME = 1.05  # within this ratio of the fastest, the more accurate one is taken
-ROUNDS = 4  # timed runs of each candidate, after one to warm up
+ROUNDS = 4  # timed runs of each candidate, after one warm-up
 PAUSE = 0.02  # seconds before each: between the images of a camera, cores go idle and caches cool down
-MANY_CORES = 4  # from here on, half of the threads are tried, too
+MANY_CORES = 4  # with this many or more, half the threads are tried, too
 MAX_PIXELS = 2**21  # of images for which a choice is measured: larger ones would take seconds
 KEPT = 200  # measurements in the cache
 
@@ -54,10 +54,10 @@ Open = Callable[[Choice], Engine]
 
 
 class AutoEngine:
-    """The best backend that can be opened; when it fails later, the next one takes its place for good.
+    """The best backend that can be opened; if it fails later, the next one replaces it for good.
 
-    TensorRT builds its plans for the images that come, so it may refuse as late as that. On a CPU the choice is made
-    for the size of the first image.
+    TensorRT builds its plans when images come, so it may fail as late as that. On a CPU the choice is made for the size
+    of the first image.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class AutoEngine:
             model: to run.
             precision: of the engine, or ``auto``.
             threads: of the engine on a CPU; 0 for as many as are fastest.
-            report: takes lines about what takes long or did not work out.
+            report: called with lines about slow steps and failures.
             runtimes: modules of the runtimes by backend, in the order in which they are tried.
             open_one: opens a backend with a precision, which may be ``auto``, and a number of threads.
 
@@ -143,7 +143,7 @@ class AutoEngine:
         raise EngineError(f'no backend can run {what}: {"; ".join(self._refusals)}')
 
     def _settle(self, image_shape: Shape) -> None:
-        """Take the fastest way to run the model on this CPU, once."""
+        """Choose the fastest way to run the model on this CPU, once."""
         if self._settled or self.backend == 'tensorrt':
             return
         self._settled = True
@@ -169,7 +169,7 @@ class AutoEngine:
         best = choose(times)
         try:
             self._engine = engines.get(best) or self._open(best)
-        except EngineError as error:  # the cache is from before something went missing
+        except EngineError as error:  # cached before something was uninstalled
             self._refusals.append(str(error))
             return
         width, height = image_shape[1::-1]
@@ -198,7 +198,7 @@ class AutoEngine:
     def _worth_trying(self, backend: str) -> list[str]:
         try:
             precisions = self._runtimes[backend].fast_precisions(self._model)
-        except Exception:  # missing or broken: opening it, if it comes to that, says why
+        except Exception:  # missing or broken: the error on opening it says why
             return []
         return [name for name in precisions if self._precision in ('auto', name)]
 
@@ -206,19 +206,19 @@ class AutoEngine:
 def measure(
     choices: list[Choice], open_one: Open, image_shape: Shape, exclude: Report
 ) -> tuple[dict[Choice, Engine], dict[Choice, float]]:
-    """Time each choice on the drawn scene: the shortest of ROUNDS runs, a pause before each, by turns.
+    """Time each choice on the drawn scene: the shortest of ROUNDS runs, interleaved, with a pause before each.
 
-    A choice that cannot be opened, or whose features differ from those of the first, the most accurate one, by more
-    than the self-check allows, is left out.
+    A choice is excluded if it cannot be opened, or if its features differ from those of the first, the most accurate
+    one, by more than the self-check allows.
 
     Args:
         choices: the most accurate first.
         open_one: opens an engine.
         image_shape: (H, W, C) of the scene.
-        exclude: takes a line about each choice that is left out, and why.
+        exclude: called with a line about each excluded choice and why.
 
     Returns:
-        The engines that were opened, and their milliseconds, by choice.
+        The opened engines, and their milliseconds, by choice.
     """
     scene, mask = draw_scene(*image_shape), np.ones((1, 1), np.uint8)
     engines: dict[Choice, Engine] = {}
@@ -253,20 +253,20 @@ def choose(times: dict[Choice, float]) -> Choice:
 
 
 class Measurements:
-    """What was measured on this machine, in the user's cache. A file that cannot be read or written is no error."""
+    """The measurements on this machine, in the user's cache. A file that cannot be read or written is no error."""
 
     def __init__(self) -> None:
         self.path = cache_directory() / 'auto.json'
 
     def find(self, key: dict[str, str]) -> dict[Choice, float]:
-        """Return the times of a measurement, empty where there is none."""
+        """Return the times of a measurement, empty if there is none."""
         for entry in self._entries():
             if entry['key'] == key:
                 return entry['times']
         return {}
 
     def add(self, key: dict[str, str], times: dict[Choice, float]) -> None:
-        """Keep a measurement; the oldest go."""
+        """Store a measurement; the oldest are dropped."""
         entries = [entry for entry in self._entries() if entry['key'] != key][1 - KEPT :]
         entries.append({'key': key, 'times': times})
         rows = [

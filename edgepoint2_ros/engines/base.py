@@ -1,4 +1,4 @@
-"""What the runtimes have in common: how each declares itself, the interface, and what those on the CPU share."""
+"""What the runtimes share: their declaration, the interface, and the base class of those on the CPU."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -14,7 +14,7 @@ from edgepoint2_ros.errors import EdgePoint2Error, EngineError
 from edgepoint2_ros.keypoints import Rows, best_keypoints
 from edgepoint2_ros.models import MAX_KEYPOINTS
 
-LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr where nobody has set logging up
+LOG = logging.getLogger('edgepoint2_ros').warning  # shown on stderr if logging is not configured
 
 ACCURACY = ('fp32', 'fp16', 'bf16', 'int8')  # every precision, the most accurate first
 Shape = tuple[int, ...]  # of an image: height, width, channels
@@ -29,7 +29,7 @@ class Backend:
         title: the runtime's own name.
         package: to install with pip.
         precisions: of ACCURACY, that it runs.
-        reason: why `auto` tries it at its place.
+        reason: why `auto` tries it in this order.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Backend:
     reason: str
 
     def version(self) -> str:
-        """Return title and version, without importing the runtime; the title alone where pip does not know it."""
+        """Return title and version, without importing the runtime; only the title if pip does not know it."""
         try:
             return f'{self.title} {metadata.version(self.package)}'
         except metadata.PackageNotFoundError:
@@ -47,7 +47,7 @@ class Backend:
 
     @contextmanager
     def errors(self, doing: str) -> Iterator[None]:
-        """Turn whatever the runtime raises into an EngineError of one line: each has exception classes of its own."""
+        """Turn whatever the runtime raises into a one-line EngineError: each has its own exception classes."""
         try:
             yield
         except EdgePoint2Error:
@@ -62,7 +62,7 @@ class Engine(Protocol):
     Attributes:
         backend: its name in BACKENDS.
         precision: what it computes in, such as ``fp16`` or ``int8 and bf16``; never ``auto``.
-        max_keypoints: the most rows that it can return; None where there is no limit.
+        max_keypoints: maximum number of rows that it can return; None if there is no limit.
         description: runtime, version, precision and threads, for a log.
     """
 
@@ -79,13 +79,13 @@ class Engine(Protocol):
     def description(self) -> str: ...
 
     def prepare(self, image_shape: Shape) -> None:
-        """Do now what the first image of a size would wait for: TensorRT builds a plan, which can take minutes.
+        """Warm up for an image size, so that its first image need not wait: building a TensorRT plan can take minutes.
 
         Args:
             image_shape: (H, W, C) of the images to come.
 
         Raises:
-            EngineError: the runtime refuses that size.
+            EngineError: the runtime does not support that size.
         """
         ...
 
@@ -96,35 +96,35 @@ class Engine(Protocol):
             image: uint8 (H, W, C), C = 1 or 3, contiguous.
             mask: uint8 (h, w) on the network's grid, which is the image floored to multiples of 32; nonzero where
                 keypoints are allowed. Or (1, 1) for no mask.
-            count, threshold: rows past the best ``count``, and rows that score ``threshold`` or less, are not wanted.
-                An engine may leave them out, which saves CPUs the work; TensorRT returns max_keypoints rows always.
+            count, threshold: rows past the best ``count``, and rows that score ``threshold`` or less, are not needed.
+                An engine may omit them, which saves work on a CPU; TensorRT always returns max_keypoints rows.
 
         The arrays belong to the caller: a later run does not change them.
 
         Raises:
-            EngineError: the runtime refuses that size, or fails.
+            EngineError: the runtime does not support that size, or fails.
         """
         ...
 
 
 class CpuEngine(ABC):
-    """An engine on the CPU: the runtime computes the network's maps, NumPy picks the keypoints.
+    """An engine on the CPU: the runtime computes the network's maps, NumPy selects the keypoints.
 
-    A runtime says what it is in ``runtime`` and writes `maps`.
+    A subclass sets ``runtime`` and implements `maps`.
     """
 
     runtime: ClassVar[Backend]
     max_keypoints = None
 
     def __init__(self, version: str, precision: str, threads: int, subpixel: bool, choice: str = ''):
-        """Keep what every CPU runtime has.
+        """Store what every CPU runtime has.
 
         Args:
             version: of the runtime.
             precision: what it computes in.
             threads: of the runtime.
             subpixel: refine keypoints by a parabola through the score map.
-            choice: why this precision, in the description.
+            choice: why this precision was chosen, for the description.
         """
         self.precision = precision
         self.description = f'{self.runtime.title} {version}, {precision}{choice}, threads {threads}'
@@ -135,7 +135,7 @@ class CpuEngine(ABC):
         return self.runtime.name
 
     def prepare(self, image_shape: Shape) -> None:  # noqa: B027
-        """Do nothing: the runtime takes every size as it comes."""
+        """Do nothing: the runtime accepts any size."""
 
     @abstractmethod
     def maps(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,7 +1,7 @@
-"""The self-check of an engine: its features of a drawn scene against what they must be.
+"""The self-check of an engine: its features of a drawn scene against a reference.
 
-The reference is ONNX Runtime in fp32, at the size of the images that will come; or, where ONNX Runtime itself is to be
-checked, what the model's card holds: the features that it found in fp32 when the model was made.
+The reference is ONNX Runtime in fp32, at the size of the images to come; or, to check ONNX Runtime itself, the model's
+card: the features that it found in fp32 when the model was made.
 """
 
 import base64
@@ -21,19 +21,19 @@ Run = Callable[[np.ndarray, np.ndarray], Rows]  # of an image and a mask, as `En
 
 BEST = 1000  # keypoints of the reference that are compared
 SCORE_THRESHOLD = -5.0
-CARD_SHAPE = (480, 640, 3)  # of the scene that a card's features are of
-CARD_BEST = 200  # keypoints that a card holds
-CARD_STEPS = 64  # of a pixel, in which it holds their places
+CARD_SHAPE = (480, 640, 3)  # of the scene of a card's features
+CARD_BEST = 200  # keypoints on a card
+CARD_STEPS = 64  # per pixel: the resolution of their positions
 MAX_DISTANCE = 1.0  # pixels between two keypoints that count as the same
 MIN_SHARE = 0.97  # of the keypoints that must be found again
 MIN_COSINE = 0.999  # median over their descriptors
-MIN_COSINE_OF_CPU = 0.995  # whose fastest precision may be int8
+MIN_COSINE_OF_CPU = 0.995  # the same on a CPU, where the fastest precision may be int8
 
 
 def draw_scene(height: int, width: int, channels: int) -> np.ndarray:
-    """Return the picture of checks, uint8 (height, width, channels), channels 1 or 3: overlapping shapes with grain.
+    """Return the test image, uint8 (height, width, channels), channels 1 or 3: overlapping shapes with grain.
 
-    It is the same on every machine: RandomState promises the same numbers for ever.
+    It is the same on every machine: RandomState guarantees the same numbers forever.
     """
     random = np.random.RandomState(0)  # noqa: NPY002
     scene = np.full((480, 640, 3), 128, np.uint8)
@@ -70,11 +70,11 @@ def check(run: Run, model: Model, image_shape: Shape) -> str:
 
     Args:
         run: the engine's ``run``.
-        model: the model that it holds.
+        model: the model that it runs.
         image_shape: (height, width, channels) of the image to check with.
 
     Raises:
-        EngineError: it finds too few of the keypoints or other descriptors, or ONNX Runtime is missing.
+        EngineError: too few keypoints are found, descriptors differ, or ONNX Runtime is missing.
     """
     reference = onnxruntime.open_engine(model, 'fp32', len(os.sched_getaffinity(0)), LOG)
     expected = _run(lambda image, mask: reference.run(image, mask, model.max_keypoints), image_shape)
@@ -82,10 +82,10 @@ def check(run: Run, model: Model, image_shape: Shape) -> str:
 
 
 def check_against_card(run: Run, model: Model) -> str:
-    """Compare an engine on a CPU with what the model's card holds; return the result in words.
+    """Compare an engine on a CPU with the features on the model's card; return the result in words.
 
     Raises:
-        EngineError: it finds too few of the keypoints or other descriptors, or the card holds none.
+        EngineError: too few keypoints are found, descriptors differ, or the card has no features.
     """
     if 'expected' not in model.card:
         raise EngineError(f'{model.path} has no expected features on its card: export it again')
@@ -105,7 +105,7 @@ def pack(features: Rows) -> dict[str, str]:
 
 
 def unpack(card: dict[str, str], descriptor_size: int) -> Rows:
-    """Return the features that ``pack`` wrote, without their scores."""
+    """Return the features written by ``pack``, without their scores."""
     xy = np.frombuffer(base64.b64decode(card['xy']), '<u2').reshape(-1, 2).astype(np.float32) / CARD_STEPS
     descriptors = np.frombuffer(base64.b64decode(card['descriptors']), np.int8).reshape(-1, descriptor_size)
     descriptors = descriptors / np.linalg.norm(descriptors.astype(np.float32), axis=1, keepdims=True)

@@ -16,12 +16,12 @@ BACKEND = Backend('onnxruntime', 'ONNX Runtime', 'onnxruntime', ('fp32',), 'runs
 
 
 def import_onnxruntime() -> Any:
-    """Import ONNX Runtime, here and nowhere else: without its telemetry, unless the environment asks for that.
+    """Import ONNX Runtime, here and nowhere else: without its telemetry, unless the environment asks for it.
 
-    From 1.29 on it looks a host of Microsoft up and writes into the user's cache as soon as it is imported.
+    Since 1.29 it looks up a Microsoft host and writes to the user's cache as soon as it is imported.
 
     Raises:
-        EngineError: it would end the process here.
+        EngineError: it would crash the process here.
     """
     if find_cpu().foreign:
         raise EngineError('ONNX Runtime crashes in an emulator that shows the /proc/cpuinfo of its x86 host')
@@ -41,8 +41,8 @@ class OnnxRuntimeEngine(CpuEngine):
         super().__init__(onnxruntime.__version__, 'fp32', threads, subpixel)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that spin while they wait take the cores from the rest of the robot, and slow this very network down
-        # threefold as soon as anything else wants one of them.
+        # Threads that spin while waiting take cores from the rest of the robot, and slow this network down threefold as
+        # soon as anything else needs one of them.
         options.add_session_config_entry('session.intra_op.allow_spinning', '0')
         options.log_severity_level = 3  # errors; they come back as exceptions
         source = model if isinstance(model, bytes) else str(model)
@@ -60,5 +60,5 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
 
 
 def fast_precisions(model: Model) -> list[str]:
-    """Return the precisions of which one is the fastest for a model on this CPU."""
+    """Return the precisions that may be the fastest for a model on this CPU."""
     return ['fp32']

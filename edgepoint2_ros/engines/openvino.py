@@ -22,7 +22,7 @@ def _on_x86() -> bool:
     return platform.machine() in ('x86_64', 'AMD64')
 
 
-# What a precision needs of the CPU.
+# What a precision requires of the CPU.
 _NEEDS = {
     'fp32': 'nothing',
     'fp16': '64-bit ARM with asimdhp',
@@ -37,14 +37,14 @@ BACKEND = Backend(
     tuple(_NEEDS),
     'the fastest on x86 CPUs' if _on_x86() else 'has vector code for this CPU',
 )
-_PROBE = (480, 640, 1)  # of an image, by which the kernels of a CPU are looked at
+_PROBE = (480, 640, 1)  # of an image, to inspect the kernels on this CPU
 _SIZES_KEPT = 8  # compiled image sizes; each takes some 20 MB
 
 
 def import_openvino() -> Any:
     """Import OpenVINO, here and nowhere else: without its telemetry, unless the user has opted in.
 
-    As soon as it is imported, it starts a process that calls Google Analytics, and writes into the user's home.
+    On import it starts a process that calls Google Analytics, and writes to the user's home.
     """
     with without_telemetry():
         import openvino
@@ -54,8 +54,8 @@ def import_openvino() -> Any:
 @contextmanager
 def without_telemetry() -> Iterator[None]:
     """Keep openvino_telemetry from being imported meanwhile, unless the user has opted in."""
-    # `opt_in_out --opt_out` would write into the home, too, and call home to say so. Where openvino_telemetry cannot be
-    # imported, OpenVINO takes a stub of its own.
+    # `opt_in_out --opt_out` would write to the home, too, and call home to report it. If openvino_telemetry cannot be
+    # imported, OpenVINO uses a stub of its own.
     name = 'openvino_telemetry'
     if name in sys.modules or _has_opted_in():
         yield
@@ -104,7 +104,7 @@ class OpenVinoEngine(CpuEngine):
         return request.get_tensor('cells').data[0], request.get_tensor('descriptors').data[0]
 
     def layers(self, image_shape: Shape) -> list[Layer]:
-        """Return what computes images of a size."""
+        """Return the layers compiled for images of a size."""
         return [
             Layer(*(operation.get_rt_info()[key].astype(str) for key in ('layerType', 'primitiveType')))
             for operation in self._request(image_shape).get_compiled_model().get_runtime_model().get_ops()
@@ -150,9 +150,9 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
 
 
 def refuse_scalar_code(layers: Iterable[Layer]) -> None:
-    """Raise an EngineError where a quarter of the convolutions runs without vector instructions, as on cores with SVE.
+    """Raise an EngineError if a quarter of the convolutions run without vector instructions, as on cores with SVE.
 
-    There oneDNN leaves small convolutions to kernels that take others only, and its reference is what remains.
+    There oneDNN has no kernel for small convolutions and falls back to its scalar reference.
     """
     kernels = [layer.kernel for layer in layers if layer.kind == 'Convolution']
     scalar = sum(kernel.startswith('ref') for kernel in kernels)
@@ -164,7 +164,7 @@ def refuse_scalar_code(layers: Iterable[Layer]) -> None:
 
 
 def fast_precisions(model: Model) -> list[str]:
-    """Return the precisions of which one is the fastest for a model on this CPU, the most accurate first."""
+    """Return the precisions that may be the fastest for a model on this CPU, the most accurate first."""
     return _fast(capabilities(import_openvino().Core()), model)
 
 
@@ -177,7 +177,7 @@ def _fast(has: set[str], model: Model) -> list[str]:
 
 
 def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
-    """Return OpenVINO's settings for a precision; what does not compute in int8 takes bf16 where the CPU has it."""
+    """Return OpenVINO's settings for a precision; what is not in int8 uses bf16 if the CPU has it."""
     if precision == 'int8':
         precision = 'bf16' if 'bf16' in has else 'fp32'
     return {
@@ -188,7 +188,7 @@ def settings_of(precision: str, has: set[str], threads: int) -> dict[str, Any]:
 
 
 def capabilities(core: Any) -> set[str]:
-    """Return the precisions in which this CPU is fast.
+    """Return the precisions that are fast on this CPU.
 
     fp16 only on ARM and bf16 only on x86, where they were tested. int8 only on x86 with VNNI: without VNNI, its
     products would overflow 16 bits; on ARM, OpenVINO's int8 gives wrong keypoints or crashes.

@@ -1,9 +1,9 @@
-"""Models: where they live, what their cards say, and what every part knows of the network.
+"""Models: where they are kept, what their cards say, and constants of the network.
 
 A model is an ONNX file for CPUs with a JSON card beside it (``T-32.onnx``, ``T-32.json``), the same in int8
 (``T-32.int8.onnx``), and another graph for TensorRT (``T-32.tensorrt.onnx``). The card names the variant and the digest
 of the weights, lists the inputs and outputs, the precision and the SHA-256 of each ONNX file by the end of its name,
-and holds the features of a drawn scene that an engine must find again. A file is checked whenever it is opened.
+and holds the features of a drawn scene that an engine must reproduce. A file is checked whenever it is opened.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from edgepoint2_ros.storage import data_directory, sha256, write_whole
 STRIDE = 32  # the network works on sizes that are multiples of this; other images are resampled inside the model
 MIN_SIZE = 64  # smallest image side in pixels
 PAD_SCORE = -65504.0  # score of rows past the last keypoint: the lowest number of float16, far below any logit
-NMS_RADIUS = 2  # keypoints are maxima of a window of 2 * NMS_RADIUS + 1 pixels
+NMS_RADIUS = 2  # of non-maximum suppression, in a window of 2 * NMS_RADIUS + 1 pixels
 BORDER = 4  # pixels along the image's edge that hold no keypoints
 MIN_CURVATURE = 1e-6  # of a parabola through three scores; keeps plateaus from dividing by zero
-MAX_KEYPOINTS = 2048  # of an image, unless another number is asked for
+MAX_KEYPOINTS = 2048  # per image, by default
 
 CARD_FORMAT = 3  # 2: T-32.tensorrt.onnx was T-32.fp16.onnx; 1: T-32.onnx held the whole way to the keypoints
 SHIPPED = Path(__file__).with_name('shipped')  # the folder of the models that come with the package
-_min_cosines: dict[tuple[str, str], float | None] = {}  # by variant and digest, of the models that were looked at
+_min_cosines: dict[tuple[str, str], float | None] = {}  # by variant and digest, of the models read so far
 WEIGHTS = ('auto', 'shipped', 'official')  # the names of weights that need no path
 
 
@@ -46,12 +46,12 @@ class Model:
 
 
 def models_directory(weights: str) -> Path:
-    """Return the folder that holds the models made from ``weights``: ``shipped``, ``official`` or ``custom``."""
+    """Return the folder of the models made from ``weights``: ``shipped``, ``official`` or ``custom``."""
     return SHIPPED if weights == 'shipped' else data_directory() / 'models' / weights
 
 
 def is_shipped(variant: Variant) -> bool:
-    """Tell whether the package brings a model of a variant with it."""
+    """Tell whether a model of a variant ships with the package."""
     return (models_directory('shipped') / f'{variant}.onnx').is_file()
 
 
@@ -90,7 +90,7 @@ def find_model(name: str, weights: str = 'auto') -> Model:
 
     Args:
         name: the variant, for example ``T-32``.
-        weights: ``shipped`` with the package, ``official``, ``auto`` (shipped where the package has the variant, else
+        weights: ``shipped`` with the package, ``official``, ``auto`` (shipped if the package has the variant, else
             official), or a path: an ONNX model with its card beside it, or a folder of such models.
 
     Raises:
@@ -106,13 +106,13 @@ def find_model(name: str, weights: str = 'auto') -> Model:
         )
     if weights in WEIGHTS:
         path = models_directory(weights) / f'{variant}.onnx'
-        if not os.path.isfile(path):  # Path.is_file raises in a home that belongs to somebody else
+        if not os.path.isfile(path):  # Path.is_file raises in another user's home
             raise ModelError(
                 f'no {weights} model of {variant} in {path.parent}: run `edgepoint2 models download {variant}`'
                 f', or import its weights with `edgepoint2 models import {variant.size}{variant.descriptor_size}.pth`'
             )
         return open_model(path, variant)
-    path = Path(os.path.expanduser(weights))  # which leaves a ~ where there is no home; Path.expanduser would raise
+    path = Path(os.path.expanduser(weights))  # which keeps the ~ if there is no home; Path.expanduser would raise
     if os.path.isdir(path):
         path = path / f'{variant}.onnx'
     if path.suffix in ('.pth', '.pt'):
@@ -123,7 +123,7 @@ def find_model(name: str, weights: str = 'auto') -> Model:
 
 
 def open_model(path: Path, variant: Variant | None = None) -> Model:
-    """Read a model's card and check it against the ONNX file and, where given, the variant that was asked for."""
+    """Read a model's card and check it against the ONNX file and, if given, the requested variant."""
     card_file = card_path(path)
     try:
         card = json.loads(card_file.read_text(encoding='utf-8'))
@@ -155,12 +155,12 @@ def open_model(path: Path, variant: Variant | None = None) -> Model:
 
 
 def format_card(card: dict[str, Any]) -> bytes:
-    """Return a card as its file has it."""
+    """Return the content of a card's file."""
     return (json.dumps(card, indent=2) + '\n').encode()
 
 
 def write_entry(model: Model, name: str, entry: Any) -> None:
-    """Write an entry to a model's card, in the place of the one that may be there.
+    """Write an entry to a model's card, replacing any that is there.
 
     Raises:
         OSError: it cannot be written; the old card is still there.
@@ -171,13 +171,13 @@ def write_entry(model: Model, name: str, entry: Any) -> None:
 
 
 def min_cosine(name: str, digest: str) -> float | None:
-    """Return the cosine from which on a match of a model's descriptors is right more often than not.
+    """Return the cosine from which a match of a model's descriptors is more likely right than wrong.
 
-    It is on the card of a model that was calibrated (``edgepoint2 models calibrate``); the cards of the package, of the
-    user's data directory and of models opened so far are looked at. None where none of them tells.
+    It is on the card of a calibrated model (``edgepoint2 models calibrate``); the cards of the package, of the user's
+    data directory and of models opened so far are searched. None if none of them has it.
 
     Args:
-        name, digest: of the model, as features and messages carry them.
+        name, digest: of the model, as in features and messages.
     """
     if (name, digest) not in _min_cosines:
         found = None
@@ -192,7 +192,7 @@ def min_cosine(name: str, digest: str) -> float | None:
 
 
 def _read_min_cosine(card: dict[str, Any]) -> float | None:
-    """Return what a card says; an entry that was measured with other weights does not count."""
+    """Return the value on a card; an entry that was measured with other weights is ignored."""
     entry = card.get('min_cosine')
     if not isinstance(entry, dict) or entry.get('digest') != card['digest']:
         return None
@@ -205,7 +205,7 @@ def write_min_cosine(model: Model, value: float, source: str) -> None:
     Args:
         model: whose card it is.
         value: the cosine.
-        source: what it was measured on, in words.
+        source: description of what it was measured on.
     """
     rounded = round(value, 3)
     write_entry(model, 'min_cosine', {'value': rounded, 'digest': model.digest, 'measured_on': source})
@@ -213,7 +213,7 @@ def write_min_cosine(model: Model, value: float, source: str) -> None:
 
 
 def list_models() -> list[Model | ModelError]:
-    """Return the models of the package, then those of the user's data directory; a broken one as its error."""
+    """Return the models of the package, then those in the user's data directory; a broken one as its error."""
     order = {variant.name: place for place, variant in enumerate(VARIANTS)}
     found: list[Model | ModelError] = []
     cards = [*models_directory('shipped').glob('*.json'), *(data_directory() / 'models').glob('*/*.json')]

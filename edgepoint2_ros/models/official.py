@@ -1,4 +1,4 @@
-"""The official weights: which files they are, where they are looked for, and how models are made from them.
+"""The official weights: their files, where they are searched for, and how models are made from them.
 
 They belong to the authors of EdgePoint2 (HITCSC/EdgePoint2, MIT licence, Copyright (c) 2024 HITCSC-Robotics).
 """
@@ -37,14 +37,14 @@ SHA256 = {
 
 
 def file_name(variant: Variant) -> str:
-    """Return the name of a variant's file as its authors write it, for example ``T32.pth``."""
+    """Return the authors' name for a variant's file, for example ``T32.pth``."""
     return f'{variant.size}{variant.descriptor_size}.pth'
 
 
 def find_weights(variant: Variant) -> Path | None:
     """Return the official file of a variant on this machine, or None.
 
-    Looked for in the folder named by $EDGEPOINT2_OFFICIAL_WEIGHTS, in the user's data directory, and in
+    Searched for in the folder named by $EDGEPOINT2_OFFICIAL_WEIGHTS, in the user's data directory, and in
     ``../shared/official_weights`` beside a checkout.
     """
     folders = [data_directory() / 'weights', Path(__file__).parents[3] / 'shared' / 'official_weights']
@@ -60,7 +60,7 @@ def download_weights(variant: Variant) -> Path:
     """Fetch the official file of a variant into the user's data directory and return its path.
 
     Raises:
-        ModelError: it cannot be reached, or what came is not the official file.
+        ModelError: it cannot be reached, or the download is not the official file.
     """
     name = file_name(variant)
     target = data_directory() / 'weights' / name
@@ -87,12 +87,12 @@ def import_weights(
     Args:
         path: a state dict with the reference's names (``.pth``).
         custom: allow a file that is not one of the official ones; its model is named after the file.
-        max_keypoints: K, the most keypoints that TensorRT returns.
+        max_keypoints: K, the maximum number of keypoints that TensorRT returns.
         subpixel: refine keypoints by a parabola through the score map.
 
     Raises:
-        ModelError: the file is missing, corrupt, not official (unless ``custom``), another one of its name was made a
-            model before, or torch or onnx is missing.
+        ModelError: the file is missing, corrupt, not official (unless ``custom``), a model was made from another file
+            of its name before, or torch or onnx is missing.
     """
     path = Path(path)
     try:
@@ -127,7 +127,7 @@ def import_weights(
 
 
 def _source(model: Path) -> str:
-    """Return the SHA-256 of the file of weights that a model was made of, '' where its card does not say."""
+    """Return the SHA-256 of the weights file that a model was made from, '' if its card does not say."""
     try:
         return json.loads(card_path(model).read_text(encoding='utf-8'))['source_sha256']
     except (OSError, ValueError, KeyError, TypeError):
@@ -135,7 +135,7 @@ def _source(model: Path) -> str:
 
 
 def provide_model(variant: Variant) -> Model:
-    """Return the shipped model of a variant, else the official one, made or downloaded first where need be."""
+    """Return the shipped model of a variant, else the official one, made or downloaded first if necessary."""
     try:
         return find_model(variant.name)
     except ModelError:

@@ -38,7 +38,7 @@ class Variant:
 
     @property
     def csum(self) -> int:
-        """Channels of the descriptor head's input: the three scales side by side."""
+        """Channels of the descriptor head's input: the three scales concatenated."""
         return self.c2 + self.c3 + self.c4
 
     def __str__(self) -> str:

@@ -11,7 +11,7 @@ from edgepoint2_ros.errors import EngineError
 
 
 def import_tensorrt() -> Any:
-    """Return the module of TensorRT, or of TensorRT-RTX where only that is installed.
+    """Return the module of TensorRT, or of TensorRT-RTX if only that is installed.
 
     Raises:
         EngineError: neither is installed, or they are broken.
@@ -25,7 +25,7 @@ def import_tensorrt() -> Any:
         except ModuleNotFoundError as error:
             if error.name != name:
                 reasons.append(f'{name} is installed, but broken: {error}')
-        except Exception as error:  # a broken installation raises whatever it likes
+        except Exception as error:  # a broken installation may raise anything
             reasons.append(f'{name} is installed, but broken: {error}')
     raise EngineError(
         '; '.join(reasons)
@@ -38,7 +38,7 @@ def import_cudart(gpu: Gpu) -> Any:
     """Return the CUDA runtime of cuda-python.
 
     Raises:
-        EngineError: cuda-python is not installed, or does not fit the driver.
+        EngineError: cuda-python is not installed, or does not match the driver.
     """
     advice = advise_cuda_python(gpu.cuda)
     try:
@@ -55,16 +55,16 @@ def import_cudart(gpu: Gpu) -> Any:
 
 
 def advise_cuda_python(cuda: str) -> str:
-    """Say how to get the cuda-python that fits a driver.
+    """Say how to get the cuda-python that matches a driver.
 
     Args:
-        cuda: the newest CUDA that the driver runs, like 12.6.
+        cuda: the newest CUDA that the driver supports, like 12.6.
     """
     major, minor = map(int, cuda.split('.'))
     if major < 12:
         return 'this needs a driver of CUDA 12 or later'
-    # Not each minor version has a release, and those before 12.2 lack functions that are called here; within a major
-    # version, a driver runs what is newer than it, too.
+    # Not every minor version has a release, and those before 12.2 lack functions that are called here; within a major
+    # version, a driver also runs newer ones.
     first = 2 if major == 12 else 0
     return f'pip install "cuda-python>={major}.{first},<{major}.{max(minor, first) + 1}"'
 
@@ -76,9 +76,9 @@ def version_of(tensorrt: Any) -> str:
 
 @functools.cache
 def logger_of(tensorrt: Any) -> Any:
-    """Return the logger of a module: TensorRT keeps the first that it is given for good.
+    """Return the logger of a module: TensorRT keeps the first one it is given.
 
-    It holds the last errors, and as ``latest`` the newest message that says what is going on.
+    It holds the last errors, and as ``latest`` the newest progress message.
     """
     severity = tensorrt.ILogger.Severity
 
@@ -105,10 +105,10 @@ def logger_of(tensorrt: Any) -> Any:
 
 
 def create(make: Callable[[], Any], what: str, logger: Any) -> Any:
-    """Return what ``make`` makes with the logger: a builder or a runtime of TensorRT.
+    """Return what ``make`` creates with the logger: a builder or a runtime of TensorRT.
 
     Raises:
-        EngineError: TensorRT refuses the GPU or the driver; why, it tells its logger alone.
+        EngineError: TensorRT refuses the GPU or the driver; only its logger gets the reason.
     """
     logger.forget()
     try:
@@ -118,10 +118,10 @@ def create(make: Callable[[], Any], what: str, logger: Any) -> Any:
 
 
 def call(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function of the CUDA runtime and return its result, or None where it has none.
+    """Call a function of the CUDA runtime and return its result, or None if it has none.
 
     Raises:
-        EngineError: CUDA answers with an error.
+        EngineError: CUDA returns an error.
     """
     code, *results = function(*arguments)
     if int(code):

@@ -17,7 +17,7 @@ def build_plan(tensorrt: Any, onnx: bytes, inputs: dict[str, Shape], timing: byt
         timing: timings of an earlier build by the same TensorRT on the same GPU.
 
     Raises:
-        EngineError: TensorRT refuses; its own words are in the message.
+        EngineError: TensorRT refuses; the message quotes it.
     """
     logger = logger_of(tensorrt)
     builder = create(lambda: tensorrt.Builder(logger), 'builder', logger)
@@ -34,13 +34,13 @@ def build_plan(tensorrt: Any, onnx: bytes, inputs: dict[str, Shape], timing: byt
 
 
 def parse(tensorrt: Any, builder: Any, onnx: bytes, inputs: dict[str, Shape]) -> Any:
-    """Return the network of a model for fixed shapes of its inputs, with the types that the model gives to each tensor.
+    """Return the network of a model for fixed input shapes, with the type that the model gives each tensor.
 
     Raises:
         EngineError: TensorRT cannot read the model.
     """
     flags = tensorrt.NetworkDefinitionCreationFlag
-    # 8.6 has no strongly typed networks, and has to be told that the batch is a dimension like any other.
+    # 8.6 has no strongly typed networks, and must be told that the batch is a dimension like any other.
     flag = flags.STRONGLY_TYPED if hasattr(flags, 'STRONGLY_TYPED') else flags.EXPLICIT_BATCH
     network = builder.create_network(1 << int(flag))
     parser = tensorrt.OnnxParser(network, logger_of(tensorrt))
@@ -54,7 +54,7 @@ def parse(tensorrt: Any, builder: Any, onnx: bytes, inputs: dict[str, Shape]) ->
 
 
 def fp32_layers(tensorrt: Any, network: Any) -> list[Any]:
-    """Return the layers that compute in fp32: those with an fp32 output, but for constants and casts."""
+    """Return the layers that compute in fp32: those with an fp32 output, except constants and casts."""
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     return [
         layer
@@ -65,7 +65,7 @@ def fp32_layers(tensorrt: Any, network: Any) -> list[Any]:
 
 
 def _allow_half_8(tensorrt: Any, network: Any, config: Any) -> None:
-    """Let TensorRT 8.6 use fp16, which it then may anywhere, except where the model says fp32."""
+    """Let TensorRT 8.6 use fp16 anywhere, except where the model says fp32."""
     config.set_flag(tensorrt.BuilderFlag.FP16)
     config.set_flag(tensorrt.BuilderFlag.OBEY_PRECISION_CONSTRAINTS)
     for layer in fp32_layers(tensorrt, network):

@@ -29,7 +29,7 @@ T = TypeVar('T')
 
 
 class TensorRtEngine:
-    """A model on the GPU, with a plan for each image size that it has met."""
+    """A model on the GPU, with a plan for each image size seen so far."""
 
     backend = BACKEND.name
     precision = 'fp16'
@@ -127,7 +127,7 @@ def plan_key(model: Model, onnx: bytes, image_shape: Shape, version: str, gpu: G
 
 
 def plan_path(key: plan_cache.Key) -> Path:
-    """Return where a plan is kept; what is not in the name takes the place of what was built before."""
+    """Return where a plan is kept; plans that differ only in what is not in the name replace each other."""
     name = _file_name(key['model'], key['image'], key['keypoints'], key['onnx'][:8], key['gpu'])
     return cache_directory() / f'{name}.plan'
 
@@ -144,7 +144,7 @@ def _file_name(*parts: str) -> str:
 def report_while(work: Callable[[], T], line: Callable[[float], str], report: Report) -> T:
     """Return what ``work`` returns; while it runs, report ``line`` of the seconds so far every few seconds.
 
-    It runs in a thread of its own, so that the caller can still be interrupted.
+    It runs in its own thread, so that the caller can still be interrupted.
     """
     outcome: list[T | EngineError] = []
 

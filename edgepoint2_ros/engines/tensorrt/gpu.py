@@ -1,4 +1,4 @@
-"""The NVIDIA GPU of this machine, asked of its driver: TensorRT crashes the process where it finds none."""
+"""The NVIDIA GPU of this machine, according to its driver: TensorRT crashes the process if it finds none."""
 
 import ctypes
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _MAJOR, _MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU; ``compute_capability`` like 8.7, ``cuda`` the newest CUDA that its driver runs, like 12.6."""
+    """A GPU; ``compute_capability`` like 8.7, ``cuda`` the newest CUDA that its driver supports, like 12.6."""
 
     name: str
     compute_capability: str
@@ -21,7 +21,7 @@ def find_gpu() -> Gpu:
     """Return the first GPU.
 
     Raises:
-        EngineError: there is no driver, or it finds no GPU.
+        EngineError: there is no driver, or no GPU.
     """
     try:
         driver = ctypes.CDLL('libcuda.so.1')

@@ -1,4 +1,4 @@
-"""A plan that runs: it uploads the image as it is, replays one CUDA graph and fetches K rows.
+"""A running plan: it uploads the image as it is, replays one CUDA graph and downloads K rows.
 
 All memory is allocated when the plan is opened.
 """
@@ -35,15 +35,15 @@ def tensors_of(model: Model, image_shape: Shape) -> Tensors:
 
 
 class PlanRefused(EngineError):
-    """A plan that TensorRT cannot open, or whose tensors are not those expected."""
+    """A plan that TensorRT cannot open, or that has unexpected tensors."""
 
 
 class Plan:
-    """A plan on the GPU with its stream, its buffers on both sides and the CUDA graph of one run."""
+    """A plan on the GPU with its stream, its host and device buffers and the CUDA graph of one run."""
 
     def __init__(self, tensorrt: Any, cudart: Any, data: bytes, tensors: Tensors):
         self._cudart = cudart
-        self._resources = contextlib.ExitStack()  # what is to be freed, the latest first
+        self._resources = contextlib.ExitStack()  # to be freed, the latest first
         self._logger = logger = logger_of(tensorrt)
         self._runtime = create(lambda: tensorrt.Runtime(logger), 'runtime', logger)
         self._engine = self._runtime.deserialize_cuda_engine(data)
@@ -71,11 +71,11 @@ class Plan:
         self._host['image'].fill(0)
         self._masked = True
         self._set_mask(np.ones((1, 1), np.uint8))
-        self._enqueue()  # TensorRT allocates on the first run what it must not while a graph is recorded
+        self._enqueue()  # on the first run TensorRT allocates memory, which it must not while a graph is captured
         call(cudart.cudaStreamSynchronize, self._stream)
         try:
             self._graph = self._record()
-        except EngineError:  # then each run enqueues every kernel again
+        except EngineError:  # without a graph, each run enqueues every kernel
             self._graph = None
 
     def __del__(self) -> None:
@@ -92,7 +92,7 @@ class Plan:
         return self._host['xy'].copy(), self._host['scores'].copy(), self._host['descriptors'].copy()
 
     def _check_tensors(self, tensorrt: Any, tensors: Tensors) -> None:
-        """Hold the plan against what the buffers are made for."""
+        """Check that the plan matches the buffers."""
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
         types: dict[type, Any] = {np.uint8: tensorrt.DataType.UINT8, np.float32: tensorrt.DataType.FLOAT}
         held = {
@@ -103,7 +103,7 @@ class Plan:
             raise PlanRefused(f'the plan has the tensors {held}, expected {expected}')
 
     def _set_mask(self, mask: np.ndarray) -> None:
-        """Upload a mask; without one (1, 1) the ones that are there stay."""
+        """Upload a mask; without one, (1, 1), the ones already there stay."""
         masked = mask.size > 1
         if masked or self._masked:
             np.copyto(self._host['mask'], mask)
@@ -122,7 +122,7 @@ class Plan:
         call(self._cudart.cudaMemcpyAsync, target, source, self._host[name].nbytes, kind, self._stream)
 
     def _record(self) -> Any:
-        """Record one run as a CUDA graph: one call starts all its kernels, which are too small to be started singly."""
+        """Capture one run as a CUDA graph: one call launches all its kernels, which are too small to launch singly."""
         cudart = self._cudart
         call(cudart.cudaStreamBeginCapture, self._stream, cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
         try:

@@ -1,8 +1,8 @@
-"""The plan cache: what TensorRT built once, kept for the next start.
+"""The plan cache: plans that TensorRT built, kept for the next start.
 
 A plan is a file with a JSON sidecar, which holds the key (everything that the plan was built for) and the SHA-256 of
-the plan. A plan is given back only where its key is the one asked for and its bytes are whole: another may crash
-TensorRT. Files replace each other in one step, and a lock keeps two processes from building the same plan at once.
+the plan. A plan is returned only if its key matches and its bytes are intact: another may crash TensorRT. Files are
+replaced atomically, and a lock keeps two processes from building the same plan at once.
 """
 
 import contextlib
@@ -16,8 +16,8 @@ from pathlib import Path
 from edgepoint2_ros.progress import Report
 from edgepoint2_ros.storage import cache_directory, sha256, write_whole
 
-LOCK_POLL = 0.2  # seconds between two looks at a lock that another process holds
-REPORT_PERIOD = 5.0  # seconds between two lines about something that takes long
+LOCK_POLL = 0.2  # seconds between two checks of a lock that another process holds
+REPORT_PERIOD = 5.0  # seconds between two lines about something slow
 
 Key = dict[str, str]
 
@@ -25,13 +25,13 @@ Key = dict[str, str]
 def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) -> bytes:
     """Return the plan at ``path`` if it was built for ``key``, else build it and keep it there.
 
-    A cache that cannot be written (read-only, disk full) is reported; the plan is then built for this process alone.
+    A cache that cannot be written (read-only, disk full) is reported; the plan then serves this process only.
 
     Args:
-        path: where the plan is kept; its folder is made.
+        path: where the plan is kept; its folder is created.
         key: what the plan must have been built for.
-        build: builds the plan; what it raises is passed on, and nothing is kept.
-        report: takes lines for the user.
+        build: builds the plan; its exceptions are passed on, and nothing is kept.
+        report: called with lines for the user.
     """
     plan, reason = load(path, key)
     if plan is not None:
@@ -52,7 +52,7 @@ def provide(path: Path, key: Key, build: Callable[[], bytes], report: Report) ->
 
 
 def load(path: Path, key: Key) -> tuple[bytes | None, str]:
-    """Return the bytes at ``path`` and '', or None and why they cannot be used ('' where there are none)."""
+    """Return the bytes at ``path`` and '', or None and why they cannot be used ('' if there are none)."""
     try:
         entry = json.loads(_sidecar(path).read_text(encoding='utf-8'))
         held, digest = dict(entry['key']), entry['sha256']
@@ -75,7 +75,7 @@ def load(path: Path, key: Key) -> tuple[bytes | None, str]:
 
 
 def store(path: Path, key: Key, data: bytes) -> None:
-    """Keep ``data`` at ``path`` with its sidecar.
+    """Store ``data`` at ``path`` with its sidecar.
 
     Raises:
         OSError: it cannot be written; what was there before is still there, or counts as damaged.
@@ -87,14 +87,14 @@ def store(path: Path, key: Key, data: bytes) -> None:
 
 
 def discard(path: Path) -> None:
-    """Take away what is kept at ``path``, as far as it can be."""
+    """Delete what is kept at ``path``, as far as possible."""
     for file in (_sidecar(path), path):
         with contextlib.suppress(OSError):
             file.unlink()
 
 
 def list_plans() -> list[tuple[Path, Key]]:
-    """Return the plans in the user's cache and what each was built for; the key is empty where it cannot be read."""
+    """Return the plans in the user's cache and what each was built for; the key is empty if it cannot be read."""
     plans = []
     for path in sorted(cache_directory().glob('*.plan')):
         try:
@@ -112,7 +112,7 @@ def _sidecar(path: Path) -> Path:
 def _lock(path: Path, report: Report) -> Iterator[bool]:
     """Hold the lock of ``path``; yields whether another process held it before.
 
-    The kernel frees it when a process ends, however that happens. Where no lock can be had, work goes on without.
+    The kernel releases it when a process ends, however that happens. If locking is not possible, work goes on without.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
