@@ -17,7 +17,7 @@ IMAGES = ('sensor_msgs/msg/Image', 'sensor_msgs/msg/CompressedImage')
 
 
 class Frame(NamedTuple):
-    """The features of one image in a bag, with its stamp and its moment of recording, both in nanoseconds."""
+    """The features of one image in a bag, with its stamp and its recording time, both in nanoseconds."""
 
     stamp: int
     moment: int
@@ -25,12 +25,12 @@ class Frame(NamedTuple):
 
 
 def read_frames(path: Path, topic: str = '', report: Report = lambda text: None) -> Iterator[Frame]:
-    """Yield the frames in a bag of keypoints, in the order of recording.
+    """Yield the frames in a bag of keypoints, in recording order.
 
     Args:
         path: rosbag2 folder or file.
-        topic: may be empty where the bag has only one topic of KeypointArray.
-        report: takes a sentence about each thing that is odd in the bag.
+        topic: may be empty if the bag has only one KeypointArray topic.
+        report: called with a message about each irregularity in the bag.
 
     Raises:
         BagError: the bag cannot be read, or has no such topic.
@@ -45,13 +45,13 @@ def read_frames(path: Path, topic: str = '', report: Report = lambda text: None)
 
 
 def read_features(path: Path, topic: str = '') -> Iterator[tuple[int, Features]]:
-    """Yield the features in a bag with the stamps of their images in nanoseconds, as `read_frames` does."""
+    """Yield the features in a bag with the stamps of their images in nanoseconds; see `read_frames`."""
     for frame in read_frames(path, topic):
         yield frame.stamp, frame.features
 
 
 def describe(path: Path) -> Iterator[str]:
-    """Yield lines that say what a bag holds; of topics of keypoints also the model, the encoding and the sizes."""
+    """Yield lines that describe a bag's contents; for keypoint topics also the model, the encoding and the sizes."""
     notes: list[str] = []
     with open_recording(path, notes.append) as recording:
         yield from notes
@@ -85,7 +85,7 @@ def describe(path: Path) -> Iterator[str]:
 
 
 def only_topic(recording: Recording, types: tuple[str, ...], topic: str, what: str) -> str:
-    """Return the topic of some types that was asked for, or where none was, the only one.
+    """Return the requested topic of some types or, if none was requested, the only one.
 
     Raises:
         BagError: there is none, or there are several.

@@ -1,4 +1,4 @@
-"""The images behind the keypoints of a bag: what they are called outside of it, and their files."""
+"""The images behind the keypoints of a bag: their names outside of it, and their files."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +17,7 @@ from edgepoint2_ros.progress import Report
 
 
 class NamedFrame(NamedTuple):
-    """A frame with the name of its image; ``number`` frames of the same stamp and moment came before it."""
+    """A frame with the name of its image; ``number`` frames with the same stamp and recording time came before it."""
 
     name: str
     stamp: int
@@ -27,10 +27,10 @@ class NamedFrame(NamedTuple):
 
 
 def name_frames(frames: Iterable[Frame]) -> Iterator[NamedFrame]:
-    """Yield frames with the names of their images, such as ``1700000000.123456789.png``, never two the same.
+    """Yield frames with unique names of their images, such as ``1700000000.123456789.png``.
 
-    An image is called by its stamp in seconds; without one by its moment of recording; and with a number behind it
-    where an image before has that name.
+    An image is named by its stamp in seconds, without one by its recording time, with a number appended if an earlier
+    image has that name.
     """
     same: Counter[tuple[int, int]] = Counter()
     taken: Counter[str] = Counter()
@@ -44,7 +44,7 @@ def name_frames(frames: Iterable[Frame]) -> Iterator[NamedFrame]:
 
 
 def remarks(frames: Sequence[NamedFrame]) -> list[str]:
-    """Return a sentence about each kind of images that are not called by their stamp alone."""
+    """Return a remark about each kind of image that is not named by its stamp alone."""
     unstamped = sum(frame.stamp == 0 for frame in frames)
     numbered = sum('-' in frame.name for frame in frames)
     found = []
@@ -62,11 +62,11 @@ def find_image_topic(source: Path, topic: str, bag: Path, keypoints_topic: str) 
 
     Args:
         source: the bag with the images.
-        topic: what was asked for, or ''.
-        bag, keypoints_topic: the bag of keypoints, which may say what it was made of; the topic may be ''.
+        topic: the requested one, or ''.
+        bag, keypoints_topic: the bag of keypoints, which may say what it was made from; the topic may be ''.
 
     Raises:
-        BagError: a bag cannot be read, or it is not clear which topic it is.
+        BagError: a bag cannot be read, or the topic is ambiguous.
     """
     with open_recording(bag) as recording:
         state = parse_state(recording.state) or {'keypoints_topics': [], 'topics': []}
@@ -81,17 +81,17 @@ def find_image_topic(source: Path, topic: str, bag: Path, keypoints_topic: str) 
 def write_images(frames: Sequence[NamedFrame], source: Path, topic: str, folder: Path, report: Report) -> int:
     """Write the images of frames as PNG under their names, as they were extracted: gray or BGR, 8 bits.
 
-    An image belongs to a frame of its stamp and moment of recording, as `bags.extract` leaves them, else to the only
-    one of its stamp, which suffices where keypoints were recorded as they came.
+    An image belongs to the frame with its stamp and recording time, which `bags.extract` keeps, else to the only one
+    with its stamp, which suffices for keypoints recorded live.
 
     Args:
-        frames: what to write the images of.
-        source, topic: the bag that holds the images.
-        folder: for the files; it is made.
-        report: takes a sentence about each image that cannot be written.
+        frames: whose images to write.
+        source, topic: the bag with the images.
+        folder: for the files; it is created.
+        report: called with a message about each image that cannot be written.
 
     Returns:
-        The number of images written; the others were not in the bag, or not to be read.
+        The number of images written; the others were missing from the bag or unreadable.
 
     Raises:
         BagError: the bag cannot be read.

@@ -1,6 +1,6 @@
-"""The bag that an extraction writes: it grows by parts, and whatever interrupts it, it can be read up to the last one.
+"""The bag that an extraction writes: it grows by parts, and after any interruption it is readable up to the last one.
 
-Each part is a whole file that is listed in metadata.yaml only when it is safely on disk.
+Each part is a complete file that is listed in metadata.yaml only once it is safely on disk.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ _STATE = 'edgepoint2'  # key in the bag's custom data
 
 @dataclass
 class Progress:
-    """How far an extraction has come: messages read, among them images of `total`, and of these the unusable ones."""
+    """The progress of an extraction: messages read, among them images of `total`, and of these the unusable ones."""
 
     read: int = 0
     images: int = 0
@@ -39,7 +39,7 @@ class Progress:
 
 
 class Output:
-    """The bag that is written: parts on disk and one that is growing."""
+    """The bag being written: parts on disk and one that is growing."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]):
         # Name, type, definition as Writer.add_connection takes it.
@@ -70,8 +70,8 @@ class Output:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
-            # An error of the source leaves what was read before it; an error of the disk leaves the parts before, and
-            # so does Ctrl-C, which may come between any two steps.
+            # An error of the source keeps what was read before it; an error of the disk keeps the earlier parts, and so
+            # does Ctrl-C, which may come between any two steps.
             if self._writer is not None:
                 if isinstance(error, EdgePoint2Error) and error.__cause__ is None:
                     self.commit()
@@ -92,7 +92,7 @@ class Output:
             writer.write(self._connections[topic], timestamp, data)
 
     def commit(self) -> None:
-        """Bring the growing part and the progress safely to disk."""
+        """Flush the growing part and the progress to disk."""
         with _disk_errors(self._folder):
             if self._writer is None and self._info is None:  # a bag without messages is a bag, too
                 self._open_part()
@@ -122,8 +122,8 @@ class Output:
         state = parse_state(info.get('custom_data'))
         if state is None:
             ours = {'metadata.tmp'}
-            # A kill between the first part's file and its mention in the metadata leaves both of these. The file alone
-            # may as well be a recording that was interrupted, which must not be written over.
+            # A kill between writing the first part's file and listing it in the metadata leaves both of these. The file
+            # alone may be an interrupted recording, which must not be overwritten.
             if self._growing.exists():
                 ours |= {self._growing.name, self._first.name}
             foreign = sorted(path.name for path in self._folder.iterdir() if path.name not in ours)
@@ -176,7 +176,7 @@ def _join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_state(custom_data: Any) -> dict[str, Any] | None:
-    """Return settings and progress from a bag's custom data, or None where there is nothing of them."""
+    """Return settings and progress from a bag's custom data, or None if there are none."""
     try:
         state = json.loads(custom_data[_STATE])
         return state if isinstance(state, dict) else None

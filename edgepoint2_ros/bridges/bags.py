@@ -1,7 +1,7 @@
 """Bags: images of a recording in, a bag of their KeypointArray messages out. Needs no ROS.
 
-Reads what `recordings` reads, rosbag2 and ROS 1, and writes rosbag2 by `bag_output`: whatever interrupts an extraction,
-the same call resumes there.
+Reads what `recordings` reads, rosbag2 and ROS 1, and writes rosbag2 by `bag_output`: after an interruption, the same
+call resumes.
 """
 
 from collections import Counter
@@ -33,12 +33,12 @@ class Job:
     Attributes:
         source: rosbag2 folder, .mcap, .db3 or ROS 1 .bag file.
         output: folder of the new bag.
-        topics: the images'; may be empty where the bag has only one image topic.
+        topics: of the images; may be empty if the bag has only one image topic.
         keypoints_topics: of the new bag, one for each of ``topics``; by default `keypoints` beside the image topic.
-        keep: topics to copy, ``('*',)`` for all that can be.
+        keep: topics to copy, ``('*',)`` for all that can be copied.
         extractor: the settings of the extractor.
         encoding: of the descriptors, as for messages.encode.
-        part: images in a part, and what an interruption costs at most.
+        part: images in a part, the most that an interruption loses.
     """
 
     source: Path
@@ -53,19 +53,19 @@ class Job:
 
 
 class _Copy(NamedTuple):
-    """How a topic is copied: its definition as Writer.add_connection takes it, and what makes CDR of a message."""
+    """How a topic is copied: its definition as Writer.add_connection takes it, and a conversion of messages to CDR."""
 
     definition: dict[str, Any]
     convert: Callable[[bytes], bytes | memoryview]
 
 
 def extract(job: Job, report: Report = lambda text: None) -> Iterator[Progress]:
-    """Write the features of every image of a bag; go on where an earlier call with the same job was interrupted.
+    """Write the features of every image of a bag; resume if an earlier call with the same job was interrupted.
 
     Args:
         job: what to extract.
-        report: takes a sentence about each message that cannot be used, which is left out of the output, and about
-            what is odd in the source, such as topics that nobody can read.
+        report: called with a message about each unusable message, which is left out of the output, and about
+            irregularities of the source, such as unreadable topics.
 
     Yields:
         The progress: before the first image, after each image and at the end. The work is done by iterating.
@@ -159,7 +159,7 @@ def _targets(recording: Recording, job: Job) -> dict[str, str]:
 
 
 def _copies(recording: Recording, job: Job, wanted: set[str], report: Report) -> dict[str, _Copy]:
-    """Return how to copy each topic that is to be kept; say which others cannot be read, or not be copied."""
+    """Return how to copy each topic to keep; report the others that cannot be read or copied."""
     missing = sorted({*job.keep} - {*recording.topics, '*'})
     if missing:
         raise BagError(f'{job.source} has no topic {missing[0]} to keep: it has {", ".join(sorted(recording.topics))}')
@@ -180,10 +180,10 @@ def _copies(recording: Recording, job: Job, wanted: set[str], report: Report) ->
 
 
 def _copy(recording: Recording, topic: Topic) -> _Copy:
-    """Return how to copy a topic: with the source's own definition where that says all that the output must say.
+    """Return how to copy a topic: with the source's own definition if it is complete enough for the output.
 
     Raises:
-        BagError: its messages are not CDR and cannot be made so, or nobody knows its type.
+        BagError: its messages are not CDR and cannot be converted, or its type is unknown.
     """
     qos = {'offered_qos_profiles': topic.qos}
     own = topic.encoding == 'cdr' and topic.definition_encoding in ('ros2msg', 'ros2idl')
@@ -195,20 +195,20 @@ def _copy(recording: Recording, topic: Topic) -> _Copy:
     try:
         text, _ = types.generate_msgdef(topic.type, ros_version=2)
         definition = {'msgdef': text, 'rihs01': types.hash_rihs01(topic.type), **qos}
-    except Exception as error:  # what rosbags cannot put into words
+    except Exception as error:  # a definition that rosbags cannot generate
         raise BagError(f'{recording.path}: {topic.name} ({topic.type}) cannot be copied: {sentence(error)}') from None
     return _Copy(definition, (lambda raw: types.ros1_to_cdr(raw, topic.type)) if topic.encoding == 'ros1' else bytes)
 
 
 def _fault(error: Exception) -> str:
-    """Return why one message failed, so that the next ones are processed; raise what ends it all."""
+    """Return why one message failed, so that the next ones are processed; raise fatal errors."""
     if isinstance(error, BagError):
         raise error
     return str(error) if isinstance(error, EdgePoint2Error) else sentence(error)
 
 
 def _without_sequence_numbers(types: Typestore) -> Typestore:
-    """Return the types of a ROS 1 bag with the header of ROS 2; the conversion of messages goes by it."""
+    """Return the types of a ROS 1 bag with the header of ROS 2, for the conversion of messages."""
     header = get_typestore(Stores.ROS2_HUMBLE).fielddefs['std_msgs/msg/Header']
     changed = get_typestore(Stores.EMPTY)
     changed.register({**types.fielddefs, 'std_msgs/msg/Header': header})

@@ -1,7 +1,7 @@
 """Features for structure from motion: a COLMAP database with verified matches, and the HDF5 layout of hloc.
 
-Images are given by name; both tools look the names up in their image folder. Both read the files there as they are
-stored, whatever EXIF says: see `as_stored`.
+Images are given by name; both tools look the names up in their image folder. Both read the files there as stored,
+ignoring EXIF: see `as_stored`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,14 +15,14 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.matching import match
 
-FOCAL = 1.2  # times the longer side: COLMAP's own guess where nothing is known
-# Wrong matches that agree by chance put cameras astray, and repeated facades have many answers. By a ratio of 0.95 half
-# of the pairs of different scenes would pass, by 0.9 (and 20 matches) 1 in 150, by 0.85 none; of those that see 10 to
-# 35 % of the same points 98, 83 and 78 %.
-RATIO = 0.85  # of matches
-MIN_MATCHES = 15  # that agree, of a pair
-MIN_SHARE = 0.2  # of its matches that agree
-TRIALS = 2000  # of RANSAC, which finds by chance what MIN_SHARE and more agree on
+FOCAL = 1.2  # times the longer side: COLMAP's own guess if nothing is known
+# Wrong matches that agree by chance misplace cameras, and repeated facades are ambiguous. With a ratio of 0.95 half of
+# the pairs of different scenes would pass, with 0.9 (and 20 matches) 1 in 150, with 0.85 none; of those that share 10
+# to 35 % of their points 98, 83 and 78 %.
+RATIO = 0.85  # of the ratio test
+MIN_MATCHES = 15  # inliers of a pair
+MIN_SHARE = 0.2  # of inliers among its matches
+TRIALS = 2000  # of RANSAC, enough to find a geometry with MIN_SHARE inliers or more
 
 
 def sequential_pairs(names: Sequence[str], window: int) -> list[tuple[str, str]]:
@@ -36,9 +36,9 @@ def exhaustive_pairs(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def as_stored(features: Features, orientation: int) -> Features:
-    """Return the features of an image that was turned upright in the pixels of its file.
+    """Return the features of an image that was turned upright, in the pixels of its file.
 
-    Descriptors do not bear a quarter turn, so that upright images match best.
+    Descriptors are not invariant to a quarter turn, so upright images match best.
 
     Args:
         features: of the upright image.
@@ -67,7 +67,7 @@ def write_colmap(
     Args:
         path: the new file.
         images: features by image name.
-        pairs: names whose features are to be matched.
+        pairs: names of images to match.
         focal: in pixels; by default 1.2 times the longer side, to be refined by the reconstruction.
         one_camera: the images of one size come from one camera; otherwise each has its own.
 
@@ -75,7 +75,7 @@ def write_colmap(
         The number of pairs that match.
 
     Raises:
-        EdgePoint2Error: the file exists, or features of different weights are to be matched.
+        EdgePoint2Error: the file exists, or features come from different weights.
     """
     refuse_existing([path])
     write_features(path, images, dict.fromkeys(images, focal) if focal else {}, one_camera)
@@ -90,7 +90,7 @@ def write_features(
     Args:
         path: the new file.
         images: features by image name.
-        focals: focal lengths in pixels by image name, where they are known.
+        focals: known focal lengths in pixels by image name.
         one_camera: the images of one size come from one camera; otherwise each has its own.
     """
     import pycolmap
@@ -102,14 +102,14 @@ def write_features(
             if key not in cameras:
                 cameras[key] = _write_camera(database, features.image_size, focals.get(name))
             image = _write_image(database, name, *cameras[key])
-            # COLMAP counts from the corner of the first pixel, we from its centre.
+            # COLMAP's origin is the corner of the first pixel, ours its centre.
             database.write_keypoints(image, features.xy + np.float32(0.5))
 
 
 def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tuple[str, str]]) -> Iterator[int]:
     """Match pairs of images and verify the matches, and write both into a COLMAP database, pair by pair.
 
-    Pairs that the database has already are not matched again: after an interruption the same call goes on.
+    Pairs already in the database are not matched again: after an interruption the same call resumes.
 
     Args:
         path: the database, with the images.
@@ -117,10 +117,10 @@ def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tupl
         pairs: names of images.
 
     Yields:
-        The number of inliers of each pair; 0 where fewer than MIN_MATCHES or MIN_SHARE of the matches agree.
+        The number of inliers of each pair; 0 if there are fewer than MIN_MATCHES or MIN_SHARE of the matches.
 
     Raises:
-        EdgePoint2Error: features of different weights are to be matched.
+        EdgePoint2Error: features come from different weights.
     """
     import pycolmap
 
@@ -151,7 +151,7 @@ def match_pairs(path: Path, images: Mapping[str, Features], pairs: Iterable[tupl
 
 
 def _write_camera(database: Any, size: tuple[int, int], focal: float | None) -> tuple[Any, int]:
-    """Return a new camera and the number of its rig: COLMAP wants each camera in one."""
+    """Return a new camera and the id of its rig: COLMAP requires one for each camera."""
     import pycolmap
 
     camera = pycolmap.Camera.create_from_model_name(0, 'SIMPLE_RADIAL', focal or FOCAL * max(size), *size)
@@ -175,7 +175,7 @@ def _write_image(database: Any, name: str, camera: Any, rig: int) -> int:
 
 
 def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
-    """Write features as hloc keeps them: a group a name with keypoints, scores, descriptors (D, N) and image_size.
+    """Write features in hloc's format: one group per name with keypoints, scores, descriptors (D, N) and image_size.
 
     Raises:
         EdgePoint2Error: the file exists.

@@ -1,7 +1,7 @@
-"""MCAP files (mcap.dev/spec), whole or cut off: what their channels are called, and their messages by time.
+"""MCAP files (mcap.dev/spec), complete or truncated: the names of their channels, and their messages by time.
 
-Every record is found by walking from one to the next, so that a file whose recorder was killed gives all that lies
-before the cut. What a channel's messages mean is not looked at: one with messages of another kind disturbs nobody.
+Every record is found by walking from one to the next, so that a file whose recorder was killed yields everything before
+the cut. Messages are not decoded here: a channel with unknown ones does not affect the others.
 """
 
 import heapq
@@ -20,7 +20,7 @@ _FOOTER_SIZE = 20
 
 
 class Channel(NamedTuple):
-    """A channel: ``encoding`` is that of its messages, ``schema`` and ``schema_encoding`` say what is in them."""
+    """A channel: ``encoding`` is that of its messages, ``schema`` and ``schema_encoding`` define their content."""
 
     topic: str
     type: str
@@ -31,7 +31,7 @@ class Channel(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A chunk, or a message that stands alone: when it begins, and where the content of its record lies."""
+    """A chunk, or a message outside of chunks: when it begins, and where the content of its record is."""
 
     start: int
     place: int
@@ -44,9 +44,9 @@ class McapFile:
 
     Attributes:
         channels: by number.
-        counts: messages of each channel, as the file's own statistics say; as far as it can be read where it has none.
-        start, end: moments of the first and the last message in nanoseconds; both 0 where there are none.
-        closed: its recorder finished it. Otherwise it is cut off, and what was being written is lost.
+        counts: messages of each channel, from the file's own statistics; counted as far as readable if it has none.
+        start, end: times of the first and the last message in nanoseconds; both 0 if there are none.
+        closed: its recorder finished it. Otherwise it is truncated, and what was being written is lost.
     """
 
     def __init__(self, path: Path):
@@ -54,7 +54,7 @@ class McapFile:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is no MCAP file, or damaged.
+            ValueError: it is not an MCAP file, or damaged.
         """
         self.channels: dict[int, Channel] = {}
         self.counts: Counter[int] = Counter()
@@ -102,12 +102,12 @@ class McapFile:
         self._file.close()
 
     def messages(self, channels: Collection[int]) -> Iterator[tuple[int, int, bytes]]:
-        """Yield channel, moment of recording in nanoseconds and bytes of each message, by time.
+        """Yield channel, recording time in nanoseconds and bytes of each message, by time.
 
         Raises:
-            Exception: the file is damaged, which each compression says in its own way; what came before is right.
+            Exception: the file is damaged; which one depends on the compression. What came before is valid.
         """
-        # Read, but a chunk that is still to be read may hold earlier ones.
+        # Read, but a chunk not yet read may hold earlier ones.
         waiting: list[tuple[int, int, int, int, bytes]] = []
         for number, piece in enumerate(sorted(self._pieces)):
             while waiting and waiting[0][0] < piece.start:
@@ -124,7 +124,7 @@ class McapFile:
         return self._file.read(size)
 
     def _records(self, place: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield opcode, place of the content and its size of each record; end where one is cut off."""
+        """Yield opcode, content offset and content size of each record; end at a truncated one."""
         while place + _HEAD.size <= end:
             opcode, size = _HEAD.unpack(self._read(place, _HEAD.size))
             place += _HEAD.size
@@ -152,7 +152,7 @@ class McapFile:
         return True
 
     def _look_into_chunks(self) -> None:
-        """Find channels and counts in the chunks themselves; a last one that is not whole is left out."""
+        """Find channels and counts in the chunks themselves; an incomplete last one is left out."""
         for number, piece in enumerate(self._pieces):
             try:
                 contents = list(self._contents(piece)) if piece.is_chunk else []
@@ -174,7 +174,7 @@ class McapFile:
         self.counts[channel] += 1
 
     def _contents(self, piece: _Piece) -> Iterator[tuple[int, memoryview]]:
-        """Yield opcode and content of the records in a chunk, or of the message that stands alone.
+        """Yield opcode and content of the records in a chunk, or of a message outside of chunks.
 
         Raises:
             ValueError: it is damaged.
@@ -220,7 +220,7 @@ def _without_order(entry: tuple[int, int, int, int, bytes]) -> tuple[int, int, b
 
 
 def _text(content: bytes, place: int) -> tuple[str, int]:
-    """Return the string at a place, and the place behind it; what is no text, such as a binary schema, as it can be."""
+    """Return the string at an offset, and the offset after it; a binary schema is decoded as far as possible."""
     begin = place + 4
     end = begin + struct.unpack_from('<I', content, place)[0]
     if end > len(content):
@@ -246,7 +246,7 @@ def _unpack_chunk(content: bytes) -> bytes:
 
 
 def decompress_zstd(data: bytes) -> bytes:
-    """Return what a Zstandard frame holds.
+    """Return the content of a Zstandard frame.
 
     Raises:
         Exception: it is damaged; which one depends on the package.
@@ -255,7 +255,7 @@ def decompress_zstd(data: bytes) -> bytes:
 
 
 def unpack_zstd(source: Path, target: Path) -> None:
-    """Write what a file in Zstandard holds to another.
+    """Decompress a Zstandard file into another.
 
     Raises:
         Exception: it is damaged; which one depends on the package.

@@ -1,7 +1,7 @@
-"""Recordings: bags of ROS 1 and ROS 2, read topic by topic, whole or left behind by a recorder that was killed.
+"""Recordings: bags of ROS 1 and ROS 2, read topic by topic, complete or left by a recorder that was killed.
 
-A topic is told apart from what its messages hold: one that cannot be read (JSON, a type that nobody defined) is named
-and leaves the others alone.
+Topics are independent: one whose messages cannot be read (JSON, an undefined type) is reported and does not affect the
+others.
 """
 
 import sqlite3
@@ -26,23 +26,23 @@ from edgepoint2_ros.progress import Report
 
 KEYPOINTS = 'edgepoint2_ros/msg/KeypointArray'
 _SUFFIXES = ('.mcap', '.db3', '.zstd')  # of the files in a folder without metadata
-_ZSTD = b'\x28\xb5\x2f\xfd'  # begins a compressed file or message; a message as it was sent begins with 0
-_IDL = '=' * 80 + '\n'  # stands before each definition of a text in IDL
+_ZSTD = b'\x28\xb5\x2f\xfd'  # begins a compressed file or message; an uncompressed message begins with 0
+_IDL = '=' * 80 + '\n'  # precedes each definition in an IDL text
 _IN_MSG, _IN_IDL = ('ros2msg', 'ros1msg'), ('ros2idl', 'omgidl')  # encodings of definitions
 
 
 @dataclass(frozen=True)
 class Topic:
-    """What a recording tells of a topic.
+    """What a recording says about a topic.
 
     Attributes:
         name, type: such as ``/camera/image_raw`` and ``sensor_msgs/msg/Image``.
         count: messages.
-        encoding: of the messages: ``cdr``, ``ros1`` or another, which is not read.
+        encoding: of the messages: ``cdr``, ``ros1`` or another, which is not supported.
         definition: text of the type's definition.
-        definition_encoding: of that: ``ros2msg``, ``ros1msg``, ``ros2idl``, ``omgidl``; '' where there is none.
-        digest: hash of the type (RIHS01), '' where unknown.
-        qos: as publishers offered it.
+        definition_encoding: of that: ``ros2msg``, ``ros1msg``, ``ros2idl``, ``omgidl``; '' if there is none.
+        digest: hash of the type (RIHS01), '' if unknown.
+        qos: as offered by the publishers.
         fault: why the messages cannot be read, or ''.
     """
 
@@ -62,8 +62,8 @@ class Recording:
 
     Attributes:
         topics: by name.
-        start, end: moments of the first and the last message in nanoseconds; both 0 where there are none.
-        state: what `bags.extract` keeps in the metadata of its bags, and other programs in theirs.
+        start, end: times of the first and the last message in nanoseconds; both 0 if there are none.
+        state: the custom data in the metadata, where `bags.extract`, like other programs, keeps its own.
     """
 
     def __init__(self, path: Path, report: Report):
@@ -96,10 +96,10 @@ class Recording:
         return sum(topic.count for topic in self.topics.values())
 
     def messages(self, names: Collection[str]) -> Iterator[tuple[str, int, bytes]]:
-        """Yield topic, moment of recording in nanoseconds and bytes of each message of some topics, by time.
+        """Yield topic, recording time in nanoseconds and bytes of each message of some topics, by time.
 
         Raises:
-            BagError: the recording is damaged; what came before is right.
+            BagError: the recording is damaged; what came before is valid.
         """
         count = 0
         for file in self._files:
@@ -122,7 +122,7 @@ class Recording:
             )
 
     def types(self, topic: Topic) -> Typestore:
-        """Return a rosbags typestore that knows a topic's type: from the recording, else as ROS 2 Humble has it.
+        """Return a rosbags typestore with a topic's type: from the recording, else from ROS 2 Humble.
 
         Raises:
             BagError: the messages cannot be read.
@@ -138,7 +138,7 @@ class Recording:
             if hashed and types.hash_rihs01(topic.type) != topic.digest:
                 fault = f'its definition in {"the recording" if found else "ROS 2 Humble"} is not that of its messages'
             if not fault:
-                types.get_msgdef(topic.type)  # which raises where a type that it consists of is missing
+                types.get_msgdef(topic.type)  # which raises if a type it is made of is missing
         except Exception as error:  # the parser fails in many ways
             fault = f'its definition makes no sense: {sentence(error)}'
         if fault:
@@ -146,7 +146,7 @@ class Recording:
         return types
 
     def decoder(self, topic: Topic) -> Callable[[bytes], Any]:
-        """Return a function that makes a message of bytes; it raises MessageError where they are none.
+        """Return a function that decodes a message from bytes; it raises MessageError if they are invalid.
 
         Raises:
             BagError: the messages cannot be read.
@@ -176,7 +176,7 @@ class Recording:
             self._open_file(path)
         self.state = metadata.get('custom_data') or {}
         forgotten = [path.name for path in found if path not in listed]
-        if forgotten and not self.state:  # those of `bags.extract` go on by themselves
+        if forgotten and not self.state:  # those of `bags.extract` resume by themselves
             report(
                 f'{self.path}: metadata.yaml does not name {", ".join(forgotten)}: left out; `ros2 bag reindex` adds it'
             )
@@ -217,10 +217,10 @@ def open_recording(path: Path, report: Report = lambda text: None) -> Iterator[R
 
     Args:
         path: its folder or file.
-        report: takes a sentence about each thing that is not as a recorder leaves it.
+        report: called with a message about each irregularity.
 
     Raises:
-        BagError: it is missing, or no recording that can be read.
+        BagError: it is missing, or not a readable recording.
     """
     if not path.exists():
         raise BagError(f'there is no bag {path}')
@@ -237,7 +237,7 @@ def open_recording(path: Path, report: Report = lambda text: None) -> Iterator[R
 
 
 def load_metadata(folder: Path) -> dict[str, Any]:
-    """Return what the metadata.yaml of a rosbag2 folder says.
+    """Return the content of a rosbag2 folder's metadata.yaml.
 
     Raises:
         BagError: it cannot be read.
@@ -255,7 +255,7 @@ def load_metadata(folder: Path) -> dict[str, Any]:
 
 @cache
 def known_types() -> Typestore:
-    """Return the types of ROS 2 Humble with KeypointArray among them, as a rosbags typestore."""
+    """Return the types of ROS 2 Humble, plus KeypointArray, as a rosbags typestore."""
     types = get_typestore(Stores.ROS2_HUMBLE)
     types.register(get_types_from_msg(_definition_file().read_text(encoding='utf-8'), KEYPOINTS))
     return types
@@ -267,10 +267,10 @@ def sentence(error: Exception) -> str:
 
 
 def _open_file(path: Path, temporary: Path) -> '_McapTopics | _SqliteTopics | _Rosbag1Topics':
-    """Open a file of a recording as what its first bytes say it is.
+    """Open a file of a recording in the format that its first bytes tell.
 
     Raises:
-        BagError: it is missing, or nothing that can be read.
+        BagError: it is missing or cannot be read.
     """
     repair = ''
     try:
@@ -336,8 +336,8 @@ class _SqliteTopics:
     repair = '`sqlite3 FILE .recover` saves what is left of it'
 
     def __init__(self, path: Path):
-        # What a recorder that was killed had not yet moved into the database lies in files beside it; reading without
-        # regard to them is for what nobody writes any more, and works on a read-only disk too.
+        # What a killed recorder had not yet moved into the database is in files beside it; ignoring those is for a file
+        # that nobody writes any more, and works on a read-only disk too.
         left = [path.with_name(path.name + suffix) for suffix in ('-wal', '-journal')]
         self.closed = not any(file.exists() and file.stat().st_size for file in left)
         self._database = sqlite3.connect(
@@ -372,7 +372,7 @@ class _SqliteTopics:
         ]
 
     def _rows(self, table: str) -> list[dict[str, Any]]:
-        """Return the rows of a table by column, which changed over the versions; none where there is no such table."""
+        """Return the rows of a table by column, which changed over the versions; none if there is no such table."""
         columns = [column for _, column, *_ in self._database.execute(f'PRAGMA table_info({table})')]
         if not columns:
             return []
@@ -409,7 +409,7 @@ class _Rosbag1Topics:
             topic = _topic(
                 name, kind, sum(c.msgcount for c in connections), 'ros1', connections[0].msgdef.data, 'ros1msg'
             )
-            # Each latched publisher had its last message waiting for those who came later.
+            # Each latched publisher keeps its last message for late subscribers.
             latched = sum(bool(connection.ext.latching) for connection in connections)
             self.topics.append(replace(topic, qos=(_latched(latched),) if latched else ()))
 
@@ -425,24 +425,24 @@ class _Rosbag1Topics:
 def _topic(
     name: str, kind: str, count: int, encoding: str, text: str, text_encoding: str, digest: str = '', qos: str = ''
 ) -> Topic:
-    """Return a topic with what stands against reading it."""
+    """Return a topic, with the fault that prevents reading it, if any."""
     with_middle = kind.replace('/', '/msg/') if kind.count('/') == 1 else kind  # as ROS 1 writes it
     fault = ''
     if encoding not in ('cdr', 'ros1'):
         fault = f'its messages are in {encoding or "an encoding without a name"}'
     elif '/srv/' in kind:
         fault = 'it holds the events of a service'
-    if text_encoding not in (*_IN_MSG, *_IN_IDL):  # rosbag2 says `unknown` where it found no definition
+    if text_encoding not in (*_IN_MSG, *_IN_IDL):  # rosbag2 says `unknown` if it found no definition
         text = text_encoding = ''
     try:
         offered = tuple(parse_qos(qos))
-    except Exception:  # of a version to come: the topic is worth more than it
+    except Exception:  # from a future version: the topic is still usable without it
         offered = ()
     return Topic(name, with_middle, count, encoding, text, text_encoding, digest, offered, fault)
 
 
 def _latched(depth: int) -> Qos:
-    """Return what a latched topic of ROS 1 is in ROS 2."""
+    """Return the ROS 2 QoS of a latched topic of ROS 1."""
     durations = dict.fromkeys(('deadline', 'lifespan', 'liveliness_lease_duration'), QosTime(0, 0))
     return Qos(
         history=QosHistory.KEEP_LAST,

@@ -1,7 +1,7 @@
-"""A bridge to RTAB-Map: keypoints and descriptors as rtabmap_msgs/RGBDImage carries them.
+"""A bridge to RTAB-Map: keypoints and descriptors in rtabmap_msgs/RGBDImage.
 
-RTAB-Map matches descriptors of one byte a number by Hamming distance, so they travel as float32, whatever encoding they
-came in. It compresses them by zlib and appends rows, columns and OpenCV's type (rtabmap/core/Compression.h).
+RTAB-Map matches 8-bit descriptors by Hamming distance, so they are sent as float32, whatever encoding they came in. It
+compresses them with zlib and appends rows, columns and OpenCV's type (rtabmap/core/Compression.h).
 """
 
 import array
@@ -19,12 +19,12 @@ from edgepoint2_ros.messages import decode
 from edgepoint2_ros.places import Vocabulary
 
 CV_32FC1 = 5  # OpenCV's number of the type
-# The encodings that it reads, and their bytes a pixel (rtabmap_conversions/MsgConversion.cpp).
+# The encodings that it reads, and their bytes per pixel (rtabmap_conversions/MsgConversion.cpp).
 IMAGES = {'8UC1': 1, 'mono8': 1, 'mono16': 2, 'bgr8': 3, 'rgb8': 3, 'bgra8': 4, 'rgba8': 4, 'bayer_grbg8': 1}
 DEPTHS = {'16UC1': 2, 'mono16': 2, '32FC1': 4}
-COEFFICIENTS = 0, 4, 5, 6, 8, 12, 14  # of a lens, how many there may be (CameraModel.cpp)
+COEFFICIENTS = 0, 4, 5, 6, 8, 12, 14  # allowed numbers of distortion coefficients (CameraModel.cpp)
 GLOBAL_DESCRIPTOR = 1  # its type, as RTAB-Map numbers that of a descriptor written in Python
-SIZE = 8.0  # pixels across what a keypoint describes; EdgePoint2 knows one scale only
+SIZE = 8.0  # diameter of a keypoint in pixels; EdgePoint2 has only one scale
 
 
 def import_messages() -> ModuleType:
@@ -52,21 +52,21 @@ def to_rtabmap(
 ) -> Any:
     """Return the rtabmap_msgs/RGBDImage of one image, its keypoints and its depth or right image.
 
-    What RTAB-Map would end at is refused.
+    Input that would crash RTAB-Map is refused.
 
     Args:
         keypoints: the KeypointArray of the image.
-        rgb: the sensor_msgs/Image, or the sensor_msgs/CompressedImage, which travels on as it is.
+        rgb: the sensor_msgs/Image, or the sensor_msgs/CompressedImage, which is passed on unchanged.
         camera_info: its sensor_msgs/CameraInfo.
-        depth: sensor_msgs/Image registered to it, of the same size or a whole part of it, or the right image of a
-            rectified stereo pair. Depth may also come as a CompressedImage that holds a PNG of 16 bits.
+        depth: sensor_msgs/Image registered to it, of the same size or an integer fraction of it, or the right image of
+            a rectified stereo pair. Depth may also be a CompressedImage with a 16-bit PNG.
         depth_camera_info: of ``depth``, by default ``camera_info``; a right image needs its own.
-        messages: what holds RGBDImage, KeyPoint and Point2f; by default the module rtabmap_msgs.msg.
-        vocabulary: of the keypoints' weights, for a global descriptor; None for none. RTAB-Map ends where one node of
+        messages: where RGBDImage, KeyPoint and Point2f are; by default the module rtabmap_msgs.msg.
+        vocabulary: of the keypoints' weights, for a global descriptor; None for none. RTAB-Map aborts if one node of
             its map has one and another has none, or one of another length.
 
     Raises:
-        EdgePoint2Error: rtabmap_msgs is not installed, or the vocabulary is of other weights.
+        EdgePoint2Error: rtabmap_msgs is not installed, or the vocabulary is from other weights.
         MessageError: keypoints, images and calibrations do not belong together, or one contradicts itself or is of a
             kind that RTAB-Map does not read.
         ImageError: a compressed image cannot be read.
@@ -82,7 +82,7 @@ def to_rtabmap(
     check_camera_info(camera_info, size, 'camera_info')
     if _is_compressed(depth) or depth.encoding in DEPTHS:
         width, height = _size(depth, DEPTHS, 'depth')
-        # RTAB-Map compares the whole quotients of widths and of heights.
+        # RTAB-Map compares the integer quotients of widths and of heights.
         if not min(width, height) or size[0] % width or size[1] % height or size[0] // width != size[1] // height:
             raise MessageError(f'depth: expected {size[0]}x{size[1]} pixels or a whole part, got {width}x{height}')
     else:
@@ -121,12 +121,12 @@ def to_rtabmap(
 
 
 def check_camera_info(info: Any, size: tuple[int, int], name: str) -> None:
-    """Refuse a calibration that RTAB-Map would end at, or take for none.
+    """Refuse a calibration that would crash RTAB-Map, or that it would take for none.
 
     Args:
         info: a sensor_msgs/CameraInfo.
         size: width and height of the images.
-        name: of what is checked, for the error.
+        name: of the calibration, for the error.
 
     Raises:
         MessageError: what is wrong.
@@ -152,11 +152,11 @@ def _size(image: Any, encodings: dict[str, int], name: str) -> tuple[int, int]:
 
     Args:
         image: sensor_msgs/Image or CompressedImage.
-        encodings: those that it reads, and how many bytes a pixel has.
+        encodings: those that it reads, and their bytes per pixel.
         name: of the image, for the error.
 
     Raises:
-        MessageError: it reads none of that kind, or the fields contradict each other.
+        MessageError: it does not read that kind, or the fields contradict each other.
         ImageError: a compressed image cannot be read.
     """
     if _is_compressed(image):
@@ -176,13 +176,12 @@ def _size(image: Any, encodings: dict[str, int], name: str) -> tuple[int, int]:
 
 
 def _size_of_png(depth: Any) -> tuple[int, int]:
-    """Return width and height, and refuse what RTAB-Map would end at: it takes a PNG of 16 bits alone.
+    """Return width and height, and refuse what would crash RTAB-Map: it accepts only a 16-bit PNG.
 
     (uncompressImage in rtabmap_conversions/MsgConversion.cpp.)
     """
     head = bytes(depth.data[:26])
-    # A PNG's first chunk says size, bits and kind of colour; gray is 0. compressedDepth puts a header of its own
-    # before it.
+    # A PNG's first chunk has size, bit depth and colour type; gray is 0. compressedDepth puts its own header before it.
     if not head.startswith(b'\x89PNG\r\n\x1a\n') or tuple(head[24:26]) != (16, 0):
         raise MessageError(
             f'depth of format {depth.format!r}: expected a gray PNG of 16 bits, or a sensor_msgs/Image as '
@@ -202,7 +201,7 @@ def to_responses(scores: np.ndarray) -> np.ndarray:
 
 
 def pack_descriptors(descriptors: np.ndarray) -> bytes:
-    """Return descriptors (N, D) float32 as RTAB-Map compresses a matrix; nothing for none."""
+    """Return descriptors (N, D) float32 in RTAB-Map's format of a compressed matrix; nothing for none."""
     if len(descriptors) == 0:
         return b''
     rows = np.ascontiguousarray(descriptors, '<f4')

@@ -1,9 +1,9 @@
-"""EdgePoint2 inside RTAB-Map: what it calls where detector, matcher and global descriptor are written in Python.
+"""EdgePoint2 inside RTAB-Map: the functions it calls for a detector, matcher and global descriptor in Python.
 
 RTAB-Map embeds Python and calls `init` once, then `detect` for each image, `match` for each pair or `extract` for each
-node of its map (its PyDetector.cpp, PyMatcher.cpp and PyDescriptor.cpp). It reads the arrays that come back without
-converting them, and ends the whole process where one has another type. So nothing here raises, every answer has the
-type that RTAB-Map expects, and what goes wrong is printed on stderr, once. As RTAB-Map passes no settings, they are
+node of its map (its PyDetector.cpp, PyMatcher.cpp and PyDescriptor.cpp). It reads the returned arrays without
+converting them, and aborts the whole process if one has another type. So nothing here raises, every result has the type
+that RTAB-Map expects, and what goes wrong is printed on stderr, once. As RTAB-Map passes no settings, they are
 environment variables, see `read_settings`.
 """
 
@@ -28,19 +28,19 @@ from edgepoint2_ros.places import Vocabulary, open_vocabulary
 PREFIX = 'EDGEPOINT2_'
 # RTAB-Map keeps the best 1000 of an image for its odometry and 500 for its map, unless told otherwise.
 DEFAULTS = ExtractorSettings(max_keypoints=1000)
-MAX_COMPLAINTS = 20  # that are printed; whatever goes wrong in new words at every image must not fill a disk
+MAX_COMPLAINTS = 20  # that are printed; an error with a different text for every image must not fill a disk
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment sets: the extractor, and the least cosine of two descriptors that match."""
+    """What the environment sets: the extractor, and the minimum cosine of a match."""
 
     extractor: ExtractorSettings = DEFAULTS
     min_cosine: float = MIN_COSINE
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
-    """Return the settings that environment variables give.
+    """Return the settings from environment variables.
 
     Each setting of the extractor has a variable, EDGEPOINT2_MODEL, EDGEPOINT2_PRECISION, EDGEPOINT2_THREADS and so on,
     and EDGEPOINT2_MIN_COSINE is the matcher's. An empty one counts as not set.
@@ -64,7 +64,7 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
 
 
 class Plugin:
-    """The extractor and what RTAB-Map asks of it. Its odometry and its map call from threads of their own."""
+    """The extractor and what RTAB-Map requests of it. Its odometry and its map call from separate threads."""
 
     def __init__(self, environment: Mapping[str, str] = os.environ):
         self._environment = environment
@@ -72,12 +72,12 @@ class Plugin:
         self._settings: Settings | None = None
         self._extractor: Extractor | None = None
         self._vocabulary: Vocabulary | None = None
-        self._last: tuple[np.ndarray, Features] | None = None  # the image before, gray, and its features
+        self._last: tuple[np.ndarray, Features] | None = None  # the previous image, gray, and its features
         self._is_hopeless = False  # settings or a model that cannot be used; they stay so
         self._complaints: set[str] = set()
 
     def init(self, *settings: object) -> None:
-        """Do nothing: RTAB-Map calls this for each detector, matcher and descriptor and says nothing that matters.
+        """Do nothing: RTAB-Map calls this for each detector, matcher and descriptor, with settings that do not apply.
 
         Args:
             settings: whether to use CUDA; of a global descriptor its size; of a matcher the size of descriptors, a
@@ -88,18 +88,18 @@ class Plugin:
         """Return the keypoints of an image and their descriptors.
 
         Args:
-            image: (H, W) uint8, in memory that belongs to RTAB-Map and is gone after the call.
+            image: (H, W) uint8, in memory that belongs to RTAB-Map and is invalid after the call.
 
         Returns:
             (N, 3) float32, x and y in pixels and a response that is not negative, and (N, D) float32, both contiguous;
-            N is 0 where anything went wrong.
+            N is 0 if anything went wrong.
         """
         try:
             features = self._find(image)
             if features is not None:
                 height, width = image.shape[:2]
                 keypoints = np.empty((len(features), 3), np.float32)
-                # RTAB-Map ends at a keypoint outside of the image.
+                # RTAB-Map aborts on a keypoint outside of the image.
                 np.clip(features.xy, 0, (width - 1, height - 1), out=keypoints[:, :2])
                 keypoints[:, 2] = to_responses(features.scores)
                 return keypoints, np.ascontiguousarray(features.descriptors, np.float32)
@@ -118,7 +118,7 @@ class Plugin:
         width: int,
         height: int,
     ) -> np.ndarray:
-        """Return the pairs of features that are each other's nearest neighbour, and near enough.
+        """Return mutual nearest neighbours of at least the minimum cosine.
 
         Args:
             xy_from, xy_to: (N, 2) and (M, 2) float32, pixels.
@@ -127,7 +127,7 @@ class Plugin:
             width, height: of the images, pixels.
 
         Returns:
-            (P, 2) int32, contiguous: indices from and to; P is 0 where anything went wrong.
+            (P, 2) int32, contiguous: indices from and to; P is 0 if anything went wrong.
         """
         try:
             with self._lock:
@@ -159,14 +159,14 @@ class Plugin:
             image: (H, W, 1) or (H, W, 3) BGR; RTAB-Map says that its bytes are int8.
 
         Returns:
-            (1, S) float32 of unit length, contiguous; zeros where anything went wrong. S is always the same: RTAB-Map
-            ends where two nodes of its map have descriptors of different sizes.
+            (1, S) float32 of unit length, contiguous; zeros if anything went wrong. S is always the same: RTAB-Map
+            aborts if two nodes of its map have descriptors of different sizes.
         """
         try:
             if isinstance(image, np.ndarray) and image.dtype == np.int8:
                 image = image.view(np.uint8)
             if isinstance(image, np.ndarray) and image.ndim == 3 and image.size and image.shape[2] == 3:
-                image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # that the detector has seen, too
+                image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)  # as the detector has seen it
             elif isinstance(image, np.ndarray) and image.ndim == 3 and image.shape[2] == 1:
                 image = image[:, :, 0]
             features = self._find(image)
@@ -179,7 +179,7 @@ class Plugin:
     def _find(self, image: np.ndarray) -> Features | None:
         """Return the features of an image, found once for detector and global descriptor; None without an extractor."""
         if isinstance(image, np.ndarray) and image.size <= MAX_PIXELS:  # the extractor refuses anything else
-            image = image.copy()  # the last one is kept, by OpenVINO, too
+            image = image.copy()  # the last one is kept, also by OpenVINO
         with self._lock:
             extractor = self._open()
             if extractor is None:
@@ -190,7 +190,7 @@ class Plugin:
             return self._last[1]
 
     def _open(self) -> Extractor | None:
-        """Return the extractor, opened at the first call; None where that has failed."""
+        """Return the extractor, opened at the first call; None if that failed."""
         if self._extractor is None and not self._is_hopeless:
             self._is_hopeless = True  # until it is open
             self._settings = read_settings(self._environment)

@@ -2,16 +2,16 @@
 
 The folder of a map is laid out as gaussian-splatting's tools make and read theirs:
 
-    input/                the images as they came, upright
+    input/                the original images, upright
     features/             the features of each image (.npz)
-    distorted/            database.db and sparse/0 of COLMAP, with the lenses' distortion
-    images/, sparse/0/    images and model without distortion: what those tools open
-    poses.tum, poses/     the cameras; poses/ is a bag, where the images came from one
+    distorted/            database.db and sparse/0 of COLMAP, with lens distortion
+    images/, sparse/0/    undistorted images and model: what those tools open
+    poses.tum, poses/     the cameras; poses/ is a bag, if the images came from one
     index.html            a page that shows it all
-    map.json              what was asked for, and how far it is
+    map.json              the job, and its progress
 
-A step that is done leaves its result under its final name in one move; after an interruption the same call goes on
-with what is missing. Only the mapping itself starts again from its beginning.
+A finished step leaves its result under its final name in one move; after an interruption the same call continues with
+what is missing. Only the mapping itself restarts.
 """
 
 import fcntl
@@ -44,15 +44,15 @@ from edgepoint2_ros.progress import Report, show_progress
 from edgepoint2_ros.storage import write_whole
 
 FORMAT = 1  # of map.json
-LONG_SIDE = 1024  # of an image whose features are looked for, pixels
-RATE = 2.0  # images taken of each second of a video or a bag
-WINDOW = 10  # images after each one of a video or a bag that it is matched with
-SIMILAR = 20  # images that look most like one, which it is matched with
-MIN_IMAGES = 3  # of a map; two have no third that confirms them
-# Of the mapping, while less than half of the images hold together: degrees between the rays to a point of the first two
-# images, which COLMAP wants to be 16 and a camera that goes ahead never has; and points that each further image sees.
+LONG_SIDE = 1024  # of an image for extraction, pixels
+RATE = 2.0  # images taken per second of a video or a bag
+WINDOW = 10  # images that each one of a video or a bag is matched with, following it
+SIMILAR = 20  # most similar images that each one is matched with
+MIN_IMAGES = 3  # of a map; two have no third to confirm them
+# Of the mapping, until half of the images are registered: triangulation angle in degrees of the first two images, for
+# which COLMAP requires 16 and which a camera moving forward never reaches; and inliers of each further image.
 ATTEMPTS = ((16.0, 30), (4.0, 20))
-MIN_POINTS = 10  # of a map for each of its images
+MIN_POINTS = 10  # of a map per image
 MOVE = 'The camera must move aside, not only turn'
 
 
@@ -63,15 +63,15 @@ class Job:
     Attributes:
         source: folder of photographs, video, or bag.
         output: folder of the map.
-        topic: of the images in a bag; may be empty where it has only one.
+        topic: of the images in a bag; may be empty if it has only one.
         extractor: the settings of the extractor.
         long_side: images are shrunk to it before extraction, pixels; 0 leaves them as they are.
-        rate: images taken of each second of a video or a bag; 0 takes all.
-        window: images after each one that it is matched with; by default WINDOW for a video or a bag, else 0.
-        similar: images that look most like one, which it is matched with.
-        one_camera: took all photographs; those of a video or a bag are from one, anyway.
-        focal: focal length of that camera in pixels; by default as EXIF or the bag's camera_info says, else it is found
-            out, from a guess.
+        rate: images taken per second of a video or a bag; 0 takes all.
+        window: images following each one that it is matched with; by default WINDOW for a video or a bag, else 0.
+        similar: most similar images that each one is matched with.
+        one_camera: all photographs are from one camera, as those of a video or a bag always are.
+        focal: focal length of that camera in pixels; by default from EXIF or the bag's camera_info, else estimated,
+            starting from a guess.
     """
 
     source: Path
@@ -91,12 +91,12 @@ class Summary:
     """The outcome of making a map.
 
     Attributes:
-        images: that could be used.
-        registered: of these, the ones whose camera was found.
-        pairs, matched: pairs of images that were matched, and those of them whose matches agree.
-        points: in space.
-        track_length: images that see a point, mean.
-        error: of a point's reprojection, pixels of the images, mean.
+        images: number of usable images.
+        registered: those of them whose pose was found.
+        pairs, matched: pairs of images that were matched, and those of them that passed verification.
+        points: 3D points.
+        track_length: mean number of images that see a point.
+        error: mean reprojection error of a point, pixels of the images.
         left_out: names of the images that are not in the map.
     """
 
@@ -111,14 +111,14 @@ class Summary:
 
 
 def build_map(job: Job, report: Report = lambda text: None) -> Summary:
-    """Make a map, or go on with one that was interrupted; one that is complete stays as it is.
+    """Make a map, or continue an interrupted one; a complete one is left unchanged.
 
     Args:
         job: what to make.
-        report: takes a sentence about each image that cannot be used.
+        report: called with a message about each image that cannot be used.
 
     Raises:
-        EdgePoint2Error: the source cannot be read, no map can come of it, or the output is something else's.
+        EdgePoint2Error: the source cannot be read, no map can be made from it, or the output belongs to another job.
     """
     for name, least in (('long_side', 0), ('rate', 0), ('window', 0), ('similar', 1)):
         value = getattr(job, name)
@@ -191,13 +191,13 @@ def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
 def choose_pairs(
     features: Mapping[str, Features], vocabulary: Vocabulary, window: int, similar: int
 ) -> list[tuple[str, str]]:
-    """Return the pairs of images that are worth matching: neighbours in time, and what looks alike.
+    """Return the pairs of images worth matching: neighbours in time, and similar ones.
 
     Args:
-        features: by name, in order of time where ``window`` is not 0.
+        features: by name, in order of time if ``window`` is not 0.
         vocabulary: of the model that they come from.
-        window: each image is paired with so many after it.
-        similar: and with so many of those outside the window that look most like it.
+        window: each image is paired with this many after it,
+        similar: and with this many of the most similar ones outside the window.
     """
     names = list(features)
     number_of = {name: number for number, name in enumerate(names)}
@@ -212,12 +212,12 @@ def choose_pairs(
 
 
 def map_images(database: Path, images: Path, model: Path, total: int) -> None:
-    """Reconstruct cameras and points from a database and write the largest model that comes of it.
+    """Reconstruct cameras and points from a database and write the largest resulting model.
 
     Args:
         database: of COLMAP, with verified matches.
         images: folder of the images, for the colours of the points.
-        model: new folder; none is made where the images cannot be registered.
+        model: new folder; not created if the images cannot be registered.
         total: number of images, for the progress line.
     """
     trials = model.with_name('trials')
@@ -246,7 +246,7 @@ def map_images(database: Path, images: Path, model: Path, total: int) -> None:
 def _reconstruct(
     database: Path, images: Path, folder: Path, options: pycolmap.IncrementalPipelineOptions, total: int
 ) -> dict[int, pycolmap.Reconstruction]:
-    """Return the models that COLMAP makes, by the names of their folders; a line tells how many cameras it has."""
+    """Return the models that COLMAP makes, by the names of their folders; a line shows the number of cameras."""
     cameras = show_progress(itertools.repeat(None), 'cameras', total)
     next(cameras)
 
@@ -278,7 +278,7 @@ def _need_two(job: Job, count: int) -> None:
 
 
 def _extract(job: Job, extractor: Extractor, names: Sequence[str], report: Report) -> dict[str, Features]:
-    """Return the features of the images by name; those that are kept in files are read from there."""
+    """Return the features of the images by name; those already in files are read from there."""
     features = {}
     for name in show_progress(names, 'features', len(names)):
         file = job.output / 'features' / f'{name}.npz'
@@ -312,7 +312,7 @@ def _read_features(file: Path) -> Features | None:
 
 
 def _know_focals(job: Job, kind: str, features: Mapping[str, Features], report: Report) -> dict[str, float]:
-    """Return the focal lengths in pixels that are known, by image name."""
+    """Return the known focal lengths in pixels by image name."""
     if job.focal:
         return dict.fromkeys(features, job.focal)
     if kind == 'bag':
@@ -326,7 +326,7 @@ def _know_focals(job: Job, kind: str, features: Mapping[str, Features], report: 
 
 
 def _undistort(output: Path) -> None:
-    """Write images/ and sparse/0/ without distortion."""
+    """Write images/ and sparse/0/, undistorted."""
     draft = output / 'undistorted'
     for folder in (draft, output / 'images', output / 'sparse'):
         shutil.rmtree(folder, ignore_errors=True)
@@ -351,7 +351,7 @@ def _write_poses(output: Path, entries: Sequence[Entry], model: pycolmap.Reconst
 
 
 class _State:
-    """What map.json says."""
+    """The content of map.json."""
 
     def __init__(self, file: Path, content: dict[str, Any]):
         self._file = file
@@ -363,7 +363,7 @@ class _State:
 
 @contextmanager
 def _open_folder(job: Job, kind: str) -> Iterator[_State]:
-    """Give the state of a map's folder, which is made, or is one that the same job has begun."""
+    """Yield the state of a map's folder, which is created, or was begun by the same job."""
     settings = {
         'source': str(job.source.absolute()),
         'kind': kind,
@@ -406,10 +406,10 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
         try:
             yield _State(file, content)
         except EdgePoint2Error:
-            if 'images' not in content:  # of a source that cannot be read nothing stays behind
+            if 'images' not in content:  # an unreadable source leaves nothing behind
                 shutil.rmtree(job.output / 'input', ignore_errors=True)
                 file.unlink()
-                with suppress(OSError):  # where it holds something else
+                with suppress(OSError):  # it holds something else
                     job.output.rmdir()
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The page of a map: cameras and points to turn and zoom, tracks and matches, in one file that loads nothing."""
+"""The page of a map: cameras and points to rotate and zoom, tracks and matches, in one self-contained file."""
 
 import base64
 import html
@@ -20,8 +20,8 @@ from edgepoint2_ros.storage import write_whole
 MOST_POINTS = 40_000  # of the view, those seen most often
 THUMBNAIL, HALF = 240, 480  # long sides of an image in the list and in a pair, pixels
 PAIRS = 6  # pictures of neighbours and of images that are far apart, each
-FAR = 10  # places in the order of images, from which on a pair is far apart
-LONGEST = 20  # images that see a point; of those seen by more, the table has the sum
+FAR = 10  # positions in the order of images from which a pair is far apart
+LONGEST = 20  # images that see a point; the table has one sum for points seen by more
 _QUALITY = 75
 
 
@@ -78,7 +78,7 @@ def _facts(summary: Mapping[str, Any]) -> str:
 
 
 def _view(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> tuple[dict[str, Any], dict[int, int]]:
-    """Return points and cameras for the view, and the place of each point in it by its number."""
+    """Return points and cameras for the view, and the index of each point in it by its id."""
     numbers = sorted(model.points3D, key=lambda number: -model.points3D[number].track.length())[:MOST_POINTS]
     points = np.array([model.points3D[number].xyz for number in numbers]).reshape(-1, 3)
     colours = np.array([model.points3D[number].color for number in numbers], np.uint8)
@@ -93,7 +93,7 @@ def _view(model: pycolmap.Reconstruction, images: Sequence[pycolmap.Image]) -> t
     right /= np.linalg.norm(right)
     axes = np.stack([right, down, np.cross(right, down)])
     middle = np.median(points, axis=0)
-    # What is far behind does not make the rest small.
+    # Distant background points do not make the rest small.
     size = max(np.median(np.linalg.norm(points - middle, axis=1)), np.linalg.norm(centres - middle, axis=1).max())
     points, centres = (points - middle) @ axes.T / size, (centres - middle) @ axes.T / size
     view = {
@@ -118,7 +118,7 @@ def _thumbnail(path: Path, points: Mapping[int, np.ndarray], model: pycolmap.Rec
 def _choose_pairs(
     images: Sequence[pycolmap.Image], seen: Mapping[str, Mapping[int, np.ndarray]]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Return pairs of neighbours from all over the map, and those far apart in the order that share most points."""
+    """Return pairs of neighbours from all over the map, and pairs far apart in the order that share the most points."""
     names = [image.name for image in images]
     neighbours = [(a, b) for a, b in zip(names, names[1:]) if seen[a].keys() & seen[b].keys()]
     places = np.unique(np.linspace(0, len(neighbours) - 1, PAIRS).astype(int)).tolist() if neighbours else []

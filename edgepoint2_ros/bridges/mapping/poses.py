@@ -1,4 +1,4 @@
-"""The poses of a map's cameras: in a file as TUM's tools read them, and in a bag."""
+"""The poses of a map's cameras: in a TUM file, and in a bag."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +15,10 @@ TOPIC = '/poses'
 
 
 class Pose(NamedTuple):
-    """Where a camera was: its stamp in nanoseconds, its place, and its turn as a quaternion (x, y, z, w).
+    """The pose of a camera: its stamp in nanoseconds, its position, and its rotation as a quaternion (x, y, z, w).
 
-    Place and turn are those of the camera's optical frame (x right, y down, z ahead) in the map, whose scale and axes
-    are arbitrary.
+    They are those of the camera's optical frame (x right, y down, z forward) in the map, whose scale and axes are
+    arbitrary.
     """
 
     stamp: int
@@ -27,12 +27,12 @@ class Pose(NamedTuple):
 
 
 def write_tum(path: Path, poses: Sequence[Pose], stamped: bool) -> None:
-    """Write poses as TUM's tools and evo read them: ``stamp x y z qx qy qz qw`` a line.
+    """Write poses in the format of TUM's tools and evo: ``stamp x y z qx qy qz qw`` per line.
 
     Args:
         path: the file.
         poses: in order.
-        stamped: the stamps are nanoseconds, to be written in seconds; otherwise numbers, written as they are.
+        stamped: stamps are nanoseconds, written in seconds; otherwise numbers, written as they are.
     """
     lines = ['# stamp x y z qx qy qz qw']
     for pose in poses:

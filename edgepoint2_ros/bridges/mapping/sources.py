@@ -1,4 +1,4 @@
-"""Where a map's images come from: photographs, a video or a bag, brought into one folder as upright JPEG and PNG."""
+"""Where a map's images come from: photographs, a video or a bag, collected in one folder as upright JPEG and PNG."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ _QUALITY = 95  # of a JPEG that is written again
 
 
 class Entry(NamedTuple):
-    """An image of the map: its file's name, and its stamp in nanoseconds, or its number where nobody knows it."""
+    """An image of the map: its file name, and its stamp in nanoseconds, or its number if the stamp is unknown."""
 
     name: str
     stamp: int
@@ -57,9 +57,9 @@ def import_images(source: Path, folder: Path, topic: str, rate: float, report: R
     Args:
         source: folder of photographs, video or bag.
         folder: for the files; it exists.
-        topic: of the images in a bag; may be empty where it has only one.
-        rate: images that are taken of each second of a video or a bag; 0 takes all.
-        report: takes a sentence about each image that cannot be used.
+        topic: of the images in a bag; may be empty if it has only one.
+        rate: images taken per second of a video or a bag; 0 takes all.
+        report: called with a message about each image that cannot be used.
 
     Raises:
         EdgePoint2Error: the source cannot be read.
@@ -132,7 +132,7 @@ def _import_bag(source: Path, folder: Path, topic: str, rate: float, report: Rep
                 report(f'{source}: image {number} of {topic} left out: another one has its stamp')
                 continue
             taken.add(stamp)
-            # From here on, and not from when it was due: where frames were lost, the next is not taken at once.
+            # From this frame, not from when it was due: after lost frames, the next is not taken at once.
             due = stamp + round(1e9 / rate) if rate else None
             seconds, nanoseconds = divmod(stamp, 1_000_000_000)
             name = f'{seconds}_{nanoseconds:09d}.jpg'  # without a dot, at which some tools cut names
@@ -141,13 +141,13 @@ def _import_bag(source: Path, folder: Path, topic: str, rate: float, report: Rep
 
 
 def read_focal(source: Path, topic: str, image_size: tuple[int, int], report: Report) -> float | None:
-    """Return the focal length in pixels that a bag's camera_info beside the images tells, or None.
+    """Return the focal length in pixels from the camera_info beside a bag's images, or None.
 
     Args:
         source: the bag.
-        topic: of the images; may be empty where it has only one.
+        topic: of the images; may be empty if it has only one.
         image_size: width, height of the images, which camera_info must describe.
-        report: takes a sentence about a camera_info that cannot be used.
+        report: called with a message about a camera_info that cannot be used.
     """
     with open_recording(source) as recording:
         topic = only_topic(recording, IMAGES, topic, 'images').removesuffix('/compressed')
