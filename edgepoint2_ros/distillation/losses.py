@@ -13,7 +13,7 @@ from torch import Tensor
 def principal_basis(descriptors: Tensor, size: int) -> Tensor:
     """Return the ``size`` largest right singular vectors (D, size) of the rows (N, D), the largest last.
 
-    Their subspace keeps the rows' inner products as well as any ``size`` numbers a row can.
+    Their subspace preserves the rows' inner products as well as any ``size`` numbers per row can.
     """
     if size > descriptors.shape[1]:
         raise ValueError(f'cannot reduce descriptors of {descriptors.shape[1]} values to {size}')
@@ -45,7 +45,7 @@ def procrustes(source: Tensor, target: Tensor) -> Tensor:
 
 
 def cosine_distance(a: Tensor, b: Tensor) -> Tensor:
-    """Return the mean over rows (N, D), or over the places of maps (N, D, H, W), of 1 - cosine.
+    """Return the mean over rows (N, D), or over the positions of maps (N, D, H, W), of 1 - cosine.
 
     It is 0 for equal directions and 2 for opposite ones.
     """
@@ -70,15 +70,15 @@ def orthogonal_procrustes_loss(teacher: Tensor, student: Tensor) -> Tensor:
 def contrastive_loss(
     a: Tensor, b: Tensor, xy_a: Tensor, xy_b: Tensor, temperature: float = 0.06, radius: float = 5.0
 ) -> Tensor:
-    """Return the symmetric InfoNCE of descriptors of the same places in two views.
+    """Return the symmetric InfoNCE loss of descriptors of the same points in two views.
 
-    Each row should be closer to its partner than to every other row of the other view. Rows whose places lie within
-    ``radius`` of each other in either view are no opponents: their descriptors may well be alike.
+    Each row should be closer to its partner than to every other row of the other view. Rows whose points lie within
+    ``radius`` of each other in either view are not negatives: their descriptors may well be similar.
     Source: van den Oord et al., arXiv 1807.03748.
 
     Args:
-        a, b: (N, D) descriptors; row i of both is the same place.
-        xy_a, xy_b: (N, 2) places in pixels of each view.
+        a, b: (N, D) descriptors; row i of both is the same point.
+        xy_a, xy_b: (N, 2) positions in pixels of each view.
         temperature: cosines are divided by it.
         radius: in pixels.
     """
@@ -91,11 +91,11 @@ def contrastive_loss(
 
 
 def detection_loss(student: Tensor, teacher: Tensor, floor: float = -8.0) -> Tensor:
-    """Return how far the student's score map is from the teacher's; 0 where they are equal.
+    """Return how far the student's score map is from the teacher's; 0 if they are equal.
 
     The sum of two parts: the binary Kullback-Leibler divergence of the keypoint probabilities, divided by the teacher's
-    probability mass because keypoints are rare; and the smooth L1 distance of the logits, which the order of the
-    keypoints depends on. Below ``floor`` a logit says nothing more than "no keypoint" and its value does not matter.
+    probability mass because keypoints are rare; and the smooth L1 distance of the logits, which determine the order of
+    the keypoints. Below ``floor`` a logit only means "no keypoint" and its value does not matter.
 
     Args:
         student, teacher: raw logits of one shape.

@@ -11,15 +11,15 @@ ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose step is made orthogonal, for weights (O, I, ...) seen as matrices (O, I * ...).
+    """Momentum with orthogonalised steps, for weights (O, I, ...) seen as matrices (O, I * ...).
 
-    Orthogonal steps move every direction of a layer alike, the strong and the weak ones of its gradient. Source: Jordan
+    Orthogonal steps move every direction of a layer alike, whether its gradient is strong or weak. Source: Jordan
     et al., "Muon: An optimizer for hidden layers in neural networks", 2024; the steps are scaled to the size of
     AdamW's as in Liu et al., arXiv 2502.16982. Unlike ``torch.optim.Muon`` it takes convolutions.
 
     Args:
         parameters: weights of at least two dimensions.
-        lr: learning rate, of the size that AdamW takes.
+        lr: learning rate, on the scale of AdamW's.
         momentum: of the gradients.
         weight_decay: decoupled, as AdamW's.
     """
@@ -31,7 +31,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]  # no loss to return
-        """Make one step by the gradients that there are."""
+        """Take one step with the current gradients."""
         assert closure is None
         for group in self.param_groups:
             for weight in group['params']:
@@ -46,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return about the nearest matrix of the same shape (M, N) whose singular values are all 1 (here 0.7 to 1.2)."""
+    """Return approximately the nearest matrix (M, N) whose singular values are all 1 (here 0.7 to 1.2)."""
     a, b, c = NEWTON_SCHULZ
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = wide / (wide.norm() + 1e-7)

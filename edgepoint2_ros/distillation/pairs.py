@@ -1,9 +1,8 @@
 """Image pairs of known geometry, made from single photographs.
 
-Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with a
-homography of its own, so that the pair has occlusions and edges at which the motion changes, as real scenes do.
-Light, blur, noise and compression differ between the views. Everything about pair number n follows from the seed, the
-number of layouts and n alone.
+Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with its own
+homography, so that the pair has occlusions and motion boundaries, as real scenes do. Light, blur, noise and compression
+differ between the views. Pair number n depends only on the seed, the number of layouts and n.
 """
 
 from typing import NamedTuple
@@ -35,7 +34,7 @@ class Pair(NamedTuple):
         labels: (2, H, W) uint8, the layer that each pixel shows: 0 the photograph, 1.. the pieces, 255 nothing.
         homographies: (MAX_PIECES + 1, 3, 3) float32, maps pixels of a to pixels of b for each layer.
         photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
-        layout: () int64; pairs of the same layout differ in nothing but the light, blur and noise of their views.
+        layout: () int64; pairs of the same layout differ only in the light, blur and noise of their views.
     """
 
     views: Tensor
@@ -52,8 +51,8 @@ class PairDataset(Dataset[Pair]):
     Args:
         photos: what the pairs show.
         seed: of everything random.
-        length: pairs.
-        layouts: different ones, used in turn; 0: each pair has its own.
+        length: number of pairs.
+        layouts: number of different layouts, used in turn; 0: each pair has its own.
     """
 
     def __init__(self, photos: Photos, seed: int, length: int, layouts: int = 0):
@@ -139,7 +138,7 @@ def correspond(xy: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
         xy: (N, 2) float, pixels of view a.
 
     Returns:
-        Their places in view b, (N, 2), and a bool (N,): the place is inside view b and not hidden there.
+        Their positions in view b, (N, 2), and a bool (N,): the position is inside view b and not occluded there.
     """
     label = pair.labels[0][xy[:, 1].round().long(), xy[:, 0].round().long()].long()
     homographies = pair.homographies[label.clamp(max=MAX_PIECES)]
@@ -153,7 +152,7 @@ def correspond(xy: Tensor, pair: Pair) -> tuple[Tensor, Tensor]:
 
 
 def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the view, uint8 (H, W), as another camera under another light would record it."""
+    """Return the view, uint8 (H, W), as another camera would record it under other light."""
     image: np.ndarray = view.astype(np.float32) / 255
     if rng.random() < 0.8:
         image **= np.exp(rng.normal(0, 0.4), dtype=np.float32)
@@ -171,7 +170,7 @@ def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.1:  # fog, or a dirty lens
         kept = np.float32(np.exp(rng.uniform(np.log(0.15), np.log(0.7))))
         image = image * kept + (1 - kept) * np.float32(rng.uniform(0.4, 0.95))
-    if rng.random() < 0.1:  # night: little light, so shot noise, and a gain that makes up for some of it
+    if rng.random() < 0.1:  # night: little light, so shot noise, and a gain that compensates some of it
         exposure = np.float32(np.exp(rng.uniform(np.log(0.03), np.log(0.3))))
         image = np.maximum(image, 0) * exposure
         image += rng.standard_normal(image.shape, np.float32) * np.sqrt(image * np.float32(0.0004) + np.float32(1e-6))
@@ -208,7 +207,7 @@ def _random_placement(shape: tuple[int, int], rng: np.random.Generator) -> np.nd
 
 
 def _warp(pyramid: list[np.ndarray], to_photo: np.ndarray) -> np.ndarray:
-    """Return the view (H, W) whose pixels ``to_photo`` maps to the photograph's, from the level of like resolution."""
+    """Return the view (H, W) whose pixels ``to_photo`` maps to the photograph's, from the level of its resolution."""
     centre = np.array([[WIDTH / 2, HEIGHT / 2], [WIDTH / 2 + 1, HEIGHT / 2], [WIDTH / 2, HEIGHT / 2 + 1]])
     origin, right, down = cv2.perspectiveTransform(centre[None], to_photo)[0]
     area = abs(np.linalg.det(np.stack([right - origin, down - origin])))

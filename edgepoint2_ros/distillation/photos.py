@@ -20,7 +20,7 @@ _FORMAT = 2  # of the cache; raise it when the file's content changes
 
 
 class Photos:
-    """Gray pyramids of photographs; ``photos[i]`` is a list of uint8 arrays, each half the size of the one before."""
+    """Gray pyramids of photographs; ``photos[i]`` is a list of uint8 arrays, each half the size of the previous one."""
 
     def __init__(self, names: Sequence[str], shapes: Sequence[Sequence[tuple[int, int]]], pixels: np.ndarray):
         self.names = tuple(names)
@@ -45,11 +45,11 @@ def load_photos(
 ) -> Photos:
     """Return the photographs as pyramids, decoded at most once: a later call reads the cache.
 
-    An image that cannot be read or is too small is named in a warning and left out.
+    An image that cannot be read or is too small is left out, with a warning.
 
     Args:
         paths: image files.
-        cache: a folder; a file in it belongs to one list of paths, sizes and times of change.
+        cache: a folder; a file in it belongs to one list of paths, sizes and modification times.
         progress: wraps the iteration, for example ``tqdm``.
 
     Raises:
@@ -60,7 +60,7 @@ def load_photos(
     key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode())[:16]
     index, data = cache / f'{key}.json', cache / f'{key}.u8'
     if not index.exists():
-        # The index is written last and by renaming: where it exists, the data is whole.
+        # The index is written last and by renaming: if it exists, the data is complete.
         _decode(paths, index, data, progress)
     entries = json.loads(index.read_text())
     for line in entries['skipped']:

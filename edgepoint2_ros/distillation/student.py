@@ -1,4 +1,4 @@
-"""The student: one network size that learns its descriptor sizes together, on one backbone with one detector."""
+"""The student: one network size that learns its descriptor sizes jointly, on one backbone with one detector."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,7 +11,7 @@ from edgepoint2_ros.network import EdgePoint2
 
 
 class DescriptorHeads(nn.Module):
-    """Descriptor heads that share all but the last layer; returns their maps joined along the channels.
+    """Descriptor heads that share all but the last layer; returns their maps concatenated along the channels.
 
     Attributes:
         shared: the layers before the last one.
@@ -49,22 +49,22 @@ class Student(nn.Module):
         self.variants = tuple(variants)
         self.network = EdgePoint2(variants[0])
         self.network.desc_head = DescriptorHeads(variants)
-        # Keypoints are rare: a detector that begins with "nowhere" does not spend its first steps on learning that.
+        # Keypoints are rare: a detector that starts with "nowhere" need not spend its first steps on learning that.
         nn.init.constant_(self.network.get_parameter('score_head.4.bias'), -6.0)
 
     @property
     def heads(self) -> DescriptorHeads:
-        """The descriptor heads, which stand in the network for its own."""
+        """The descriptor heads, which replace the network's own."""
         assert isinstance(self.network.desc_head, DescriptorHeads)
         return self.network.desc_head
 
     def forward(self, gray: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the score map (B, 1, H, W) and one descriptor map (B, D, H/4, W/4) a variant; see `EdgePoint2`."""
+        """Return the score map (B, 1, H, W) and one descriptor map (B, D, H/4, W/4) per variant; see `EdgePoint2`."""
         scores, descriptors = self.network(gray)
         return scores, descriptors.split([variant.descriptor_size for variant in self.variants], dim=1)
 
     def start_from(self, network: EdgePoint2) -> None:
-        """Take over the weights of a network of the same size; the head too where its descriptor size is learnt here.
+        """Load the weights of a network of the same size; also its head, if its descriptor size is learned here.
 
         Raises:
             ModelError: the network is of another size.
@@ -80,11 +80,11 @@ class Student(nn.Module):
 
     @torch.no_grad()
     def fit_last_layers(self, views: Iterable[tuple[Tensor, Sequence[Tensor]]]) -> None:
-        """Set the last layer of each head to the least-squares solution for the descriptors that it should give.
+        """Set the last layer of each head to the least-squares solution for its target descriptors.
 
         Args:
-            views: batches of gray images (B, 1, H, W), as for `EdgePoint2`, and for each variant the descriptor map
-                (B, D, H/4, W/4) that it should give there.
+            views: batches of gray images (B, 1, H, W), as for `EdgePoint2`, and for each variant the target descriptor
+                map (B, D, H/4, W/4).
         """
         inputs: list[Tensor] = []
         hook = self.heads.shared.register_forward_hook(lambda _, __, output: inputs.append(output))
@@ -105,7 +105,7 @@ class Student(nn.Module):
             bias.copy_(solution[-1])
 
     def extract(self, variant: Variant) -> EdgePoint2:
-        """Return one variant as a network of its own, on the CPU, in evaluation mode."""
+        """Return one variant as a separate network, on the CPU, in evaluation mode."""
         joint = self.state_dict()
         network = EdgePoint2(variant)
         network.load_state_dict({name: joint[_joint_name(name, variant)].cpu() for name in network.state_dict()})

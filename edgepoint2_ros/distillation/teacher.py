@@ -1,4 +1,4 @@
-"""What the student learns: the teacher's maps of the views."""
+"""What the student learns from: the teacher's maps of the views."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ MAPS = 'teacher.maps'  # in the output folder while a training runs
 
 
 class Teacher:
-    """A frozen network that looks at the views of pairs.
+    """A frozen network applied to the views of pairs.
 
     Args:
         network: in evaluation mode.
-        clean: it sees the clean views instead of the changed ones.
+        clean: it sees the clean views instead of the augmented ones.
     """
 
     def __init__(self, network: EdgePoint2, clean: bool):
@@ -33,11 +33,11 @@ class Teacher:
 
 
 class RememberingTeacher(Teacher):
-    """A teacher that looks once at the clean views of each layout: 3.4 MB of disk a layout for E-64.
+    """A teacher that sees the clean views of each layout once: 3.4 MB of disk per layout for E-64.
 
     Args:
         network: in evaluation mode.
-        layouts: how many the pairs have.
+        layouts: number of layouts of the pairs.
         folder: for the file of the maps. It is deleted at once and its space freed when the training ends.
     """
 
@@ -52,7 +52,7 @@ class RememberingTeacher(Teacher):
             self._stored.append(maps.view(layouts, *shape))
 
     def maps(self, batch: Pair) -> tuple[Tensor, Tensor]:
-        """Return the maps of a batch, from memory where each of its layouts was seen before."""
+        """Return the maps of a batch, from memory if each of its layouts was seen before."""
         layouts = batch.layout.tolist()
         if not self._known.issuperset(layouts):
             for stored, maps in zip(self._stored, super().maps(batch), strict=True):
@@ -63,5 +63,5 @@ class RememberingTeacher(Teacher):
 
 
 def to_gray(views: Tensor) -> Tensor:
-    """Return views (B, 2, H, W) uint8 as a network takes them: (2 B, 1, H, W) from 0 to 1."""
+    """Return views (B, 2, H, W) uint8 as the input of a network: (2 B, 1, H, W) from 0 to 1."""
     return views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)

@@ -1,4 +1,4 @@
-"""The training loop: pairs in, weights out, able to be killed and continued at any moment."""
+"""The training loop: pairs in, weights out; it can be killed and resumed at any moment."""
 
 import csv
 import logging
@@ -36,36 +36,36 @@ log = logging.getLogger(__name__)
 
 PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
 SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
-# The contrastive loss helps on homographies and costs on real scenes, the more the larger the network.
+# The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
 RECIPES = ('scenes', 'paper')
-BASIS_VIEWS = 64  # views of which the fixed basis of the teacher's descriptors is made
-TEACHER_POINTS = 256  # places where the teacher sees a keypoint, a pair
-RANDOM_POINTS = 192  # and places anywhere, so that descriptors are sound between keypoints too
-MIN_POINTS = 96  # a pair with fewer common places says little about a rotation of 64 dimensions
+BASIS_VIEWS = 64  # views that determine the fixed basis of the teacher's descriptors
+TEACHER_POINTS = 256  # per pair, at keypoints of the teacher
+RANDOM_POINTS = 192  # and anywhere, so that descriptors are good between keypoints, too
+MIN_POINTS = 96  # a pair with fewer common points says little about a rotation of 64 dimensions
 CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
 
 
 class TrainingError(EdgePoint2Error):
-    """A training that cannot start or go on."""
+    """A training that cannot start or continue."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What decides the outcome of a training besides the images, the teacher and the weights to start from.
+    """What determines the outcome of a training besides the images, the teacher and the initial weights.
 
     Attributes:
         recipe: ``scenes``: the student regresses the teacher's descriptors of the clean views in one fixed basis;
-            ``paper``: those of the same views as the student's, up to a low-rank approximation a pair and a rotation
-            a view.
+            ``paper``: those of the same views as the student's, up to a low-rank approximation per pair and a rotation
+            per view.
         steps: optimiser steps.
-        pairs: image pairs a step.
-        learning_rate: the highest; reached after the warm-up, then falling to zero along a cosine.
+        pairs: image pairs per step.
+        learning_rate: the maximum; reached after the warm-up, then falling to zero along a cosine.
         warm_up: steps.
-        seed: of the pairs, the points and the first weights.
-        frozen: share of the steps, the last, in which batch normalisation keeps its averages, as when extracting.
-        layouts: different pairs, each shown again and again under new light; 0: as many as steps show.
+        seed: of the pairs, the points and the initial weights.
+        frozen: share of the steps, at the end, with frozen batch normalisation, as in extraction.
+        layouts: number of different pairs, each shown repeatedly under new light; 0: every pair is new.
     """
 
     steps: int
@@ -102,19 +102,19 @@ def train(
     checkpoint_every: int = 250,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda steps, done: steps,
 ) -> Student:
-    """Train ``student`` in place and return it; a checkpoint in ``output`` from the same schedule is continued.
+    """Train ``student`` in place and return it; a checkpoint in ``output`` from the same schedule is resumed.
 
-    Writes ``checkpoint.pt`` and ``log.csv`` (one row a step) to ``output``.
+    Writes ``checkpoint.pt`` and ``log.csv`` (one row per step) to ``output``.
 
     Args:
         device: ``cpu`` or ``cuda``.
         workers: processes that make pairs; 0 makes them between the steps.
-        checkpoint_every: steps; a kill loses at most so many.
-        progress: wraps the iteration over steps, given also the number of steps already done.
+        checkpoint_every: steps; a kill loses at most this many.
+        progress: wraps the iteration over steps, also given the number of steps already done.
 
     Raises:
         TrainingError: the teacher's descriptors are smaller than the student's; the checkpoint is from another
-            training; log.csv is no log of a training; or a loss is not finite: the message names the step and the
+            training; log.csv is not a training log; or a loss is not finite: the message names the step and the
             images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
@@ -132,7 +132,7 @@ def train(
     teacher.eval().requires_grad_(False)
     norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
-        norm.momentum = 0.01  # few images a step: average over many steps
+        norm.momentum = 0.01  # few images per step: average over many steps
     optimisers = make_optimisers(student, schedule)
     checkpoint = output / CHECKPOINT
     weights = schedule.weights(student.variants[0].size)
@@ -154,7 +154,7 @@ def train(
                 norm.train(step < schedule.steps * (1 - schedule.frozen))
             for group in (group for optimiser in optimisers for group in optimiser.param_groups):
                 group['lr'] = schedule.rate(step)
-            # The points of a step follow from the seed and the step, so that a resumed training repeats them.
+            # The points of a step depend only on the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
             pairs = Pair(*(part.to(device) for part in batch))
             losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, bases)
@@ -180,7 +180,7 @@ def fit_bases(student: Student, teacher: EdgePoint2, views: Iterable[Tensor]) ->
     """Return for each variant the basis (D of the teacher, D) in which its descriptors are the teacher's.
 
     It spans the principal subspace of the teacher's unit descriptors over the views. The last layer of each of the
-    student's heads is set to the least-squares solution for it, so that what a student has learnt before is kept.
+    student's heads is set to the least-squares solution for it, so that what a student has already learned is kept.
 
     Args:
         views: batches of gray images (B, H, W) uint8.
@@ -198,7 +198,7 @@ def fit_bases(student: Student, teacher: EdgePoint2, views: Iterable[Tensor]) ->
 
 
 def project(descriptor_map: Tensor, basis: Tensor) -> Tensor:
-    """Return a map (B, C, H, W) in a basis (C, D): (B, D, H, W) of unit length."""
+    """Return a map (B, C, H, W) projected onto a basis (C, D): (B, D, H, W) of unit length."""
     return F.normalize(torch.einsum('bchw,cd->bdhw', descriptor_map, basis), dim=1)
 
 
@@ -259,7 +259,7 @@ def pair_losses(
                 targets = (rows @ bases[number] for rows in lesson)
                 sums['regression'] += sum(map(cosine_distance, targets, learnt)) / 2
             if 'procrustes' in sums:
-                # One subspace for both views, so that a place keeps its teacher's likeness across them.
+                # One subspace for both views, so that a point keeps the teacher's similarity across them.
                 rows = torch.cat([F.normalize(rows, dim=1) for rows in lesson])
                 target = low_rank(rows, learnt[0].shape[1]).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
@@ -286,7 +286,7 @@ def _cells(descriptor_map: Tensor) -> Tensor:
 
 
 def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:
-    """Return what must not change between a training and its continuation."""
+    """Return what must not change when a training is resumed."""
     return {
         'variants': ' '.join(variant.name for variant in student.variants),
         'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
@@ -299,13 +299,13 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
 def _resume(
     checkpoint: Path, student: Student, optimisers: Sequence[torch.optim.Optimizer], identity: dict[str, Any]
 ) -> tuple[int, list[Tensor]]:
-    """Load the checkpoint where there is one and return the step to go on with, and the bases."""
+    """Load the checkpoint if there is one and return the step to resume at, and the bases."""
     if not checkpoint.exists():
         return 0, []
     try:
         state = torch.load(checkpoint, map_location='cpu', weights_only=True)
         before = state['identity']
-    except Exception as error:  # whatever torch makes of a damaged file
+    except Exception as error:  # whatever torch raises for a damaged file
         raise TrainingError(f'{checkpoint} is not the checkpoint of a training: {error}') from error
     # What a checkpoint does not say, one of an earlier version, counts as the same.
     changed = [

@@ -1,4 +1,4 @@
-"""Runs every method on every pair and sums up the results."""
+"""Runs every method on every pair and summarises the results."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from edgepoint2_ros.features import Features
 MATCH_THRESHOLDS = tuple(range(1, 11))  # pixels, of the mean matching accuracy
 CORNER_THRESHOLDS = (1, 3, 5)  # pixels, of the homography accuracy
 POSE_THRESHOLDS = (5, 10, 20)  # degrees, of the area under the curve
-RIGHT = 3.0  # pixels (homographies); a match at most so far off is drawn as a right one
+RIGHT = 3.0  # pixels (homographies); maximum error of a match that counts as right
 RIGHT_EPIPOLAR = 2.0  # pixels from the epipolar line (poses)
 
 
@@ -29,7 +29,7 @@ class Result:
         sources: the images that the pair was made from; pairs that share one are not independent.
         keypoints: mean of the two images.
         matches: number of mutual nearest neighbours.
-        right: share of the matches within RIGHT pixels of the true place, or RIGHT_EPIPOLAR of the true epipolar line.
+        right: share of matches within RIGHT pixels of the true position, or RIGHT_EPIPOLAR of the true epipolar line.
         repeatability: share; None for poses.
         accuracy: share of matches within each of MATCH_THRESHOLDS; None for poses.
         errors: corner error in pixels (homographies) or pose error in degrees, one for each estimation.
@@ -71,7 +71,7 @@ def run_benchmark(
 ) -> tuple[list[Result], list[Picture]]:
     """Return the result of each method on each pair, and pictures of every ``picture_every``-th pair (0: none).
 
-    ``seeds``: how often each pose and homography is estimated, from other random samples; 0 leaves that out.
+    ``seeds``: how often each pose and homography is estimated, from different random samples; 0 skips it.
     """
     results, pictures = [], []
     # Features of a scene's images, each of which is in several pairs, by image and method.
@@ -95,8 +95,8 @@ def extract_pair(
     """Return a method's features of both images of a pair.
 
     Args:
-        pair, method: of which.
-        known: those of the scene so far, which each image of it is looked up in and added to.
+        pair, method: the pair and the method.
+        known: features of the scene's images so far, a cache.
     """
     if not isinstance(pair, PosePair) or not pair.sources:
         return method.extract(pair.image_a), method.extract(pair.image_b)
@@ -140,8 +140,8 @@ def _run_pair(
 def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return one row per benchmark, group and method, in order of appearance; shares in percent.
 
-    Where a benchmark has several groups, a row ``all`` comes first: over all pairs of homographies, but of poses the
-    mean over the groups, for these are scenes.
+    If a benchmark has several groups, a row ``all`` comes first: over all pairs for homographies, but the mean over the
+    groups for poses, since these are scenes.
     """
     rows = []
     for (benchmark, group), methods in _sort(results).items():
@@ -153,14 +153,14 @@ def summarise(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 
 def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Return by how much methods differ from their rivals, in rows like those of `summarise`.
+    """Return the differences between methods and their rivals, in rows like those of `summarise`.
 
-    Each column holds the mean difference, scene by scene and pair by pair, and its standard error: how much it would
-    vary with other images of these scenes, where pairs with an image in common are not taken for independent.
+    Each column holds the mean paired difference, scene by scene, and its standard error: how much it would vary with
+    other images of these scenes. Pairs that share an image are not treated as independent.
 
     Args:
         results: of all methods on the same pairs.
-        rivals: names of a method and of the one that is subtracted from it.
+        rivals: names of a method and of the one subtracted from it.
     """
     rows = []
     for (benchmark, group), methods in _sort(results).items():
@@ -178,7 +178,7 @@ def compare(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> lis
 
 
 def _sort(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, list[Result]]]:
-    """Return the results by benchmark and group, ``all`` first where there are several, and by method."""
+    """Return the results by benchmark and group, ``all`` first if there are several, and by method."""
     groups: dict[str, dict[str, None]] = {}
     for result in results:
         groups.setdefault(result.benchmark, {}).setdefault(result.group)
@@ -201,10 +201,10 @@ def _scenes(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def scores(result: Result) -> dict[str, float]:
-    """Return what one pair adds to the mean in each column; shares in percent.
+    """Return the contribution of one pair to the mean in each column; shares in percent.
 
-    The area under the curve of pose errors is, but for the straight lines that join its steps, the mean over the pairs
-    of 1 - error / threshold, and 0 beyond the threshold.
+    The area under the curve of pose errors is, except for the straight lines that join its steps, the mean over the
+    pairs of 1 - error / threshold, and 0 beyond the threshold.
     """
     values = {'keypoints': result.keypoints, 'matches': float(result.matches)}
     if result.accuracy is None or result.repeatability is None:  # poses

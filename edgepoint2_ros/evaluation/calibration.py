@@ -1,4 +1,4 @@
-"""The cosine at which a match of a model is right with probability 1/2, measured on pairs with known geometry."""
+"""The cosine at which a model's match is right with probability 1/2, measured on pairs with known geometry."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair
 from edgepoint2_ros.features import Features
 
 BINS = 400  # of cosines from -1 to 1
-MIN_MATCHES = 1000  # of each kind of pairs
+MIN_MATCHES = 1000  # of each kind of pair
 SHUFFLES = 5  # of the keypoints of a pair, to see how often a wrong match lies on its epipolar line
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Mutual nearest neighbours on the pairs of one kind.
+    """Mutual nearest neighbours on pairs of one kind.
 
     Attributes:
-        pairs: how many pairs there were.
+        pairs: number of pairs.
         cosines: (N,), of each match.
-        right: (N,), 1 where it is right and 0 where not, in the mean: of an epipolar line, which some wrong matches lie
-            on by chance, a bit more than 1 and less than 0.
+        right: (N,), on average 1 for right matches and 0 for wrong ones; with epipolar lines, on which some wrong
+            matches lie by chance, single values are a bit above 1 or below 0.
     """
 
     pairs: int
@@ -37,7 +37,7 @@ class Judged:
 def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method], seed: int = 0) -> list[Judged]:
     """Return each method's mutual nearest neighbours on pairs, and whether they are right.
 
-    Right is what lies within RIGHT pixels of its true place, or RIGHT_EPIPOLAR pixels of its true epipolar line.
+    A match is right within RIGHT pixels of its true position, or RIGHT_EPIPOLAR pixels of its true epipolar line.
     """
     rng = np.random.default_rng(seed)
     cosines, right = ([[np.zeros(0)] for _ in methods] for _ in range(2))
@@ -60,7 +60,7 @@ def judge(pairs: Iterable[HomographyPair | PosePair], methods: Sequence[Method],
 def _judge_pair(
     pair: HomographyPair | PosePair, matched_a: np.ndarray, matched_b: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """Return the probability (N,) that each match is right, as Judged has it."""
+    """Return the probability (N,) that each match is right, as defined by Judged."""
     if isinstance(pair, HomographyPair):
         return (metrics.matching_errors(matched_a, matched_b, pair.homography) <= RIGHT).astype(float)
     if len(matched_a) == 0:
@@ -75,9 +75,9 @@ def _judge_pair(
 
 
 def find_min_cosine(kinds: Iterable[Judged]) -> float:
-    """Return the cosine from which on a match is right more often than not; each kind of pairs counts the same.
+    """Return the cosine from which a match is more likely right than wrong; each kind of pair has equal weight.
 
-    The probability is a function that never falls (isotonic regression, by pooling adjacent violators) of the cosine,
+    The probability is a non-decreasing function of the cosine (isotonic regression, by pooling adjacent violators),
     from the shares in BINS bins.
 
     Raises:
@@ -106,7 +106,7 @@ def find_min_cosine(kinds: Iterable[Judged]) -> float:
 
 
 def _fit_rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the never falling values (N,) that are nearest to ``values`` in weighted squares."""
+    """Return the non-decreasing values (N,) nearest to ``values`` in weighted least squares."""
     blocks: list[list[float]] = []  # mean, weight, length
     for value, weight in zip(values, weights):
         blocks.append([value, weight, 1])

@@ -1,4 +1,4 @@
-"""What is compared: EdgePoint2 models, and OpenCV's ORB and SIFT beside them."""
+"""The methods compared: EdgePoint2 models, and OpenCV's ORB and SIFT."""
 
 from typing import Protocol
 
@@ -27,8 +27,8 @@ class EdgePoint2Method:
 
     Args:
         spec: ``T-32`` for the default weights, or with an ``@``: ``T-32@official``, ``T-32@path/to/model.onnx``.
-        max_keypoints: most keypoints of an image.
-        precision: fp32, so that the scores are the model's and not the machine's, or another.
+        max_keypoints: maximum number of keypoints per image.
+        precision: fp32, so that the scores do not depend on the machine, or another.
         score_threshold: keypoints score above it, raw logits.
     """
 
@@ -71,7 +71,7 @@ class OpenCVMethod:
         self._matcher = cv2.BFMatcher(norm, crossCheck=True)
 
     def extract(self, image: np.ndarray) -> Features:
-        """Return the features of an image; descriptors are what OpenCV gives."""
+        """Return the features of an image, with OpenCV's descriptors."""
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if image.ndim == 3 else image
         keypoints, descriptors = self._detector.detectAndCompute(gray, None)
         xy = np.array([keypoint.pt for keypoint in keypoints], np.float32).reshape(-1, 2)

@@ -1,4 +1,4 @@
-"""The measures of the evaluation, as plain functions of numpy arrays. Lengths in pixels, angles in degrees."""
+"""The metrics of the evaluation, as plain functions of numpy arrays. Lengths in pixels, angles in degrees."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -35,13 +35,13 @@ def repeatability(
     size_b: tuple[int, int],
     threshold: float = 3.0,
 ) -> float:
-    """Return the share of the keypoints in the area that both images show which have a counterpart in the other.
+    """Return the share of keypoints in the area visible in both images that have a counterpart in the other.
 
     Args:
         xy_a, xy_b: keypoints (N, 2) and (M, 2).
         homography: (3, 3), maps pixels of a to pixels of b.
         size_a, size_b: (width, height).
-        threshold: a counterpart lies at most so far away, in pixels of the image it is in.
+        threshold: maximum distance of a counterpart, in pixels of the image it is in.
     """
     inverse = np.linalg.inv(homography)
     a_in_b, b_in_a = transform(xy_a, homography), transform(xy_b, inverse)
@@ -61,7 +61,7 @@ def _has_neighbour(xy: np.ndarray, others: np.ndarray, threshold: float) -> int:
 
 
 def matching_errors(matched_a: np.ndarray, matched_b: np.ndarray, homography: np.ndarray) -> np.ndarray:
-    """Return how far each match (N, 2), (N, 2) misses its true place in b: (N,), infinite where there is none."""
+    """Return the distance of each match (N, 2), (N, 2) from its true position in b: (N,), infinite if there is none."""
     errors = np.linalg.norm(transform(matched_a, homography) - matched_b, axis=1)
     return np.where(np.isnan(errors), np.inf, errors)
 
@@ -89,7 +89,7 @@ def import_poselib() -> Any:
 
 
 def estimate_homography(matched_a: np.ndarray, matched_b: np.ndarray, seed: int = 0) -> np.ndarray | None:
-    """Return the homography from a to b by LO-RANSAC, or None where the matches give none.
+    """Return the homography from a to b by LO-RANSAC, or None if none is found.
 
     Args:
         matched_a, matched_b: (N, 2) pixels.
@@ -105,7 +105,7 @@ def estimate_homography(matched_a: np.ndarray, matched_b: np.ndarray, seed: int 
     homography, found = poselib.estimate_homography(*_doubles(matched_a, matched_b), sampling)
     if not found['num_inliers']:
         return None
-    # A homography is known up to its sign: the matches lie before the camera.
+    # The sign of a homography is ambiguous: the matches must lie in front of the camera.
     return homography * np.sign(homography[2] @ [*matched_a[found['inliers']].mean(axis=0), 1])
 
 
@@ -126,7 +126,7 @@ def estimate_pose(
 
     Args:
         matched_a, matched_b: (N, 2) pixels.
-        intrinsics_a, intrinsics_b: (3, 3) camera matrices without distortion and skew.
+        intrinsics_a, intrinsics_b: (3, 3) camera matrices, without distortion or skew.
         seed: of the samples that RANSAC draws.
 
     Raises:
@@ -146,7 +146,7 @@ def _doubles(*arrays: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def _camera(intrinsics: np.ndarray) -> dict[str, Any]:
-    """Return a camera as poselib takes it; the size of the image makes no difference."""
+    """Return a camera in poselib's format; the size of the image does not matter."""
     parameters = [intrinsics[k] for k in ((0, 0), (1, 1), (0, 2), (1, 2))]
     return {'model': 'PINHOLE', 'width': 1, 'height': 1, 'params': parameters}
 
@@ -154,7 +154,7 @@ def _camera(intrinsics: np.ndarray) -> dict[str, Any]:
 def pose_error(pose: tuple[np.ndarray, np.ndarray] | None, truth: np.ndarray) -> float:
     """Return the larger of the angles of the rotation error and of the translation error; 180 without a pose.
 
-    The sign of an essential matrix's translation is not determined by two views: the better one counts.
+    Two views do not determine the sign of an essential matrix's translation: the better one counts.
 
     Args:
         pose: rotation (3, 3) and translation (3,) of any length.
@@ -167,7 +167,7 @@ def pose_error(pose: tuple[np.ndarray, np.ndarray] | None, truth: np.ndarray) ->
     rotation_error = np.degrees(np.arccos(np.clip(cosine, -1, 1)))
     true_translation = truth[:3, 3]
     length = np.linalg.norm(translation) * np.linalg.norm(true_translation)
-    if length == 0:  # a pure rotation has no direction of translation to miss
+    if length == 0:  # a pure rotation has no translation direction
         return float(rotation_error)
     translation_error = np.degrees(np.arccos(np.clip(abs(translation @ true_translation) / length, 0, 1)))
     return float(max(rotation_error, translation_error))
@@ -178,7 +178,7 @@ def area_under_curve(errors: Sequence[float] | np.ndarray, thresholds: Sequence[
     ascending = np.sort(np.asarray(errors, float))
     if len(ascending) == 0:
         return np.zeros(len(thresholds))
-    # The curve rises in straight lines from the origin through (error i, i / N), as is usual for this benchmark.
+    # The curve is piecewise linear from the origin through (error i, i / N), as is usual for this benchmark.
     x = np.concatenate([[0.0], ascending])
     y = np.arange(len(ascending) + 1) / len(ascending)
     areas = []
@@ -197,7 +197,7 @@ def epipolar_errors(
     intrinsics_b: np.ndarray,
     pose: np.ndarray,
 ) -> np.ndarray:
-    """Return the distance (N,) in pixels of each match's place in b from the epipolar line of its place in a."""
+    """Return the distance (N,) in pixels of each match's position in b from the epipolar line of its position in a."""
     x, y, z = pose[:3, 3]
     essential = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]]) @ pose[:3, :3]
     fundamental = np.linalg.inv(intrinsics_b).T @ essential @ np.linalg.inv(intrinsics_a)
@@ -207,14 +207,14 @@ def epipolar_errors(
 
 
 def standard_error(values: np.ndarray, sources: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the standard error of the means of ``values``, whose rows are alike where they share a source.
+    """Return the standard error of the means of ``values``, whose rows are correlated if they share a source.
 
-    The covariance of two rows with a common source is what their residuals say, that of others is zero: the estimate
-    that is robust to clusters, here of pairs that have an image in common.
+    The covariance of two rows with a common source is the product of their residuals, that of others is zero: the
+    cluster-robust estimate, here for pairs that share an image.
 
     Args:
         values: (N, C).
-        sources: N groups of names, the images that each row was made from.
+        sources: N groups of names: the images of each row.
 
     Returns:
         (C,), at least what it would be if all rows were independent; NaN for a single row.

@@ -1,4 +1,4 @@
-"""Image pairs with known geometry: HPatches' folders and pose pairs from a list, or made from photographs."""
+"""Image pairs with known geometry: HPatches folders, pose pairs from a list, or pairs made from photographs."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from edgepoint2_ros.scenes.rooms import INTRINSICS, render_rooms
 
 log = logging.getLogger(__name__)
 
-VIEWS, LIGHTS = 3, 2  # synthetic pairs of a photograph: changes of viewpoint, changes of light
+VIEWS, LIGHTS = 3, 2  # synthetic pairs per photograph: viewpoint changes, illumination changes
 MIN_SIDE = 200  # pixels of a photograph for synthetic pairs
 
 
@@ -26,7 +26,7 @@ class HomographyPair:
     """Two images of a plane, or of one place seen twice.
 
     Attributes:
-        name: tells the pair in tables.
+        name: of the pair in tables.
         group: what changes between the images: ``viewpoint`` or ``light``.
         image_a, image_b: uint8 (H, W) or (H, W, 3).
         homography: (3, 3), maps pixels of a to pixels of b.
@@ -46,7 +46,7 @@ class PosePair:
     """Two images of a scene by calibrated cameras.
 
     Attributes:
-        name: tells the pair in tables.
+        name: of the pair in tables.
         group: the scene.
         image_a, image_b: uint8 (H, W) or (H, W, 3).
         intrinsics_a, intrinsics_b: (3, 3) camera matrices, of the images as they are here.
@@ -67,7 +67,7 @@ class PosePair:
 def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
     """Yield the pairs of a folder laid out as HPatches: ``v_name/1.ppm .. 6.ppm, H_1_2 .. H_1_6``; light is ``i_``.
 
-    Image 1 is paired with every other image that has a homography. A pair that cannot be read is named in a warning.
+    Image 1 is paired with every other image that has a homography. A warning names each unreadable pair.
 
     Raises:
         ImageError: the folder holds no sequence.
@@ -97,11 +97,11 @@ def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
 
 
 def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iterator[HomographyPair]:
-    """Yield pairs made from photographs, each seen as a picture on a wall by a camera that moves.
+    """Yield pairs made from photographs, each seen as a poster on a wall by a moving camera.
 
-    The first image is the middle of the photograph from straight ahead. For ``viewpoint`` the camera walks around it:
+    The first image is the middle of the photograph from straight ahead. For ``viewpoint`` the camera moves around it:
     up to 60 degrees aside, nearer or further, rolled. For ``light`` it moves little while a lamp, the exposure and
-    the noise change. A photograph that cannot be used is named in a warning.
+    the noise change. A warning names each photograph that cannot be used.
     """
     names = own_names(paths)
     for number, path in enumerate(paths):
@@ -120,9 +120,9 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
 
 
 def make_rooms(paths: Sequence[Path], count: int, seed: int = 0) -> Iterator[PosePair]:
-    """Yield ``count`` pairs of views of rooms that are hung with photographs, see `scenes.rooms`.
+    """Yield ``count`` pairs of views of rooms hung with photographs, see `scenes.rooms`.
 
-    Photographs that cannot be read are named in a warning.
+    A warning names each unreadable photograph.
 
     Raises:
         ImageError: no photograph is usable.
@@ -140,17 +140,17 @@ def make_rooms(paths: Sequence[Path], count: int, seed: int = 0) -> Iterator[Pos
 
 
 def name_scene(listing: Path) -> str:
-    """Return what the scene of a pairs file is called: as the file, or as its folder where that is ``pairs.txt``."""
+    """Return the name of a pairs file's scene: that of the file, or of its folder if the file is ``pairs.txt``."""
     return listing.resolve().parent.name if listing.stem == 'pairs' else listing.stem
 
 
 def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) -> Iterator[PosePair]:
-    """Yield the pairs of a text file, one a line: ``a b rotation_a rotation_b K_a(9) K_b(9) T(16)``.
+    """Yield the pairs of a text file, one per line: ``a b rotation_a rotation_b K_a(9) K_b(9) T(16)``.
 
-    This is the layout in which the MegaDepth-1500 and ScanNet-1500 pairs are commonly passed around: two paths below
-    ``root``, two EXIF rotations (must be 0 here), the two camera matrices of the images as stored and the (4, 4)
-    matrix that maps points from camera a's frame to camera b's, all row by row. A pair whose images cannot be read is
-    named in a warning. With ``most``, only so many are read, evenly spread over the file.
+    This is the common layout of the MegaDepth-1500 and ScanNet-1500 lists: two paths below ``root``, two EXIF rotations
+    (must be 0 here), the two camera matrices of the images as stored and the (4, 4) matrix that maps points from camera
+    a's frame to camera b's, all row by row. A warning names each pair with unreadable images. With ``most``, only that
+    many are read, evenly spread over the file.
 
     Raises:
         ImageError: the file is missing or a line is malformed; the message names the line.
@@ -199,18 +199,18 @@ def orbit_homography(
     distance: float,
     target: Sequence[float] | np.ndarray = (0.0, 0.0),
 ) -> np.ndarray:
-    """Return how a picture on a wall moves in the image when the camera walks around it.
+    """Return how a picture on a wall moves in the image when the camera moves around it.
 
-    The camera, of focal length ``width`` pixels, first stands straight before the picture so that both have the same
-    pixels; then it looks at ``target`` from another side.
+    The camera, of focal length ``width`` pixels, first faces the picture so that both have the same pixels; then it
+    looks at ``target`` from another side.
 
     Args:
         width, height: of the image, in pixels.
         tilt: angle between the wall's normal and the line of sight, radians.
-        azimuth: direction in which the camera walked, radians.
+        azimuth: direction in which the camera moved, radians.
         roll: of the camera about the line of sight, radians.
         distance: in units of the first distance.
-        target: the place on the wall in the image's centre, in pixels from the picture's.
+        target: the point on the wall in the image's centre, in pixels from the picture's.
 
     Returns:
         (3, 3), maps pixels before to pixels after.
@@ -258,7 +258,7 @@ def _synthetic_pair(
 
 
 def _render(photo: np.ndarray, to_photo: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the image of ``size`` whose pixels ``to_photo`` maps to the photograph's: four samples a pixel."""
+    """Return the image of ``size`` whose pixels ``to_photo`` maps to the photograph's: four samples per pixel."""
     halves = np.array([[0.5, 0, -0.25], [0, 0.5, -0.25], [0, 0, 1]])  # the pixels of the image twice as large
     large = cv2.warpPerspective(
         photo, to_photo @ halves, (2 * size[0], 2 * size[1]), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -25,9 +25,9 @@ from edgepoint2_ros.evaluation.benchmark import (
     summarise,
 )
 
-COUNTS = ('keypoints', 'matches')  # columns that are no percentages
+COUNTS = ('keypoints', 'matches')  # columns that are not percentages
 DIFFERENCES = 'difference (standard error)'
-DRAWN_MATCHES = 200  # most lines in one picture
+DRAWN_MATCHES = 200  # maximum number of lines in one picture
 MAX_PICTURE_ROWS = 6  # pairs in the page
 
 _STYLE = """
@@ -52,11 +52,11 @@ def table_columns(row: dict[str, Any]) -> list[str]:
 
 
 def format_table(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -> str:
-    """Return the summary as text: for each benchmark and group the methods, then what they are ahead of their rivals.
+    """Return the summary as text: for each benchmark and group the methods, then their lead over their rivals.
 
     Args:
         results: of all methods on the same pairs.
-        rivals: names of a method and of the one that it is compared with.
+        rivals: names of a method and of the one it is compared with.
     """
     lines = []
     for title, rows, gains in _blocks(results, rivals):
@@ -75,7 +75,7 @@ def format_table(results: Sequence[Result], rivals: Sequence[tuple[str, str]]) -
 def write_csv(path: Path, results: Sequence[Result], options: Mapping[str, float]) -> None:
     """Write one row per pair and method; shares are fractions, errors in pixels (homographies) or degrees (poses).
 
-    ``options``: those of the command, by name, that results must share to be compared; each is a column.
+    ``options``: options of the command, by name, that results must share to be comparable; each is a column.
     """
     estimations = max(len(result.errors) for result in results)
     with Path(path).open('w', newline='', encoding='utf-8') as file:
@@ -101,7 +101,7 @@ def read_csv(path: Path, options: Mapping[str, float]) -> list[Result]:
     """Return the results that `write_csv` wrote.
 
     Raises:
-        EdgePoint2Error: the file cannot be read, is another, or was made with other options.
+        EdgePoint2Error: the file cannot be read, is not such a file, or was made with other options.
     """
     results = []
     try:
@@ -146,7 +146,7 @@ def write_page(
     settings: dict[str, str],
     command: str,
 ) -> None:
-    """Write the HTML page; ``settings`` (name to value) and ``command`` go into its protocol.
+    """Write the HTML page; ``settings`` (name to value) and ``command`` document how it was made.
 
     Raises:
         EdgePoint2Error: matplotlib is not installed.
@@ -268,7 +268,7 @@ def _line_chart(title: str, axis: str, x: np.ndarray, series: dict[str, np.ndarr
 
 
 def _gallery(pictures: Sequence[Picture]) -> str:
-    """Return pictures of some pairs spread over those at hand, every method of a pair side by side."""
+    """Return pictures of some pairs, spread evenly, with all methods of a pair side by side."""
     pairs = list(dict.fromkeys((picture.benchmark, picture.pair) for picture in pictures))
     chosen = [pairs[i] for i in sorted(set(np.linspace(0, len(pairs) - 1, MAX_PICTURE_ROWS).round().astype(int)))]
     parts = []
