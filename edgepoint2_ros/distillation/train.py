@@ -307,7 +307,7 @@ def _resume(
         before = state['identity']
     except Exception as error:  # whatever torch raises for a damaged file
         raise TrainingError(f'{checkpoint} is not the checkpoint of a training: {error}') from error
-    # What a checkpoint does not say, one of an earlier version, counts as the same.
+    # What a checkpoint of an earlier version does not contain counts as unchanged.
     changed = [
         f'{name} was {before[name]}, now {now}' for name, now in identity.items() if before.get(name, now) != now
     ]

@@ -1,4 +1,4 @@
-"""The torch side: the network, its weights, the export to ONNX and the dense reference. Only for making models."""
+"""The torch part: the network, its weights, the export to ONNX and the dense reference. Only for making models."""
 
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 

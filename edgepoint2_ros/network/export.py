@@ -41,8 +41,8 @@ def export_model(
 
     Args:
         network: the network with its weights; it is not changed.
-        path: the model's file, ending in ``.onnx``; the folder is made.
-        max_keypoints: K, the most keypoints that TensorRT returns.
+        path: the model's file, ending in ``.onnx``; the folder is created.
+        max_keypoints: K, the maximum number of keypoints that TensorRT returns.
         subpixel: refine keypoints by a parabola through the score map.
         card: further entries of the card, such as ``source`` and ``licence``; those that the export writes win.
 
@@ -84,7 +84,7 @@ def export_model(
 
 
 def export_again(source: Path, folder: Path, card: dict[str, Any] | None = None) -> Path:
-    """Export a model (.json) or weights (.pth) again; what the card beside them says is kept, but for ``card``.
+    """Export a model (.json) or weights (.pth) again; the card beside them is kept, except for the entries of ``card``.
 
     Raises:
         ModelError: the source is missing, corrupt or not what its name says.
@@ -102,7 +102,7 @@ def export_again(source: Path, folder: Path, card: dict[str, Any] | None = None)
 
 
 def main() -> None:
-    """Export what the command line names."""
+    """Export the models given on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('sources', nargs='+', type=Path, metavar='SOURCE', help='model cards (.json) or weights (.pth)')
     parser.add_argument('--output', type=Path, required=True, metavar='FOLDER')

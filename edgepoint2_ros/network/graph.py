@@ -1,4 +1,4 @@
-"""An ONNX graph in the making, and the part that all models begin with: from the image to the network's input."""
+"""An ONNX graph under construction, and the part that all models start with: from the image to the network's input."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,11 +14,11 @@ IR_VERSION = 8
 
 
 class Graph:
-    """Nodes and constants of an ONNX graph in the making; values are named by strings."""
+    """Nodes and constants of an ONNX graph under construction; values are named by strings."""
 
     def __init__(self, scope: str = ''):
         self.scope = scope  # keeps names apart in the branches of an If
-        self.prefix = scope  # of the names of operators; a profile tells the network's stages by it
+        self.prefix = scope  # of the names of operators; a profile distinguishes the network's stages by it
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -31,7 +31,7 @@ class Graph:
         return base if outputs == 1 else results
 
     def constant(self, value: Any, kind: type = np.float32, name: str = '') -> str:
-        """Add a constant; integers become int64, as ONNX wants them nearly everywhere, and floats ``kind``."""
+        """Add a constant; integers become int64, as ONNX requires nearly everywhere, and floats ``kind``."""
         array = np.asarray(value)
         array = array.astype(np.int64 if array.dtype.kind == 'i' and kind is np.float32 else kind)
         name = name or f'{self.scope}c{len(self.initializers)}'
@@ -39,7 +39,7 @@ class Graph:
         return name
 
     def choose(self, condition: str, then: Callable[['Graph'], str], otherwise: Callable[['Graph'], str]) -> str:
-        """Append an If whose branches are built by ``then`` and ``otherwise`` from a graph of their own."""
+        """Append an If whose branches are built by ``then`` and ``otherwise``, each in its own graph."""
         branches = []
         for place, build in enumerate((then, otherwise)):
             branch = Graph(f'{self.prefix}branch_{len(self.nodes)}_{place}_')
@@ -74,8 +74,8 @@ def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
 
     That is the gray image on the grid with mean 0 and variance 1, (1, 1, H, W).
 
-    The two Ifs spare CPUs a pass over all pixels in the common cases: gray images, sizes that are multiples of 32.
-    TensorRT wants branches of equal shapes and knows the size when it builds, so its graph is written without.
+    The two Ifs save CPUs a pass over all pixels in the common cases: gray images, sizes that are multiples of 32.
+    TensorRT requires branches of equal shapes and knows the size when it builds, so its graph has none.
     """
     height_width = graph.op('Slice', graph.op('Shape', 'image'), [0], [2], [0])
     grid = graph.op('Mul', graph.op('Div', height_width, STRIDE), STRIDE)
@@ -115,7 +115,7 @@ def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
 def _normalise(graph: Graph, gray: str) -> str:
     """Return ``gray`` (H, W) with mean 0 and variance 1: InstanceNorm2d(1).
 
-    Means are taken along rows first, which runtimes share among their threads; over all pixels at once they do not.
+    Means are taken along rows first, which runtimes parallelise; a mean over all pixels at once they do not.
     """
 
     def mean(x: str) -> str:

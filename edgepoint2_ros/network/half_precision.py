@@ -1,8 +1,8 @@
-"""What fp16 does to the features, seen on a CPU: ``python -m edgepoint2_ros.network.half_precision IMAGE...``.
+"""The effect of fp16 on the features, on a CPU: ``python -m edgepoint2_ros.network.half_precision IMAGE...``.
 
-ONNX Runtime has no fp16 convolutions for x86 CPUs: it computes such a model in fp32 without a word, and rounds nothing
-on the way. So the fp16 model is rewritten as an fp32 one that rounds every fp16 result to fp16 by arithmetic. A GPU
-that sums in fp32 rounds no more than that, and less where it fuses layers.
+ONNX Runtime has no fp16 convolutions for x86 CPUs: it silently computes such a model in fp32, and rounds no results on
+the way. So the fp16 model is rewritten as an fp32 one that rounds every fp16 result to fp16 arithmetically. A GPU that
+accumulates in fp32 rounds no more than that, and less where it fuses layers.
 """
 
 import sys
@@ -28,7 +28,7 @@ def round_explicitly(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return an fp16 model as an fp32 one in which every result that was fp16 is rounded to the 11 bits of fp16.
 
     By Dekker's splitting: c = (2^13 + 1) x; c - (c - x) is x rounded to 24 - 13 bits (Dekker 1971, "A floating-point
-    technique for extending the available precision"). Numbers below fp16's smallest normal keep more bits than there.
+    technique for extending the available precision"). Numbers below fp16's smallest normal keep more bits than in fp16.
     """
     inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
     half = {value.name for value in inferred.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT16}

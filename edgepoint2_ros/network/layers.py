@@ -1,4 +1,4 @@
-"""The layers of the network in a graph: one walk over them, and each as it stands. maps.py computes some otherwise."""
+"""The layers of the network in a graph: one walk over them, each as it is. maps.py computes some differently."""
 
 import functools
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ from edgepoint2_ros.network.graph import Graph
 
 
 class Map(NamedTuple):
-    """A map of a graph: ``pixels`` neighbours of a row lie in it as one, with ``channels`` each."""
+    """A map of a graph: ``pixels`` neighbours in a row are packed into one, with ``channels`` each."""
 
     name: str
     channels: int
@@ -34,7 +34,7 @@ class Layers(Graph):
         self._names = {module: name for name, module in network.named_modules()}
 
     def write(self, gray: str) -> tuple[Map, Map]:
-        """Append the network, as `EdgePoint2.forward` has it, to a normalised gray image (1, 1, H, W).
+        """Append the network, as in `EdgePoint2.forward`, to a normalised gray image (1, 1, H, W).
 
         Return the scores of 2x2 cells (1, 4, H/2, W/2), and the map before the last projection of the descriptors
         (1, C, H/4, W/4).
@@ -88,11 +88,11 @@ class Layers(Graph):
         return x._replace(name=self.op('AveragePool', x.name, kernel_shape=[size, size], strides=[size, size]))
 
     def sum(self, *parts: tuple[Map, nn.Conv2d, int]) -> Map:
-        """Append the sum of maps, each under a 1x1 convolution of its own and enlarged by a factor, the first by 1."""
+        """Append the sum of maps, each through its own 1x1 convolution and upsampled by a factor, the first by 1."""
         return functools.reduce(self.add, [self._enlarge(self.conv(x, conv), factor) for x, conv, factor in parts])
 
     def join(self, conv: nn.Conv2d, *parts: tuple[Map, int]) -> Map:
-        """Append a 1x1 convolution of maps side by side, each enlarged by a factor, the first by 1."""
+        """Append a 1x1 convolution of concatenated maps, each upsampled by a factor, the first by 1."""
         maps = [self._enlarge(x, factor).name for x, factor in parts]
         return self.conv(Map(self.op('Concat', *maps, axis=1), conv.in_channels), conv)
 
@@ -106,7 +106,7 @@ class Layers(Graph):
     def fold(self, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None) -> tuple[str, np.ndarray, np.ndarray]:
         """Return name, weights and offsets, float32, of a convolution with its batch normalisation folded in.
 
-        Rounded once, before anything is made of them: a model of a restored network is the same to the bit.
+        Rounded once, before they are used: the model of a restored network is bit-identical.
         """
         weight = conv.weight.detach().double().numpy()
         offset = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()

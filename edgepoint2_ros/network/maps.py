@@ -3,18 +3,18 @@
 The network has few channels, and few channels waste vectors: a convolution to 8 of them fills half the 16 lanes of
 AVX-512. Four rearrangements help; none changes the result by more than rounding.
 
-- A convolution to few channels makes several neighbouring pixels of a row at once, as further channels: its kernel is
-  as much wider, with zeros, and steps as much farther. Runtimes keep the channels of a pixel side by side in memory, so
-  that turning them into pixels again renames what is there and moves nothing (``unpack``).
-- Up-sampling along a row makes its new pixels as channels too, by a convolution, which takes in the 1x1 convolution
-  before it. Up-sampling along columns then blends whole rows.
-- The descriptor head's first projection and up-sampling commute, so each scale is projected before it, small, and the
-  scales are added instead of laid side by side.
-- So do the detection head's.
+- A convolution to few channels computes several neighbouring pixels of a row at once, as further channels: its kernel
+  is padded with zeros and its stride increased accordingly. Runtimes store the channels of a pixel contiguously, so
+  turning them back into pixels is a reshape that moves no data (``unpack``).
+- Upsampling along a row also computes its new pixels as channels, by a convolution, which absorbs the 1x1 convolution
+  before it. Upsampling along columns then blends whole rows.
+- The descriptor head's first projection and upsampling commute, so each scale is projected before upsampling, while it
+  is small, and the scales are added instead of concatenated.
+- The same goes for the detection head.
 
-In the model in int8 the convolutions between the first and the last one of the detection head compute in int8, with
-one scale for each map and one for each output channel of the weights. The score map needs its resolution: what makes
-and ends it, and all that is added up on the way, stays as it is.
+In the int8 model the convolutions between the network's first and the detection head's last compute in int8, with one
+scale for each map and one for each output channel of the weights. The score map needs its resolution: these two, and
+all sums on the way, stay as they are.
 
 Inputs
     image        uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64 pixels.
@@ -42,13 +42,13 @@ def build_maps(network: EdgePoint2, limits: list[float] | None = None) -> onnx.M
 
     Args:
         network: the network with its weights; it is not changed.
-        limits: what ``calibrate`` returned, for the model in int8; None for fp32.
+        limits: what ``calibrate`` returned, for the int8 model; None for fp32.
     """
     return _WideLayers(network, limits).build()
 
 
 def calibrate(network: EdgePoint2, images: list[np.ndarray]) -> list[float]:
-    """Return the highest magnitudes in the maps that are rounded to 8 bits, over ``images``, uint8 (H, W, C)."""
+    """Return the maximum magnitudes in the maps that are rounded to 8 bits, over ``images``, uint8 (H, W, C)."""
     graph = _WideLayers(network, None)
     model = graph.build()
     names = list(graph.rounded)
@@ -64,8 +64,8 @@ class _WideLayers(Layers):
     The weights of a convolution begin with those of the state dict: ``weight[:outputs, :inputs, :height, :width]``.
 
     Attributes:
-        limits: the highest magnitude of each map that is rounded, in the order of ``rounded``; None for fp32.
-        rounded: the maps that are rounded to 8 bits, or would be, and what they are called afterwards.
+        limits: the maximum magnitude of each rounded map, in the order of ``rounded``; None for fp32.
+        rounded: the maps that are rounded to 8 bits, or would be, and their names afterwards.
     """
 
     def __init__(self, network: EdgePoint2, limits: list[float] | None):
@@ -93,7 +93,7 @@ class _WideLayers(Layers):
     def conv(
         self, x: Map, conv: nn.Conv2d, norm: nn.BatchNorm2d | None = None, relu: bool = False, exact: bool = False
     ) -> Map:
-        """Append a convolution of as many pixels at once as fill the lanes."""
+        """Append a convolution that computes as many pixels at once as fill the lanes."""
         name, kernel, bias = self.fold(conv, norm)
         outputs, inputs, height, width = kernel.shape
         pixels = max(1, LANES // outputs)
@@ -115,8 +115,8 @@ class _WideLayers(Layers):
         shape: dict[str, Any] = {'strides': (down, right * pixels), 'pads': conv.padding * 2}
         result = self.op('Conv', packed, weight, offset, group=conv.groups, **shape)
         if relu and exact and self.limits is not None:
-            # As Relu, OpenVINO would fold the rounding that follows into this convolution, which cannot do it, and add
-            # a slow pass that can: 1.2 ms.
+            # With Relu, OpenVINO would fold the rounding that follows into this convolution, which does not support it,
+            # and add a slow pass that does: 1.2 ms.
             result = self.op('Max', result, 0.0)
         elif relu:
             result = self.op('Relu', result)
@@ -125,7 +125,7 @@ class _WideLayers(Layers):
     def pool(self, x: Map, size: int) -> Map:
         if x.pixels == 1:
             return super().pool(x, size)
-        # Of packed pixels the average is a convolution, which needs no unpacking.
+        # The average of packed pixels is a convolution, which needs no unpacking.
         assert x.pixels == size == 2
         weight = np.tile(np.eye(x.channels) / 4, 2)[:, :, None, None].repeat(2, axis=2)
         result = self.op('Conv', x.name, weight, np.zeros(x.channels), strides=(2, 1))
@@ -140,7 +140,7 @@ class _WideLayers(Layers):
         return total
 
     def join(self, conv: nn.Conv2d, *parts: tuple[Map, int]) -> Map:
-        """Append the sum of the maps, each under its part of the convolution while it is small."""
+        """Append the sum of the maps, each through its part of the convolution while it is small."""
         weight, offset = self.store(*self.fold(conv))
         weights = self.op('Split', weight, [x.channels for x, _ in parts], outputs=len(parts), axis=1)
         (x, _), *coarse = parts
@@ -151,7 +151,7 @@ class _WideLayers(Layers):
         return total
 
     def _project(self, x: Map, conv: nn.Conv2d) -> Map:
-        """Append a 1x1 convolution; where its input is packed as its output will be, the pixels stay packed."""
+        """Append a 1x1 convolution; if its input is packed as its output will be, the pixels stay packed."""
         if x.pixels != max(1, LANES // conv.out_channels):
             return self.conv(x, conv, exact=True)
         name, weight, offset = self.fold(conv)
@@ -160,14 +160,14 @@ class _WideLayers(Layers):
         return Map(result, conv.out_channels, x.pixels)
 
     def _add_enlarged(self, total: Map, x: Map, weight: str, offset: np.ndarray | str, factor: int) -> Map:
-        """Append a 1x1 convolution, a bilinear up-sampling, corners not aligned, and the addition to ``total``.
+        """Append a 1x1 convolution, bilinear upsampling (corners not aligned), and the addition to ``total``.
 
         New pixel p of ``factor`` lies (p + 1/2) / factor - 1/2 to the right of the old one: between that and a
         neighbour.
         """
         shift = (np.arange(factor) + 0.5) / factor - 0.5
         blend = np.stack([np.maximum(-shift, 0), 1 - np.abs(shift), np.maximum(shift, 0)], axis=1)  # left, same, right
-        # Multiplied out when the model is opened: the file would be five times as large.
+        # Multiplied out only when the model is opened: the file would be five times as large.
         phases = self.op('Mul', blend[:, None, None, None], weight)
         phases = self.op('Reshape', phases, [factor * total.channels, x.channels, 1, 3])
         padded = self.op('Pad', x.name, [0, 0, 0, 1, 0, 0, 0, 1], mode='edge')
@@ -177,7 +177,7 @@ class _WideLayers(Layers):
         return total._replace(name=self.op('Add', total.name, self._regroup(rows, -1, total.channels * total.pixels)))
 
     def _round(self, x: Map) -> Map:
-        """Append the rounding of a map to 8 bits with one scale, where the model is to be in int8."""
+        """Append the rounding of a map to 8 bits with one scale, if the model is int8."""
         if x.name not in self.rounded:
             result = x.name
             if self.limits is not None:

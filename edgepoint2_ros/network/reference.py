@@ -1,7 +1,7 @@
 """The dense reference: EdgePoint2's definition step by step in torch, with every intermediate map at full size.
 
-It shares nothing with the exported model but the network. Tests hold the model against it, the benchmark names it, and
-the training picks its places with the same functions.
+It shares nothing with the exported model but the network. Tests compare the model with it, the benchmark times it, and
+training picks its points with the same functions.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def extract_dense(
     Args:
         network: the network, in evaluation mode.
         image: uint8 (H, W) or (H, W, 3).
-        top_k: most keypoints to return.
+        top_k: maximum number of keypoints.
         score_threshold: keypoints score above it (raw logits).
     """
     height, width = image.shape[:2]

@@ -1,13 +1,13 @@
-"""The model for TensorRT: the whole way from the image to the best K keypoints, so that only those leave the GPU.
+"""The model for TensorRT: everything from the image to the best K keypoints, so that only those leave the GPU.
 
-Each operator is one that TensorRT 8.6 and later know. The convolutions and the maps between them are in fp16.
+TensorRT supports each operator since 8.6. The convolutions and the maps between them are in fp16.
 Everything else stays fp32, by casts that TensorRT obeys: the sums of the normalisation overflow fp16, and coordinates
 above 512 would be rounded to half pixels. The same graph in fp32 is what the fp16 one is compared with.
 
 Inputs
     image    uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64 pixels.
     mask     uint8 (h, w): nonzero where keypoints are allowed, on the network's grid, which is the image floored to
-             multiples of 32; or (1, 1) with a one in it: no mask. TensorRT takes masks on the grid alone.
+             multiples of 32; or (1, 1) with a one in it: no mask. TensorRT takes only masks on the grid.
 Outputs, best score first, always K rows
     xy           float32 (K, 2), pixels of the image, sub-pixel.
     scores       float32 (K,), raw logits. Rows past the last keypoint hold PAD_SCORE: cut where the score falls
@@ -25,7 +25,7 @@ from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.graph import Graph, gray_image
 from edgepoint2_ros.network.layers import Layers, parts_of
 
-MOST_KEYPOINTS = 3840  # TensorRT's TopK picks no more
+MOST_KEYPOINTS = 3840  # the limit of TensorRT's TopK
 
 
 def build_sparse(
@@ -80,7 +80,7 @@ def _keypoints(graph: Graph, score_map: str, network_size: str, count: int, subp
     chosen among cells, a quarter of the pixels.
     """
     window = 2 * NMS_RADIUS + 1
-    # Row and column after each other: the maximum is separable.
+    # Rows, then columns: the maximum is separable.
     strongest = graph.op('MaxPool', score_map, kernel_shape=[1, window], pads=[0, NMS_RADIUS, 0, NMS_RADIUS])
     strongest = graph.op('MaxPool', strongest, kernel_shape=[window, 1], pads=[NMS_RADIUS, 0, NMS_RADIUS, 0])
     # Sums and products instead of And and Where: they run vectorised everywhere, also where the mask is (1, 1).

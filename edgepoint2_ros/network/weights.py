@@ -1,4 +1,4 @@
-"""Weights of a network: from a state dict, or back from a model (ONNX) that was made of them."""
+"""Weights of a network: from a state dict, or back from a model (ONNX) that was made from them."""
 
 import hashlib
 import pickle
@@ -21,13 +21,13 @@ def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:
 
     Args:
         path: a file as ``torch.save(network.state_dict())`` writes it, with the reference's names.
-        variant: the variant that the file must hold; by default the shapes of its tensors tell.
+        variant: the variant that the file must hold; by default inferred from the shapes of its tensors.
 
     Raises:
         ModelError: the file is missing, not a state dict, or of another variant or architecture.
     """
     try:
-        # pickle can run code on loading; weights_only allows tensors and plain containers alone.
+        # pickle can run code on loading; weights_only allows only tensors and plain containers.
         state = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise ModelError(f'no file {path}') from None
@@ -52,11 +52,11 @@ def load_network(path: Path, variant: Variant | None = None) -> EdgePoint2:
 
 @torch.no_grad()
 def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
-    """Return the network that a model was made of, ready for inference on the CPU; a model made of it is the same.
+    """Return the network that a model was made from, ready for inference on the CPU; a model made from it is the same.
 
-    The weights come from the model for CPUs in fp32, by the names that they have in a state dict. To be ``trainable``,
-    batch normalisation, which was folded into the convolutions, gets the mean and variance that its input has on a
-    drawn scene, and the scale and shift that undo them: what the network computes stays the same, but for rounding.
+    The weights come from the model for CPUs in fp32, by their names in a state dict. To be ``trainable``, batch
+    normalisation, which was folded into the convolutions, gets the mean and variance that its input has on a drawn
+    scene, and the scale and shift that undo them: the network's output stays the same, except for rounding.
 
     Raises:
         ModelError: the model is missing or corrupt.
@@ -68,7 +68,7 @@ def restore_network(model: Model, trainable: bool = False) -> EdgePoint2:
     for name, conv in network.named_modules():
         if not isinstance(conv, nn.Conv2d):
             continue
-        # A convolution that makes several pixels at once holds further copies of its weights.
+        # A convolution that computes several pixels at once holds further copies of its weights.
         conv.weight.copy_(values[f'{name}.weight'][tuple(map(slice, conv.weight.shape))])
         offset = values[f'{name}.bias'][: conv.out_channels]
         if conv.bias is not None:
@@ -101,11 +101,11 @@ def _estimate_statistics(network: EdgePoint2, norms: list[nn.BatchNorm2d]) -> No
 def weights_digest(network: EdgePoint2) -> str:
     """Return the identity of the weights: 16 hex digits, equal for equal numbers however they were stored.
 
-    That of weights restored from a model is the model's, until they change.
+    Weights restored from a model have the model's, until they change.
     """
     digest = hashlib.sha256(network.variant.name.encode())
     for name, tensor in sorted(network.state_dict().items()):
-        if not name.endswith('num_batches_tracked'):  # counts training steps; no part of the function
+        if not name.endswith('num_batches_tracked'):  # counts training steps; not part of the function
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().numpy().astype('<f4').tobytes())
     own = digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Rooms hung with photographs at different depths, rendered as two cameras see them: pairs with true parallax."""
+"""Rooms hung with photographs at different depths, rendered from two cameras: pairs with true parallax."""
 
 from collections.abc import Iterator, Sequence
 
@@ -14,13 +14,13 @@ BACK = 10.0  # metres to the back wall
 def render_rooms(
     photographs: Sequence[np.ndarray], count: int, seed: int = 0
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield two views of each of ``count`` rooms: tilted pictures 3 to 8 m away before a wall of one more picture.
+    """Yield two views of each of ``count`` rooms: tilted pictures 3 to 8 m away in front of a wall with one more.
 
-    The second camera stands up to 1.5 m aside and looks at the room's middle again, a little off and rolled.
+    The second camera is up to 1.5 m aside and also looks at the room's middle, a little off and rolled.
 
     Args:
         photographs: uint8 (H, W, 3) each, at least one.
-        count: of the rooms.
+        count: number of rooms.
         seed: of the arrangements, the cameras and their noise.
 
     Yields:
@@ -70,7 +70,7 @@ def _render(
     pose: np.ndarray,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Return what a camera sees, uint8 (HEIGHT, WIDTH, 3): the nearest plane at every pixel, four rays each."""
+    """Return what a camera sees, uint8 (HEIGHT, WIDTH, 3): the nearest plane at every pixel, with four rays each."""
     x, y = np.meshgrid(np.arange(2 * WIDTH) / 2 - 0.25, np.arange(2 * HEIGHT) / 2 - 0.25)
     rays = np.stack([(x - INTRINSICS[0, 2]) / FOCAL, (y - INTRINSICS[1, 2]) / FOCAL, np.ones_like(x)], axis=-1)
     nearest = np.full(x.shape, np.inf)
@@ -103,6 +103,6 @@ def _pyramid(photograph: np.ndarray) -> list[np.ndarray]:
 
 
 def _level(pyramid: list[np.ndarray], width: float, distance: float) -> np.ndarray:
-    """Return the level with about one of its pixels a ray, for a picture of ``width`` metres at ``distance`` metres."""
+    """Return the level with about one pixel per ray, for a picture of ``width`` metres at ``distance`` metres."""
     rays_across = 2 * FOCAL * width / distance
     return min(pyramid, key=lambda level: abs(np.log(level.shape[1] / rays_across)))

@@ -21,14 +21,14 @@ _TILE = (800, 600)  # width, height in pixels of the wall
 
 
 class Source(Protocol):
-    """Frames by number, without end."""
+    """An endless sequence of frames, by number."""
 
     def image(self, k: int, /) -> np.ndarray:
         """Return frame k, (H, W) uint8 gray or (H, W, 3) uint8 BGR."""
         ...
 
     def motion(self, k: int, l: int, /) -> np.ndarray | None:  # noqa: E741
-        """Return the homography (3, 3) that maps pixels of frame k to pixels of frame l, or None if nobody knows."""
+        """Return the homography (3, 3) that maps pixels of frame k to pixels of frame l, or None if unknown."""
         ...
 
 
@@ -48,9 +48,9 @@ def open_source(path: str | None, colour: bool = False) -> Source:
 
 
 def play(source: Source, start: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield frames when they are due, with that moment; those that are due already are left out, as by a camera.
+    """Yield frames when they are due, with that time; overdue ones are skipped, as by a camera.
 
-    ``start`` is the moment of frame 0, in nanoseconds since the epoch.
+    ``start`` is the time of frame 0, in nanoseconds since the epoch.
     """
     k = 0
     while True:
@@ -68,7 +68,7 @@ class VirtualFlight:
         self._wall = _build_wall(colour)
 
     def image(self, k: int) -> np.ndarray:
-        # The wall goes on mirrored beyond its edges: still a plane, still the same homography.
+        # The wall is mirrored beyond its edges: still a plane, still the same homography.
         return cv2.warpPerspective(self._wall, self._view(k), (640, 480), borderMode=cv2.BORDER_REFLECT_101)
 
     def motion(self, k: int, l: int) -> np.ndarray:  # noqa: E741
@@ -77,7 +77,7 @@ class VirtualFlight:
     def _view(self, k: int) -> np.ndarray:
         """Return the homography (3, 3) from the wall's pixels to those of frame k.
 
-        A pinhole camera with 525 pixels of focal length at (x, y, -distance) before the wall's plane z = 0, swaying.
+        A swaying pinhole camera, focal length 525 pixels, at (x, y, -distance) in front of the wall's plane z = 0.
         """
         height, width = self._wall.shape[:2]
         t = k / FRAME_RATE
@@ -86,7 +86,7 @@ class VirtualFlight:
         distance = 600 + 130 * np.sin(0.61 * t)
         angles = np.array([0.16 * np.sin(0.9 * t), 0.2 * np.sin(0.7 * t + 2), 0.22 * np.sin(0.55 * t + 1)])
         rotation = cv2.Rodrigues(angles)[0]
-        # A point (X, Y, 0) of the wall lies at R (X - x, Y - y, distance) before the camera.
+        # A point (X, Y, 0) of the wall lies at R (X - x, Y - y, distance) in the camera's frame.
         to_camera = rotation @ np.array([[1, 0, -x], [0, 1, -y], [0, 0, distance]])
         return np.array([[525, 0, 319.5], [0, 525, 239.5], [0, 0, 1]]) @ to_camera
 
@@ -134,7 +134,7 @@ class Video:
 
 
 def find_photographs() -> Path | None:
-    """Return the folder of the photographs that scikit-image ships, or None where it is not installed."""
+    """Return the folder of the photographs that scikit-image ships, or None if it is not installed."""
     package = find_spec('skimage')
     if package is None or not package.submodule_search_locations:
         return None

@@ -12,11 +12,11 @@ Triple = tuple[float, float, float]
 Plane = tuple[np.ndarray, tuple[float, float], list[np.ndarray]]
 
 HALL = (8.0, 3.5, 14.0)  # metres: width, height, length
-BOARDS = 14  # that stand about in the hall
+BOARDS = 14  # that stand in the hall
 
 
 class Walk:
-    """A hall and the way through it; x to the right, y downwards, z along the hall, metres.
+    """A hall and a path through it; x to the right, y downwards, z along the hall, metres.
 
     Args:
         photographs: uint8 (H, W) or (H, W, 3), to hang on walls and boards.
@@ -28,7 +28,7 @@ class Walk:
         self._planes = _furnish(photographs, np.random.default_rng(seed))
 
     def pose(self, k: int) -> np.ndarray:
-        """Return where the camera is in frame k: (4, 4), maps points of its optical frame to the hall."""
+        """Return the camera pose in frame k: (4, 4), maps points from its optical frame to the hall."""
         t = k / FRAME_RATE
         step = 2 * np.pi * 1.8 * t  # 1.8 steps a second
         position = np.array([1.2 * np.sin(0.5 * t), -0.1 + 0.02 * np.sin(step), -5.5 + 0.9 * t])
@@ -41,7 +41,7 @@ class Walk:
         return pose
 
     def image(self, k: int) -> np.ndarray:
-        """Return frame k, uint8 (HEIGHT, WIDTH), with the noise of a camera and exposure that drifts."""
+        """Return frame k, uint8 (HEIGHT, WIDTH), with camera noise and exposure drift."""
         to_camera = np.linalg.inv(self.pose(k))
         x, y = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
         rays = np.stack([(x - MATRIX[0, 2]) / FOCAL, (y - MATRIX[1, 2]) / FOCAL, np.ones(x.shape)], axis=-1)
@@ -75,7 +75,7 @@ def _furnish(photographs: Sequence[np.ndarray], rng: np.random.Generator) -> lis
     """Return planes: (4, 4) from plane to hall, (width, height) in metres, pyramid of the photograph."""
     pyramids = [_pyramid(photograph) for photograph in photographs]
     width, height, length = HALL
-    # Each wall is tiled, so that a photograph covers some metres only: middle, outward turn, size, number of tiles.
+    # Each wall is tiled, so that a photograph covers only some metres: middle, outward turn, size, number of tiles.
     walls: list[tuple[Triple, Triple, tuple[float, float], int]] = [
         ((0, 0, length / 2), (0, 0, 0), (width, height), 3),
         ((-width / 2, 0, 0), (0, -np.pi / 2, 0), (length, height), 5),
