@@ -22,7 +22,7 @@ def write_plot(path: Path, report: dict[str, Any]) -> None:
     rows = summarise(report)
     sizes = list(dict.fromkeys(row['contender'].size for row in rows))
     panels = [[row for row in rows if row['contender'].size == size] for size in sizes]
-    # A contender whose accuracy failed is named by the table; the others are still worth a plot.
+    # A contender whose accuracy failed is listed in the table; the others are still worth a plot.
     known = [[row for row in panel if row['accuracy']] for panel in panels]
     draw = _draw_accuracy if all(known) else _draw_bars
     panels = known if all(known) else panels
@@ -53,7 +53,7 @@ def _choose_colours(rows: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
 
 
 def _draw_accuracy(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
-    """Draw milliseconds, logarithmic, against MMA@3; the line joins those that no other beats in both."""
+    """Draw milliseconds, logarithmic, against MMA@3; the line is the Pareto front."""
     *fewer, most = sorted({row['contender'].threads for row in rows})
     front: list[tuple[float, float]] = []
     named = set()
@@ -87,7 +87,7 @@ def _draw_accuracy(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[st
 
 
 def _draw_bars(axis: Any, rows: list[dict[str, Any]], colours: dict[tuple[str, str], str]) -> None:
-    """Draw a bar from nothing to the median, with a whisker from 10 to 90 %, for each contender."""
+    """Draw a bar up to the median, with a whisker from the 10th to the 90th percentile, for each contender."""
     spreads = np.array([next(iter(row['paces'].values())) for row in rows])
     names = []
     for row in rows:

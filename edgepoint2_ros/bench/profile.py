@@ -38,7 +38,7 @@ BYTES = {'fp32': 4, 'bf16': 2, 'fp16': 2, 'int8': 1}  # of a number
 def convolutions(variant: Variant) -> list[tuple[str, int, int]]:
     """Return the stage, the floating-point operations and the numbers moved of each convolution at 640x480.
 
-    A product and its sum count as two operations; the numbers are those of its input and its output.
+    A multiply-add counts as two operations; the numbers moved are those of its input and its output.
     """
     import torch
 
@@ -119,7 +119,7 @@ def _stage(name: str) -> str:
         return 'detection'
     if stage.startswith('descriptors'):
         return 'description'
-    return stage if stage in STAGES else 'layouts'  # changes between layouts, which ONNX Runtime adds without a name
+    return stage if stage in STAGES else 'layouts'  # layout conversions, which ONNX Runtime inserts without a name
 
 
 def keypoints_time(model: Model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
@@ -142,7 +142,7 @@ def keypoints_time(model: Model, backend: str, precision: str, threads: int, ima
 
 
 def matrix_speed(precision: str, threads: int) -> float:
-    """Return the operations a second of a product of large matrices, by OpenVINO."""
+    """Return the operations per second of a product of large matrices, by OpenVINO."""
     openvino = import_openvino()
     ops = openvino.opset13
     x = ops.parameter([SIDE, SIDE], np.float32)
@@ -164,7 +164,7 @@ def matrix_speed(precision: str, threads: int) -> float:
 
 
 def copy_speed() -> float:
-    """Return the bytes a second that are read and written by copying an array larger than the caches."""
+    """Return the bytes per second read and written by copying an array larger than the caches."""
     source = np.zeros(2**27, np.uint8)
     target = np.empty_like(source)
     return 2 * source.nbytes / fastest(lambda: np.copyto(target, source))

@@ -45,7 +45,7 @@ def read_report(path: Path) -> dict[str, Any]:
     """Return what --json wrote.
 
     Raises:
-        EdgePoint2Error: the file cannot be read, or is another.
+        EdgePoint2Error: the file cannot be read, or is not a report.
     """
     try:
         report = json.loads(path.read_text(encoding='utf-8'))
@@ -57,7 +57,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def title(contender: Contender) -> str:
-    """Return what a contender is called, its size and threads aside."""
+    """Return the name of a contender, without its size and threads."""
     runtime = f'{TITLES[contender.kind]} {contender.precision}'.strip()
     return f'{contender.model}, {runtime}' if contender.model else runtime
 
@@ -66,7 +66,7 @@ def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
     """Return a row for each contender that ran: its ``contender`` and ``accuracy``, and over all its runs the rest.
 
     ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
-    ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the most.
+    ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the maximum.
     ``orb``: for each pace the median as a multiple of ORB's at the same size and threads, and ``dense``: ``ms`` as a
     multiple of the dense reference's; empty and None where they did not run. ``fidelity``: of `bench.worker`, or None.
     """
@@ -152,7 +152,7 @@ def _table(rows: list[dict[str, Any]]) -> str:
 
 
 def _list_choices(rows: list[dict[str, Any]]) -> str:
-    """Return a line for each model and size with what auto takes."""
+    """Return a line for each model and size with the choice of auto."""
     lines = []
     for row in rows:
         if row['contender'].kind == 'auto' and row['fidelity']:

@@ -20,12 +20,12 @@ from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
 
 PERIODS = {'camera': 1 / 30, 'back-to-back': 0.0, 'cold': 0.25, '15-hz': 1 / 15, '10-hz': 0.1}  # seconds a frame
-COLD_SHARE = 3  # cold frames take their time: one is timed where the other paces time so many
-SCRATCH = 2**27  # bytes, more than caches hold
+COLD_SHARE = 3  # cold frames take long: one is timed for this many at the other paces
+SCRATCH = 2**27  # bytes, more than the caches hold
 WARM_UP = 5  # frames
 LONG_SIDE = 640  # pixels of the images on which accuracy is measured
 OFFICIAL_CODE = 'EDGEPOINT2_OFFICIAL_CODE'  # names a clone of HITCSC/EdgePoint2
-READY = 'first features'  # is printed when they are there
+READY = 'first features'  # printed once they are there
 
 Extract = Callable[[np.ndarray], Sized]  # from an image to its keypoints
 ExtractFeatures = Callable[[np.ndarray], Features]
@@ -79,7 +79,7 @@ def main(job: str) -> None:
 
 
 def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces: list[str]) -> dict[str, Any]:
-    """Return how long each frame took, at each pace, and what the process took from the machine."""
+    """Return how long each frame took, at each pace, and the CPU time and memory of the process."""
     pictures, extract = _prepare(contender, keypoints, folder)
     for picture in pictures[:WARM_UP]:
         extract(picture)
@@ -91,7 +91,7 @@ def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces:
 
 
 def _inspect(contender: Contender, keypoints: int) -> dict[str, Any]:
-    """Return what the engine says of itself, and what it finds on the drawn scene of that which fp32 finds."""
+    """Return the engine's description, and how much of what fp32 finds on the drawn scene it finds."""
     from edgepoint2_ros.engines import open_engine
     from edgepoint2_ros.engines.check import SCORE_THRESHOLD, compare, draw_scene
     from edgepoint2_ros.models import find_model
@@ -104,7 +104,7 @@ def _inspect(contender: Contender, keypoints: int) -> dict[str, Any]:
 
 
 def _prepare(contender: Contender, keypoints: int, folder: str) -> tuple[np.ndarray, Extract]:
-    """Return the images, uint8 (N, H, W), and what finds keypoints in them; it has done so once."""
+    """Return the images, uint8 (N, H, W), and the function that finds keypoints in them, after a first call."""
     pictures = np.load(f'{folder}/{contender.size}.npy')
     extract = open_contender(contender, keypoints)
     extract(pictures[0])
@@ -116,7 +116,7 @@ def open_contender(contender: Contender, keypoints: int) -> Extract:
     """Return a function from an image to its keypoints.
 
     Raises:
-        EdgePoint2Error: the model or the runtime is missing, or refuses.
+        EdgePoint2Error: the model or the runtime is missing, or fails to open.
     """
     if contender.kind not in ('orb', 'sift'):
         return open_model(contender, keypoints)
@@ -143,7 +143,7 @@ def open_model(contender: Contender, keypoints: int) -> ExtractFeatures:
         contender.model,
         backend=contender.kind,
         precision=contender.precision,
-        threads=contender.threads if contender.kind != 'auto' else 0,  # it chooses them
+        threads=contender.threads if contender.kind != 'auto' else 0,  # auto chooses them
         max_keypoints=keypoints,
     )
     return extractor.extract
@@ -172,7 +172,7 @@ def _open_dense(contender: Contender, keypoints: int) -> ExtractFeatures:
 
 
 def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
-    """Return the code of EdgePoint2's authors with their weights, from the folder that OFFICIAL_CODE names."""
+    """Return the official code of EdgePoint2 with its weights, from the folder that OFFICIAL_CODE names."""
     try:
         import torch
     except ImportError as error:
@@ -208,7 +208,7 @@ def _open_official(contender: Contender, keypoints: int) -> ExtractFeatures:
 def _run(
     extract: Extract, pictures: np.ndarray, frames: int, period: float, scratch: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """Time frames at a pace; with a scratch, all caches are filled with it before each."""
+    """Time frames at a pace; with a scratch buffer, all caches are filled with it before each."""
     times, counts = [], []
     evicting = 0.0
     cpu = time.process_time()
@@ -223,14 +223,14 @@ def _run(
         times.append(time.perf_counter() - begin)
         if scratch is None:
             time.sleep(max(0.0, begin + period - time.perf_counter()))
-    # Over the pauses, too: threads that spin while they wait take their share there.
+    # Including the pauses: threads that spin while waiting use CPU time there.
     cpu = time.process_time() - cpu - evicting
     milliseconds = [round(seconds * 1e3, 3) for seconds in times]
     return {'ms': milliseconds, 'cpu_ms': cpu / frames * 1e3, 'keypoints': float(np.mean(counts))}
 
 
 def _evict(scratch: np.ndarray) -> None:
-    """Fill the caches with something else: each core's own, and those that they share."""
+    """Fill the caches with something else: each core's own, and the shared ones."""
     cores = os.sched_getaffinity(0)
     for core, part in zip(cores, np.array_split(scratch, len(cores))):
         os.sched_setaffinity(0, {core})
@@ -239,9 +239,9 @@ def _evict(scratch: np.ndarray) -> None:
 
 
 def _peak_memory() -> float:
-    """Return the most memory that was resident, in MB.
+    """Return the peak resident memory in MB.
 
-    getrusage would count the parent's as well: Linux hands its ru_maxrss on to a child through exec.
+    getrusage would include the parent's: on Linux a child inherits its ru_maxrss through exec.
     """
     status = Path('/proc/self/status').read_text()
     return int(status.partition('VmHWM:')[2].split()[0]) * 1024 / 1e6
@@ -249,7 +249,7 @@ def _peak_memory() -> float:
 
 @dataclass
 class _Timed:
-    """The very function that is timed, as the evaluation wants it."""
+    """The timed function, with the interface of the evaluation."""
 
     name: str
     extract: ExtractFeatures
@@ -280,7 +280,7 @@ def _serve(contender: Contender, keypoints: int, folder: str, frames: int, camer
     """Let cameras at 30 Hz share one extractor in turn, each with only its newest frame waiting, as the node does.
 
     Returns:
-        Frames a second that were served, and the 95th percentile of the time from a frame's arrival to its features.
+        Frames served per second, and the 95th percentile of the time from a frame's arrival to its features.
     """
     pictures, extract = _prepare(contender, keypoints, folder)
     step = PERIODS['camera'] / cameras  # frame k comes at k * step, from camera k % cameras

@@ -35,13 +35,13 @@ def main(args: list[str] | None = None) -> int:
     try:
         options = _parser(args[0] if args else '').parse_args(args)
         return options.run(options)
-    except BrokenPipeError:  # the reader, say `head`, has had enough
+    except BrokenPipeError:  # the reader, say `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except ImportError as error:
         print(f'edgepoint2: `edgepoint2 {args[0]}` lacks a package: {error}{_advice(error)}', file=sys.stderr)
         return 1
-    except (EdgePoint2Error, OSError) as error:  # of the second kind: a folder that cannot be written, a full disk
+    except (EdgePoint2Error, OSError) as error:  # OSError: say a folder that cannot be written, a full disk
         print(f'edgepoint2: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -49,7 +49,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _advice(error: ImportError) -> str:
-    """Say how to get a missing package where that is not plain from its name."""
+    """Say how to get a missing package if that is not obvious from its name."""
     if error.name != 'pycolmap':
         return ''
     if platform.machine() in ('x86_64', 'AMD64'):
@@ -58,7 +58,7 @@ def _advice(error: ImportError) -> str:
 
 
 def _parser(called: str) -> argparse.ArgumentParser:
-    """Return the parser; only the command that is called is imported and has its arguments."""
+    """Return the parser; only the called command is imported and has its arguments."""
     parser = argparse.ArgumentParser(prog='edgepoint2', description='EdgePoint2 keypoints and compact descriptors')
     parser.add_argument('--version', action='version', version=__version__)
     commands = parser.add_subparsers(title='commands', required=True, metavar='COMMAND')

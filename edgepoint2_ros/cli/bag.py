@@ -93,14 +93,14 @@ def _extract(options: argparse.Namespace) -> int:
                 progress, warnings = future.result()
                 print(*warnings, sep='\n', end='\n' * bool(warnings), file=sys.stderr)
                 _report(job, progress)
-            except Exception as error:  # whatever one bag does, the others are extracted
+            except Exception as error:  # whatever happens to one bag, the others are extracted
                 failed += 1
                 print(f'edgepoint2: {job.source}: {in_words(error)}', file=sys.stderr)
     return 1 if failed else 0
 
 
 def _job(options: argparse.Namespace, source: Path, output: Path) -> Job:
-    # Bags that run beside each other share the cores.
+    # Bags extracted in parallel share the cores.
     threads = options.threads or (max(1, (os.cpu_count() or 1) // options.jobs) if options.jobs > 1 else 0)
     return Job(
         source,
@@ -142,7 +142,7 @@ def _executor(options: argparse.Namespace) -> Iterator[Executor]:
 
 
 def extract_with_progress(job: Job) -> Progress:
-    """Extract one bag while a line on stderr tells how far it is."""
+    """Extract one bag while a line on stderr shows the progress."""
     steps = extract(job, _warn)
     progress = next(steps)  # one object, which the steps update
     done = progress.images
@@ -154,7 +154,7 @@ def extract_with_progress(job: Job) -> Progress:
 
 
 def extract_quietly(job: Job) -> tuple[Progress, list[str]]:
-    """Extract one bag; return the progress at the end and the warnings. Runs in a process or machine of its own."""
+    """Extract one bag; return the final progress and the warnings. Runs in a separate process or on another machine."""
     warnings: list[str] = []
     *_, progress = extract(job, warnings.append)
     return progress, warnings

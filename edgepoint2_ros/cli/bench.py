@@ -90,10 +90,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, or read what was measured; print the tables and write the files.
+    """Measure, or read earlier measurements; print the tables and write the files.
 
     Raises:
-        EdgePoint2Error: an impossible option, no photographs, or a file that cannot be read or written.
+        EdgePoint2Error: an invalid option, no photographs, or a file that cannot be read or written.
     """
     _check(options)
     report = read_report(options.source) if options.source else measure(options)
@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse at once what would be in vain after minutes of measuring."""
+    """Refuse at once what would otherwise fail after minutes of measuring."""
     check_minimum(options, keypoints=1, frames=1, rounds=1, threads=0, cameras=1, busy=0)
     for name, known in (('backends', ('auto', *BACKENDS)), ('precisions', PRECISIONS[1:])):
         for value in getattr(options, name) or []:
@@ -135,15 +135,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark.
 
     Returns:
-        What --json writes: ``machine``, ``settings``, in ``results`` each contender with its ``runs``, one a round,
-        the ``error`` that ended it, the ``fidelity`` of runtimes and the ``accuracy`` where asked for, and in
-        ``cameras`` a row for each number.
+        What --json writes: ``machine``, ``settings``, in ``results`` each contender with its ``runs``, one per round,
+        the ``error`` that ended it, the ``fidelity`` of runtimes and the ``accuracy`` if requested, and in ``cameras``
+        a row for each number.
 
     Raises:
         EdgePoint2Error: no such variant, or no photographs.
     """
     if options.accuracy:
-        find_images([options.accuracy])  # raises where there are none
+        find_images([options.accuracy])  # raises if there are none
     models = _provide_models(NAMES if options.models == ['all'] else options.models)
     results: list[dict[str, Any]] = [
         {'contender': asdict(each), 'runs': [], 'error': ''} for each in list_contenders(options, models)
@@ -191,7 +191,7 @@ def list_contenders(options: argparse.Namespace, models: list[str]) -> list[Cont
                     contenders.append(Contender('official', model, 'fp16', count, size))
             for backend in backends:
                 if backend in ('auto', 'tensorrt') and count != threads[-1]:
-                    continue  # the CPU's threads make no difference to a GPU, and auto chooses them
+                    continue  # the CPU's threads do not matter to a GPU, and auto chooses them
                 precisions = ('auto',) if backend == 'auto' else options.precisions or BACKENDS[backend].precisions
                 for precision in precisions:
                     contenders.append(Contender(backend, model, precision, count, size))
@@ -218,7 +218,7 @@ def _write_frames(folder: Path, sizes: list[str]) -> None:
 
 @contextmanager
 def _busy(count: int) -> Iterator[None]:
-    """Let so many processes compute without a pause meanwhile, as a planner or a mapper does on a robot."""
+    """Keep this many processes busy meanwhile, like a planner or a mapper on a robot."""
     processes = [subprocess.Popen([sys.executable, '-c', 'while True: pass']) for _ in range(count)]
     try:
         yield
@@ -241,7 +241,7 @@ def _time_all(results: list[dict[str, Any]], options: argparse.Namespace, job: d
 
 
 def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return for each number of cameras how well the first model, on the first backend or by auto, serves them."""
+    """Return for each number of cameras how well the first model, on the first backend or with auto, serves them."""
     backend = options.backends[0] if options.backends else 'auto'
     rows = []
     for model, cameras in product(models[:1], options.cameras):
@@ -251,7 +251,7 @@ def _share_first(models: list[str], options: argparse.Namespace, job: dict[str, 
 
 
 def _add_once(results: list[dict[str, Any]], name: str, task: str, aside: dict[str, Any], **arguments: Any) -> None:
-    """Add to each result what a worker answers to a task, asked once for all that differ in nothing but ``aside``."""
+    """Add a worker's answer to a task to each result; those that differ only in ``aside`` share one."""
     settings: dict[Contender, list[dict[str, Any]]] = {}
     for result in results:
         settings.setdefault(Contender(**result['contender'] | aside), []).append(result)

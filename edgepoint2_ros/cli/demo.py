@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
             ('demo.camera', ['--start', start, *source]),
         ):
             command = [sys.executable, '-m', f'edgepoint2_ros.{module}', *arguments]
-            # In sessions of their own: Ctrl-C reaches this process alone, which ends them in its own time.
+            # In their own sessions: Ctrl-C reaches only this process, which ends them in its own time.
             processes[module] = subprocess.Popen(command, env=environment, start_new_session=True)
         consumer = processes['demo.consumer']
         while consumer.poll() is None:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Return an environment in which the demo speaks to nobody but itself."""
+    """Return an environment in which the demo communicates only with itself."""
     isolation = {'ROS_DOMAIN_ID': str(random.randint(1, 101)), 'ROS_AUTOMATIC_DISCOVERY_RANGE': 'LOCALHOST'}
     if os.environ.get('ROS_DISTRO') == 'humble':  # newer ones warn about it
         isolation['ROS_LOCALHOST_ONLY'] = '1'

@@ -38,7 +38,7 @@ LITTLE_SPACE = 200e6  # bytes
 
 @dataclass(frozen=True)
 class Finding:
-    """One row of the table; ``found`` says what is there or what is wrong, ``advice`` how to get it."""
+    """One row of the table; ``found`` says what is there or what is wrong, ``advice`` how to fix it."""
 
     what: str
     state: str
@@ -47,7 +47,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no arguments: the doctor looks at everything."""
+    """Add no arguments: the doctor checks everything."""
 
 
 def run(options: argparse.Namespace) -> int:
@@ -101,7 +101,7 @@ def find_ros() -> Iterator[Finding]:
     if util.find_spec('rclpy') is None:
         yield Finding('ROS 2', MISSING, 'rclpy is not on the Python path', advice)
         return
-    # In a process of its own: a middleware that cannot be loaded ends it.
+    # In a separate process: a middleware that cannot be loaded ends it.
     ask = 'from rclpy.utilities import get_rmw_implementation_identifier as name; print(name())'
     answer = subprocess.run([sys.executable, '-c', ask], capture_output=True, text=True)
     if answer.returncode:
@@ -122,7 +122,7 @@ def find_ros() -> Iterator[Finding]:
 
 
 def find_nvidia() -> Iterator[Finding]:
-    """Driver, GPU, TensorRT and cuda-python; nothing of TensorRT is imported where there is no driver."""
+    """Driver, GPU, TensorRT and cuda-python; nothing of TensorRT is imported without a driver."""
     try:
         gpu = find_gpu()
     except EngineError as error:
@@ -155,7 +155,7 @@ def find_models(models: Sequence[Model | EdgePoint2Error]) -> Iterator[Finding]:
 
 
 def find_storage() -> Iterator[Finding]:
-    """Where models and plans are kept, the room that is left there, and the plans."""
+    """Where models and plans are kept, the free space there, and the plans."""
     for what, folder in (('models', data_directory()), ('plans', cache_directory())):
         parent = next(path for path in (folder, *folder.parents) if os.path.exists(path))
         free = shutil.disk_usage(parent).free
@@ -173,7 +173,7 @@ def find_storage() -> Iterator[Finding]:
 
 
 def try_backend(backend: str, model: Model) -> Finding:
-    """Open a backend, hold its features of a drawn scene against the model's card, and time it."""
+    """Open a backend, compare its features of a drawn scene with the model's card, and time it."""
     try:
         engine = open_engine(model, backend, report=lambda line: print(f'{"":25} {line}', flush=True))
     except EdgePoint2Error as error:
@@ -192,7 +192,7 @@ def try_backend(backend: str, model: Model) -> Finding:
 
 
 def find_choice(model: Model) -> Iterator[Finding]:
-    """What `auto` takes for images of CARD_SHAPE, with the times that decided."""
+    """What `auto` chooses for images of CARD_SHAPE, with the times it measured."""
     with contextlib.suppress(EdgePoint2Error):  # then no backend works, as the rows above say
         engine = open_engine(model, report=lambda line: None)
         engine.prepare(CARD_SHAPE)

@@ -91,7 +91,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
 
     Args:
         options: of `add_arguments`.
-        others: methods to compare the models with, beside ORB and SIFT.
+        others: methods to compare the models with, besides ORB and SIFT.
 
     Raises:
         EdgePoint2Error: nothing to evaluate on, a model that cannot be opened or is named twice, no usable images, no
@@ -104,7 +104,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     check_minimum(options, max_keypoints=1, resize=0, seeds=1)
     outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
     refuse_existing(outputs)
-    # These raise now where they are missing, and not after the extraction.
+    # These raise now if they are missing, not after the extraction.
     metrics.import_poselib()
     import_matplotlib()
     scenes = [name_scene(listing) for listing in options.pairs or ()]
@@ -156,7 +156,7 @@ def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Resu
     """Return the earlier results of methods that have none here.
 
     Raises:
-        EdgePoint2Error: they are of other pairs.
+        EdgePoint2Error: they are for other pairs.
     """
     measured = {result.method for result in results}
     pairs = {(result.benchmark, result.group, result.pair) for result in results}

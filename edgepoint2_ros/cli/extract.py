@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Extract the features and return the exit code: 1 where an image cannot be used.
+    """Extract the features and return the exit code: 1 if an image cannot be used.
 
     Raises:
         EdgePoint2Error: an option out of range, no such model or backend, or an output that exists already.

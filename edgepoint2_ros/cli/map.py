@@ -11,7 +11,7 @@ from edgepoint2_ros.bridges.mapping.build import LONG_SIDE, RATE, SIMILAR, WINDO
 from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.extractor import ExtractorSettings
 
-SHOWN = 5  # names of images that are left out
+SHOWN = 5  # names of left-out images
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the map, say what came out, and return the exit code.
+    """Make the map, print a summary, and return the exit code.
 
     Raises:
-        EdgePoint2Error: the source cannot be read, no map can come of it, or the output is something else's.
+        EdgePoint2Error: the source cannot be read, no map can be made from it, or the output belongs to another job.
     """
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
     job = Job(

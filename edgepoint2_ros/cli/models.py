@@ -154,7 +154,7 @@ def _calibrate(options: argparse.Namespace) -> int:
 
 
 def _spread(items: list[T], most: int) -> list[T]:
-    """Return at most so many of the items, evenly spread."""
+    """Return at most ``most`` of the items, evenly spread."""
     return items[:: max(1, -(-len(items) // most))]
 
 
@@ -171,7 +171,7 @@ def _vocabulary(options: argparse.Namespace) -> int:
     found = find_images(options.images)
     drawn = np.sort(np.random.default_rng(options.seed).permutation(len(found))[: options.most])
     for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:
-        # By the runtime that every installation has, so that the same command gives the same vocabulary.
+        # With the runtime that every installation has, so that the same command gives the same vocabulary.
         extractor = Extractor(
             variant.name, weights=options.weights, backend='onnxruntime', precision='fp32', max_keypoints=ROWS
         )

@@ -20,7 +20,7 @@ from edgepoint2_ros.extractor import Extractor, ExtractorSettings
 from edgepoint2_ros.places import open_vocabulary
 
 PLUGIN = 'edgepoint2_rtabmap.py'
-# What RTAB-Map imports with the plugin, as far as it is there; a backend has the name of its runtime's package.
+# What RTAB-Map imports with the plugin, if installed; a backend is named after its runtime's package.
 PACKAGES = ('edgepoint2_ros', 'numpy', 'cv2', *BACKENDS)
 
 

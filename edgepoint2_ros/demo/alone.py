@@ -10,9 +10,9 @@ from edgepoint2_ros.scenes.sources import open_source, play
 
 
 def run(settings: ExtractorSettings, source: str | None, seconds: float, picture: Path) -> None:
-    """Show the source to the extractor at 30 Hz for some seconds, then print a summary and write the picture.
+    """Feed the source to the extractor at 30 Hz for some seconds, then print a summary and write the picture.
 
-    Frames that are due while the last one is still worked on are left out, as by the demo's camera.
+    Frames that are due while the last one is still being processed are skipped, as by the demo's camera.
 
     Raises:
         EdgePoint2Error: the source, the model or the backend does not work.

@@ -18,21 +18,21 @@ PICTURE_FRAMES = 15  # the two frames of the picture lie half a second apart
 
 @dataclass
 class Frame:
-    """The features of an image: its place in the source's sequence, and how old they were on arrival."""
+    """The features of an image: its index in the source's sequence, and their age on arrival."""
 
     number: int
     features: Features
-    latency: float  # seconds from the image's stamp to here
+    latency: float  # seconds from the image's stamp to arrival
 
 
 class Figures:
-    """Takes the features of frames one by one and keeps the figures."""
+    """Collects statistics from the features of successive frames."""
 
     def __init__(self, source: Source, start: int):
         self.source = source
         self._start = start
         self.recent: deque[Frame] = deque()  # those of the last half second
-        self.best_pair: tuple[Frame, Frame] | None = None  # half a second apart, the most matches that fit
+        self.best_pair: tuple[Frame, Frame] | None = None  # half a second apart, with the most inliers
         self.best_count = -1
         self.arrivals: list[float] = []
         self.latencies: list[float] = []
@@ -40,7 +40,7 @@ class Figures:
         self.inliers: list[float] = []
 
     def add(self, stamp: int, features: Features) -> None:
-        """Take the features of the image of that stamp, nanoseconds since the epoch, which came just now."""
+        """Take the features, just received, of the image with that stamp, nanoseconds since the epoch."""
         now = time.time_ns()
         number = round((stamp - self._start) * FRAME_RATE * 1e-9)
         frame = Frame(number, features, (now - stamp) * 1e-9)
@@ -58,13 +58,13 @@ class Figures:
             self.recent = deque([frame])
 
     def match(self, first: Frame, second: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the places of the matches in both frames, (N, 2) each, and which of them fit the motion, (N,) bool."""
+        """Return the positions of the matches in both frames, (N, 2) each, and which are inliers, (N,) bool."""
         pairs = match(first.features, second.features)
         first_xy, second_xy = first.features.xy[pairs[:, 0]], second.features.xy[pairs[:, 1]]
         motion = self.source.motion(first.number, second.number)
         if motion is not None:
             return first_xy, second_xy, transfer_error(motion, first_xy, second_xy) <= TOLERANCE
-        # Nobody knows this motion: the matches must at least agree on one epipolar geometry.
+        # The motion is unknown: the matches must at least be inliers of one epipolar geometry.
         inliers, _ = verify(first.features, second.features, pairs, threshold=TOLERANCE)
         return first_xy, second_xy, np.isin(pairs[:, 0], inliers[:, 0])
 
@@ -79,7 +79,7 @@ class Figures:
         )
 
     def picture(self) -> np.ndarray:
-        """Return the matches of two frames half a second apart, those of the run that match best."""
+        """Return the matches of two frames half a second apart, the best-matching ones of the run."""
         first, second = self.best_pair or (self.recent[0], self.recent[-1])
         first_xy, second_xy, good = self.match(first, second)
         picture = draw_matches(
@@ -106,7 +106,7 @@ class Figures:
 
 
 class Display:
-    """Prints the figures while they come: four times a second on a terminal, else once a second."""
+    """Prints the figures as they come: four times a second on a terminal, else once a second."""
 
     def __init__(self, figures: Figures):
         self._figures = figures
