@@ -108,7 +108,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 
 def read_orientation(path: str | Path) -> int:
-    """Return the EXIF orientation of an image file on disk, 1 to 8; 1 where it has none.
+    """Return the EXIF orientation of an image file on disk, 1 to 8; 1 if it has none.
 
     Raises:
         OSError: the file is missing or cannot be read.
@@ -220,7 +220,7 @@ def _has_all_scans(body: bytes) -> bool:
 
 
 def _decode_whatever_follows(body: bytes) -> np.ndarray | None:
-    """Return the pixels of a JPEG without its end, or None where they depend on what follows: then data are missing."""
+    """Return the pixels of a JPEG without its end, or None if they depend on what follows: then data are missing."""
     segments = list(_segments(body))
     scans = [end for marker, _, end in segments if marker == _SOS]
     # With several scans libjpeg wants to see the end first. With one it would complain about the noise, on stderr.

@@ -13,12 +13,12 @@ LOG_INTERVAL = 30.0  # seconds between two lines in a file
 
 
 def show_progress(items: Iterable[Item], label: str, total: int = 0, done: int = 0) -> Iterator[Item]:
-    """Yield the items while a line on stderr tells how many are done, how fast and how long it will take.
+    """Yield the items while a line on stderr shows how many are done, the rate and the remaining time.
 
     Args:
         items: what is left to do.
         label: what is being done.
-        total: the number of all items, those done included; 0 where it is not known.
+        total: the number of all items, those done included; 0 if unknown.
         done: items that were done before.
     """
     terminal = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""Where this package keeps files of its own, and how it writes and checks them."""
+"""Where this package keeps its own files, and how it writes and checks them."""
 
 import contextlib
 import hashlib

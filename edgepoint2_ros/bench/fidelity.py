@@ -32,11 +32,11 @@ DISTANCES = (0.75, 1.0)  # pixels between two keypoints that count as the same
 
 
 def find_again(found: Features, expected: Features, best: int) -> tuple[np.ndarray, float]:
-    """Return how much of the ``best`` expected features was found again.
+    """Return how many of the ``best`` expected features were found again.
 
     Returns:
         The share within each of DISTANCES, and the median cosine between the descriptors of those within the last, 0
-        where there are none.
+        if there are none.
     """
     if len(expected) == 0 or len(found) == 0:
         return np.zeros(len(DISTANCES)), 0.0
@@ -48,7 +48,7 @@ def find_again(found: Features, expected: Features, best: int) -> tuple[np.ndarr
 
 
 def scale(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return the middle of an image, turned on its side where that suits, shrunk to the given size.
+    """Return the middle of an image, rotated by a quarter turn if that fits better, shrunk to the given size.
 
     Raises:
         ImageError: the image is smaller.
@@ -65,7 +65,7 @@ def scale(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def step_aside(image: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a view of a picture from up to 40 degrees aside, and the homography (3, 3) to it."""
+    """Return a view of a picture from up to 40 degrees to the side, and the homography (3, 3) to it."""
     rng = np.random.default_rng(seed)
     height, width = image.shape[:2]
     tilt, roll = np.radians(rng.uniform(15, 40)), np.radians(rng.uniform(-20, 20))
@@ -78,7 +78,7 @@ def measure(extractors: Sequence[Extractor], images: Sequence[np.ndarray], best:
 
     Returns:
         For N images: ``again`` (N, 2), the shares of `find_again`; ``cosine`` (N,); ``matches`` and ``right`` (N, 2),
-        how many matches with the view from aside each extractor makes, and how many of them are right.
+        how many matches with the side view each extractor makes, and how many of them are right.
     """
     rows: dict[str, list[Any]] = {'again': [], 'cosine': [], 'matches': [], 'right': []}
     for seed, image in enumerate(images):

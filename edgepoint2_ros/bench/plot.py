@@ -1,4 +1,4 @@
-"""The plot of `edgepoint2 bench`: milliseconds against accuracy where that is known, else bars of milliseconds."""
+"""The plot of `edgepoint2 bench`: milliseconds against accuracy if that is known, else bars of milliseconds."""
 
 from pathlib import Path
 from typing import Any

@@ -71,7 +71,7 @@ def work_of(variant: Variant) -> dict[str, tuple[int, int]]:
 def floor_of(
     work: dict[str, tuple[int, int]], precision: str, operations_a_second: float, bytes_a_second: float
 ) -> dict[str, float]:
-    """Return the least milliseconds that each stage of `work_of` takes on a machine of those speeds."""
+    """Return the minimum milliseconds for each stage of `work_of` on a machine of those speeds."""
     return {
         stage: 1e3 * max(operations / operations_a_second, numbers * BYTES[precision] / bytes_a_second)
         for stage, (operations, numbers) in work.items()

@@ -68,7 +68,7 @@ def summarise(report: dict[str, Any]) -> list[dict[str, Any]]:
     ``paces``: for each pace the 50th, 10th and 90th percentile in ms; ``ms``: the 50th of the first pace.
     ``cpu_ms``, ``keypoints``: means; ``first_s``: the median; ``peak_mb``: the maximum.
     ``orb``: for each pace the median as a multiple of ORB's at the same size and threads, and ``dense``: ``ms`` as a
-    multiple of the dense reference's; empty and None where they did not run. ``fidelity``: of `bench.worker`, or None.
+    multiple of the dense reference's; empty and None if they did not run. ``fidelity``: of `bench.worker`, or None.
     """
     rows = [_row(result) for result in report['results'] if result['runs']]
     paces = {row['contender']: row['paces'] for row in rows}

@@ -37,7 +37,7 @@ class Contender:
 
     Attributes:
         kind: a backend or ``auto``, or ``orb``, ``sift``, ``dense`` or ``official``.
-        model, precision: of the network; empty where there is none. The official code runs in fp16 on the GPU, else on
+        model, precision: of the network; empty if there is none. The official code runs in fp16 on the GPU, else on
             the CPU.
         threads: of the runtime; 0 is every core.
         size: of the images, WIDTHxHEIGHT.

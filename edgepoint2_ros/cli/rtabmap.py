@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             installed, or the model has no vocabulary of places.
     """
     settings = ExtractorSettings.of(options)
-    extractor = Extractor(settings)  # it is better to fail here than in RTAB-Map
+    extractor = Extractor(settings)  # better to fail here than in RTAB-Map
     size = open_vocabulary(extractor.model).size if options.places else 0
     parameters = to_parameters(find_plugin(), size)
     arguments = ' '.join(f'--{name} {shlex.quote(value)}' for name, value in parameters.items())
@@ -81,7 +81,7 @@ def to_parameters(plugin: Path, size: int) -> dict[str, str]:
 
 
 def to_environment(settings: ExtractorSettings) -> list[str]:
-    """Return NAME=VALUE, quoted for a shell, of what RTAB-Map's Python needs to find and to know."""
+    """Return NAME=VALUE, quoted for a shell, for the search path and the settings of RTAB-Map's Python."""
     lines = []
     folders = search_path()
     if folders:
@@ -93,7 +93,7 @@ def to_environment(settings: ExtractorSettings) -> list[str]:
 
 
 def search_path() -> list[str]:
-    """Return the folders of the packages that a bare interpreter, as RTAB-Map runs it, would not search."""
+    """Return the folders of packages that a bare interpreter, as in RTAB-Map, would not search."""
     known = site.getsitepackages([sys.base_prefix])
     if sys.prefix == sys.base_prefix:
         known.append(site.getusersitepackages())
@@ -107,7 +107,7 @@ def search_path() -> list[str]:
 
 
 def find_plugin() -> Path:
-    """Return the file that RTAB-Map loads: beside the package in a checkout, else in share/ of where it is installed.
+    """Return the file that RTAB-Map loads: beside the package in a checkout, else in share/ of the installation.
 
     Raises:
         EdgePoint2Error: there is none.

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch is loaded: how long a thread of OpenMP spins in wait for the others. The default, 150 times as long, is a
-# tenth faster alone, but beside one busy process it made 0.2 steps a second of 6.4; this leaves 2.9 of 5.8.
+# Before torch is loaded: how long an OpenMP thread spins while waiting for the others. The default, 150 times as long,
+# is a tenth faster alone, but beside one busy process it cut 6.4 steps per second to 0.2; this cuts 5.8 to 2.9.
 os.environ.setdefault('GOMP_SPINCOUNT', '2000')
 
 import cv2
@@ -76,11 +76,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, or go on where a killed run of the same command stopped, and write weights and models.
+    """Train, or resume a killed run of the same command, and write weights and models.
 
     Raises:
-        EdgePoint2Error: options out of range, unusable images or weights, a training that cannot go on, or models in
-            the output folder that are not of a training there.
+        EdgePoint2Error: options out of range, unusable images or weights, a training that cannot continue, or models in
+            the output folder that are not from a training there.
     """
     rate = options.learning_rate or (1e-3 if options.start else 3e-3)
     schedule = _schedule(options, rate)
@@ -133,7 +133,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(weights: str, trainable: bool = False) -> EdgePoint2:
-    """Return the network of a file of weights, or of a variant's weights: T-32, T-32@official, T-32@folder."""
+    """Return the network of a weights file, or of a variant's weights: T-32, T-32@official, T-32@folder."""
     path = Path(weights)
     if path.suffix in ('.pth', '.pt') or path.exists():
         return load_network(path)
@@ -162,7 +162,7 @@ def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
         warm_up=min(300, options.steps // 10),
         seed=options.seed,
         recipe=options.recipe,
-        # Trained weights come with averages that are better than those of a few images a step.
+        # Trained weights come with better averages than a few images per step would give.
         frozen=1.0 if options.start and options.recipe == 'scenes' else Schedule.frozen,
         layouts=options.layouts,
     )

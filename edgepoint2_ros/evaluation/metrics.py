@@ -67,7 +67,7 @@ def matching_errors(matched_a: np.ndarray, matched_b: np.ndarray, homography: np
 
 
 def share_within(errors: np.ndarray, thresholds: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the share of errors (N,) at or below each threshold; 0 where there are no errors at all."""
+    """Return the share of errors (N,) at or below each threshold; 0 if there are no errors at all."""
     if len(errors) == 0:
         return np.zeros(len(thresholds))
     return np.array([np.mean(errors <= threshold) for threshold in thresholds])

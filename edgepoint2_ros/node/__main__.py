@@ -17,7 +17,7 @@ os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until Ctrl-C and return the exit code: 0, or 1 where it could not start.
+    """Run the node until Ctrl-C and return the exit code: 0, or 1 if it could not start.
 
     The node lives in a thread, and this one waits for a signal, so that signals interrupt nothing halfway: all threads
     inherit the block. rclpy's own handlers do not help here: with them its executor occasionally stays asleep, and an

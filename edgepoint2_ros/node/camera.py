@@ -35,7 +35,7 @@ class CameraTopics:
         name: as the parameter ``cameras`` says.
         topic: full name of the topic of its images.
         keypoints, overlay: publishers.
-        places: publisher, or None where the node publishes no places.
+        places: publisher, or None if the node publishes no places.
         frame_id: of its last image.
         health: counters of its images since activation.
         verdict: of its last diagnostics: their level, why no image and no mask came, whether it was idle.

@@ -64,7 +64,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self.cameras: list[CameraTopics] = []
         self._worker: Worker | None = None
         self._state = 'unconfigured'
-        self._failure = ''  # why it is unconfigured, where that was not asked for
+        self._failure = ''  # why it is unconfigured, unless that was requested
         self._waits_for = ''  # what the engine says while it is not ready
         parameters.declare(self, parameters.EXTRACTOR)
         self.add_on_set_parameters_callback(self._change_parameters)

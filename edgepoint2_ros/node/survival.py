@@ -113,7 +113,7 @@ def spin(executor: Any, node: Any, stop: threading.Event, timeout_sec: float | N
             executor.spin_once(timeout_sec)
         except Exception as error:
             if not node.context.ok():
-                return  # that is what it says
+                return  # which is what the exception means
             node.failures.add(error)
             _free(node)
             stop.wait(PAUSE)

@@ -32,7 +32,7 @@ Arrival = tuple[Any, float]  # an image message and when it came
 
 
 class Worker:
-    """Serves the images of the cameras on a thread of its own while it is started.
+    """Serves the images of the cameras on its own thread while it is started.
 
     Args:
         node: whose cameras they are.
