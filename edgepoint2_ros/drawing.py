@@ -55,7 +55,7 @@ def draw_matches(
         first_xy: (N, 2) pixels of the matches in ``first``.
         second_xy: (N, 2) pixels of the matches in ``second``.
         good: (N,) bool.
-        lines: most lines to draw, evenly taken from all matches; every match gets its two dots.
+        lines: maximum number of lines to draw, spread evenly over all matches; every match gets its two dots.
     """
     first, second = _bgr(first), _bgr(second)
     height, offset = max(len(first), len(second)), first.shape[1]

@@ -14,7 +14,7 @@ class ModelError(EdgePoint2Error):
 
 
 class EngineError(EdgePoint2Error):
-    """A runtime that is missing, or that cannot do what was asked of it."""
+    """A runtime that is missing, or that cannot do what was asked."""
 
 
 class MessageError(EdgePoint2Error):

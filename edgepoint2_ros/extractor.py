@@ -184,7 +184,7 @@ def extract_shrunk(extractor: Extractor, image: np.ndarray, long_side: int, mask
     Args:
         extractor: finds the features.
         image, mask: as for `Extractor.extract`, but of any size.
-        long_side: in pixels; a smaller image is not enlarged, and 0 leaves every image as it is.
+        long_side: in pixels; a smaller image is not enlarged, and 0 leaves the size unchanged.
 
     Raises:
         ImageError: as `Extractor.extract` raises it; the mask is not as large as the image.

@@ -227,7 +227,7 @@ def _decode_whatever_follows(body: bytes) -> np.ndarray | None:
     noise = _NOISE + _END if len(scans) > 1 else _NOISE
     tails = [noise, _END]
     if any(marker == _DRI for marker, _, _ in segments):
-        # Where the data break off at a restart, only what comes behind the next one is decoded.
+        # If the data break off at a restart, only what follows the next one is decoded.
         restarts = _RESTART.findall(body, scans[-1]) if scans else []
         following = (restarts[-1][1] + 1) % 8 if restarts else 0
         tails.append(bytes([0xFF, 0xD0 + following]) + noise)

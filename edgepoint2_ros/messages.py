@@ -18,7 +18,7 @@ def encode(features: Features, header: Any, encoding: str = 'float32') -> Any:
 
     Args:
         features: what the extractor returned.
-        header: std_msgs/Header of the image; the message gets it as it is.
+        header: std_msgs/Header of the image, passed on unchanged.
         encoding: of the descriptors: ``float32``, ``float16`` or ``int8`` (a quarter of the bytes).
 
     Raises:
@@ -40,7 +40,7 @@ def encode_place(descriptor: np.ndarray, features: Features, header: Any) -> Any
     Args:
         descriptor: (S,) float32, as Vocabulary.describe returns it.
         features: those it was made from.
-        header: std_msgs/Header of the image; the message gets it as it is.
+        header: std_msgs/Header of the image, passed on unchanged.
     """
     from edgepoint2_ros.msg import Place
 

@@ -21,7 +21,7 @@ from edgepoint2_ros.models import Model, write_entry
 
 CENTRES = 16
 ENTRY = 'places'  # of a model's card
-_SCALE = 127  # a centre's largest number, in int8
+_SCALE = 127  # the largest absolute value of a centre, in int8
 _ITERATIONS = 100
 _ATTEMPTS = 3  # of k-means, from different starts
 
@@ -112,7 +112,7 @@ def store_vocabulary(model: Model, centres: np.ndarray, trained: dict[str, Any])
     Args:
         model: whose descriptors the centres were learned from.
         centres: (K, D) float32; stored in int8.
-        trained: what they were learned from, for the reader of the card.
+        trained: what they were learned from, for information.
 
     Raises:
         OSError: the card cannot be written.

@@ -1,1 +1,1 @@
-"""The benchmark: what features cost in time and memory, and what they are worth for it."""
+"""The benchmark: the cost of features in time and memory, and their accuracy."""

@@ -9,7 +9,7 @@ from edgepoint2_ros.bench.report import PACES, TITLES, summarise, title
 from edgepoint2_ros.drawing import COLOURS, import_matplotlib
 
 SUFFIXES = ('.svg', '.png')
-INK, GRAY = '#222222', '#888888'  # for what is compared with
+INK, GRAY = '#222222', '#888888'  # for the baselines
 
 
 def write_plot(path: Path, report: dict[str, Any]) -> None:

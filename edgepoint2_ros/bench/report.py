@@ -100,7 +100,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def format_report(report: dict[str, Any]) -> str:
-    """Return a table for each size of images, what was left out and why, the cameras, the machine and notes."""
+    """Return a table for each image size, what was left out and why, the cameras, the machine and notes."""
     rows = summarise(report)
     parts = []
     for size in dict.fromkeys(row['contender'].size for row in rows):

@@ -53,7 +53,7 @@ class Job:
 
 
 class _Copy(NamedTuple):
-    """How a topic is copied: its definition as Writer.add_connection takes it, and a conversion of messages to CDR."""
+    """How a topic is copied: its definition for Writer.add_connection, and a conversion of messages to CDR."""
 
     definition: dict[str, Any]
     convert: Callable[[bytes], bytes | memoryview]

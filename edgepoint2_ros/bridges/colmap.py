@@ -26,7 +26,7 @@ TRIALS = 2000  # of RANSAC, enough to find a geometry with MIN_SHARE inliers or 
 
 
 def sequential_pairs(names: Sequence[str], window: int) -> list[tuple[str, str]]:
-    """Return the pairs of names at most ``window`` places apart."""
+    """Return the pairs of names at most ``window`` positions apart."""
     return [(a, b) for i, a in enumerate(names) for b in names[i + 1 : i + 1 + window]]
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from edgepoint2_ros.distillation.photos import Photos
 
-WIDTH, HEIGHT = 480, 352  # of a view; multiples of 32, large enough for the coarsest map, at 1/32, to mean something
+WIDTH, HEIGHT = 480, 352  # of a view; multiples of 32, large enough for the coarsest map, at 1/32, to be meaningful
 MAX_PIECES = 3
 OUTSIDE = 255  # label of a pixel that shows no photograph
 

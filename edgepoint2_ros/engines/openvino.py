@@ -77,7 +77,7 @@ def _has_opted_in() -> bool:
 
 
 class Layer(NamedTuple):
-    """A layer as OpenVINO has compiled it: what it is and the kernel that runs it, such as ``gemm_acl_f16``."""
+    """A layer as compiled by OpenVINO: its type and the kernel that runs it, such as ``gemm_acl_f16``."""
 
     kind: str
     kernel: str

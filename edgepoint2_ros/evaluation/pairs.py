@@ -236,7 +236,7 @@ def _synthetic_pair(
     photo: np.ndarray, name: str, group: str, long_side: int, rng: np.random.Generator
 ) -> HomographyPair:
     height, width = photo.shape[:2]
-    middle = 0.75  # of the photograph is what the first image shows; the rest is there for the second
+    middle = 0.75  # of the photograph is in the first image; the rest is for the second
     shrink = min(1.0, (long_side or 640) / (middle * max(width, height)))
     size = (int(width * middle * shrink), int(height * middle * shrink))
     # Enlarged twice and averaged: neither image is a sharper copy of the photograph than the other.

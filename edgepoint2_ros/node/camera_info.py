@@ -36,7 +36,7 @@ class Calibration:
         self.image_size = 0, 0
         self.info: CameraInfo | None = None
         self._node, self._topic, self._rectified, self._on_change = node, topic, rectified, on_change
-        self._known: tuple[Any, ...] | None = None  # what the latest message says of the images
+        self._known: tuple[Any, ...] | None = None  # what the latest message says about the images
         every_second(node, LatchedToo(node, CameraInfo, topic, self.take).adapt)
 
     def take(self, info: CameraInfo) -> None:

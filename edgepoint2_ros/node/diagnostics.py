@@ -10,7 +10,7 @@ LOG_PERIOD = 2.0  # seconds between two log lines of the same kind
 
 
 def every_second(node: Node, act: Callable[[], None]) -> None:
-    """Call ``act`` once a second, by a steady clock: it goes on while simulated time stands still or jumps."""
+    """Call ``act`` once a second by a steady clock, even while simulated time stands still or jumps."""
     node.create_timer(1.0, act, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
 

@@ -230,7 +230,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         return self._status('engine', ERROR if self._failure else OK, self._failure or self._state, values)
 
     def _be_ready(self) -> None:
-        """Forget what the engine said while it was not ready: it has answered."""
+        """Clear what the engine said while it was not ready: it has answered."""
         self._waits_for = ''
 
     def _hear_engine(self, line: str) -> None:

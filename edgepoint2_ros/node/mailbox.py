@@ -1,4 +1,4 @@
-"""The mailbox between the middleware's thread, which must never wait, and the worker thread, which takes its time."""
+"""The mailbox between the middleware's thread, which must never block, and the slower worker thread."""
 
 import threading
 from collections import deque

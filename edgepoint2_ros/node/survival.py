@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rclpy.node import Node
 
 PACKAGE = str(Path(__file__).parents[1])
-LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same place
+LOG_PERIOD = 5.0  # seconds between two log lines about exceptions from the same location
 PAUSE = 0.01  # seconds after an exception: one that recurs every time must not occupy a core
 
 
@@ -35,12 +35,12 @@ class Failures:
     def __init__(self, node: 'Node') -> None:
         self._node = node
         self._lock = threading.Lock()
-        self._logged: dict[str, float] = {}  # when, by place
+        self._logged: dict[str, float] = {}  # when, by location
         self.count = 0
         self.last = ''
 
     def add(self, error: Exception) -> None:
-        """Count an exception, and log it unless one from the same place was logged a moment ago."""
+        """Count an exception, and log it unless one from the same location was logged a moment ago."""
         place = _place(error)
         now = time.monotonic()
         with self._lock:
@@ -58,7 +58,7 @@ def provide_log_folder() -> None:
     if os.environ.get('ROS_LOG_DIR'):
         return
     folder = os.path.expanduser(os.path.join(os.environ.get('ROS_HOME') or '~/.ros', 'log'))
-    with contextlib.suppress(OSError):  # then ROS says what it misses
+    with contextlib.suppress(OSError):  # then ROS reports what is missing
         if folder.startswith('~') or not _is_writable(folder):
             folder = tempfile.mkdtemp(prefix='ros_log_')
             print(f'the log files of ROS go to {folder}: there is no home that can be written', file=sys.stderr)
@@ -113,7 +113,7 @@ def spin(executor: Any, node: Any, stop: threading.Event, timeout_sec: float | N
             executor.spin_once(timeout_sec)
         except Exception as error:
             if not node.context.ok():
-                return  # which is what the exception means
+                return  # the exception only says that ROS is shut down
             node.failures.add(error)
             _free(node)
             stop.wait(PAUSE)

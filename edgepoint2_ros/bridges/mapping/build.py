@@ -264,7 +264,7 @@ def _reconstruct(
 def _import(job: Job, state: '_State', report: Report) -> list[Entry]:
     if 'images' not in state.content:
         folder = job.output / 'input'
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call left
+        shutil.rmtree(folder, ignore_errors=True)  # left by an interrupted call
         folder.mkdir()
         found = import_images(job.source, folder, job.topic, job.rate, report)
         state.content['images'] = [list(entry) for entry in show_progress(found, 'images')]
