@@ -35,9 +35,9 @@ def refuse_existing(paths: Iterable[Path]) -> None:
     seen = set()
     for path in paths:
         if path.exists():
-            raise EdgePoint2Error(f'{path} exists already: name another place, or remove it')
+            raise EdgePoint2Error(f'{path} already exists: choose another path, or remove it')
         if path in seen:
-            raise EdgePoint2Error(f'{path} would be written twice: name another place for one')
+            raise EdgePoint2Error(f'{path} would be written twice: choose another path for one')
         seen.add(path)
 
 

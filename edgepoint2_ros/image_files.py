@@ -145,7 +145,7 @@ def _decode(data: bytes, kind: str) -> np.ndarray:
         if pixels is not None:
             return pixels
     raise ImageError(
-        f'the {kind} of {len(data)} bytes is damaged or truncated' if kind else 'OpenCV knows no such images'
+        f'the {kind} of {len(data)} bytes is damaged or truncated' if kind else 'OpenCV does not support this format'
     )
 
 

@@ -103,7 +103,7 @@ def match_guided(
     if fundamental is not None and np.shape(fundamental) != (3, 3):
         raise EdgePoint2Error(f'fundamental: expected (3, 3), got {np.shape(fundamental)}')
     if boxes is None and fundamental is None:
-        raise EdgePoint2Error('expected predicted and radius, fundamental or disparity, to know where to search')
+        raise EdgePoint2Error('no search constraint: expected predicted and radius, fundamental or disparity')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     if not np.isfinite(second.xy).all():
@@ -199,7 +199,7 @@ def _search_boxes(
     if disparity is not None:
         least, most = disparity
         if not least <= most:
-            raise EdgePoint2Error(f'disparity: expected the least and the most, got {disparity}')
+            raise EdgePoint2Error(f'disparity: expected minimum and maximum, got {disparity}')
         low, high = first.xy - np.array([most, distance]), first.xy + np.array([-least, distance])
         boxes = (low, high) if boxes is None else (np.maximum(boxes[0], low), np.minimum(boxes[1], high))
     return boxes
@@ -246,7 +246,7 @@ def check_comparable(first: Features, second: Features) -> None:
     if (first.model, first.digest) != (second.model, second.digest):
         raise EdgePoint2Error(
             f'features of {first.model} [{first.digest}] cannot be matched with features of '
-            f'{second.model} [{second.digest}]: descriptors of different weights have nothing in common'
+            f'{second.model} [{second.digest}]: descriptors of different weights cannot be compared'
         )
 
 

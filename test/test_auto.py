@@ -26,7 +26,7 @@ def empty_cache(monkeypatch, tmp_path):
 def told(caplog):
     """Return a function that gives the lines about what was measured."""
     caplog.set_level(logging.INFO, 'edgepoint2_ros')
-    return lambda: [record.getMessage() for record in caplog.records if record.getMessage().startswith('auto takes ')]
+    return lambda: [record.getMessage() for record in caplog.records if record.getMessage().startswith('auto chose ')]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_the_first_image_decides_and_the_next_start_remembers(official_model, tw
     (line,) = told()
     for runtime in ('openvino', 'onnxruntime'):
         assert f'{runtime} fp32 on ' in line
-    assert line.startswith(f'auto takes {engine.backend} fp32 on ')
+    assert line.startswith(f'auto chose {engine.backend} fp32 on ')
     assert 'measured here at 320x240: ' in engine.description
 
     again = open_engine(official_model('T-32'), report=pytest.fail)

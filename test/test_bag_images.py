@@ -132,7 +132,7 @@ class TestExport:
         (tmp_path / 'files').mkdir()
         (tmp_path / 'files' / stamped(4)).write_text('precious')
         assert export(tmp_path / 'keypoints', tmp_path / 'a.h5', '--images', tmp_path / 'files') == 1
-        assert f'{stamped(4)} exists already' in capsys.readouterr().err
+        assert f'{stamped(4)} already exists' in capsys.readouterr().err
         assert [path.read_text() for path in (tmp_path / 'files').iterdir()] == ['precious']
         assert not (tmp_path / 'a.h5').exists()
 

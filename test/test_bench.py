@@ -158,7 +158,7 @@ class TestFile:
             (tmp_path / name).write_text('precious')
         (tmp_path / 'report.json').write_text(json.dumps(report))
         assert main(['bench', '--from', 'report.json', *files]) == 1
-        assert re.search('a.* exists already|b.svg would be written twice', capsys.readouterr().err)
+        assert re.search('a.* already exists|b.svg would be written twice', capsys.readouterr().err)
         assert sorted(path.name for path in tmp_path.iterdir()) == ['a.json', 'a.svg', 'report.json']
         assert (tmp_path / 'a.json').read_text() == (tmp_path / 'a.svg').read_text() == 'precious'
 

@@ -118,11 +118,11 @@ def test_extract_writes_over_nothing(official_model, image_file, tmp_path, capsy
     official_model('T-32')
     before = image_file.read_bytes()
     assert main(['extract', str(image_file), '--overlay', str(image_file.parent)]) == 1
-    assert f'{image_file} exists already: name another place, or remove it' in capsys.readouterr().err
+    assert f'{image_file} already exists: choose another path, or remove it' in capsys.readouterr().err
     assert image_file.read_bytes() == before
     for code in (0, 1):  # the second call may be another camera's image of the same name
         assert main(['extract', str(image_file), '--output', str(tmp_path / 'out')]) == code
-    assert 'photo.npz exists already' in capsys.readouterr().err
+    assert 'photo.npz already exists' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('option', ['--output', '--overlay'])

@@ -180,12 +180,12 @@ def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(rea
 @pytest.mark.parametrize(
     ('guide', 'words'),
     [
-        ({}, 'expected predicted and radius, fundamental or disparity, to know where to search'),
+        ({}, 'no search constraint: expected predicted and radius, fundamental or disparity'),
         ({'predicted': np.zeros((4, 2)), 'radius': 1.0}, 'predicted: expected 5, one for each feature, got 4 and 4'),
         ({'predicted': np.zeros((5, 2))}, 'radius: expected a number from 0, or 5 of them'),
         ({'predicted': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them'),
         ({'predicted': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
-        ({'disparity': (3.0, 2.0)}, 'disparity: expected the least and the most'),
+        ({'disparity': (3.0, 2.0)}, 'disparity: expected minimum and maximum'),
         ({'disparity': (0.0, 2.0), 'distance': 0.0}, 'distance: expected a positive number of pixels'),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_picture_that_was_named_is_not_written_over(tmp_path, capsys):
     pytest.importorskip('rclpy', reason='ROS 2 is not installed')
     (tmp_path / 'matches.png').write_text('precious')
     assert main(['demo', '--picture', str(tmp_path / 'matches.png')]) == 1
-    assert 'matches.png exists already' in capsys.readouterr().err
+    assert 'matches.png already exists' in capsys.readouterr().err
 
 
 def test_a_source_that_cannot_be_shown_is_refused_in_words(tmp_path):

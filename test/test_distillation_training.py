@@ -259,7 +259,7 @@ class TestBadInput:
     @pytest.mark.parametrize('name', ['T-32.pth', 'T-48.onnx', 'T-32.json', 'log.csv'])
     def test_what_is_not_of_the_training_is_not_written_over(self, place, tmp_path, name):
         (tmp_path / name).write_text('precious')
-        with pytest.raises(EdgePoint2Error, match=rf'{name} (exists already|is no log of a training)'):
+        with pytest.raises(EdgePoint2Error, match=rf'{name} (already exists|is no log of a training)'):
             run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1'))
         assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [(name, 'precious')]
 

@@ -195,7 +195,7 @@ class TestCommand:
     @pytest.mark.parametrize('name', ['table.txt', 'results.csv', 'report.html'])
     def test_writes_over_nothing(self, name, model, tmp_path):
         (tmp_path / name).write_text('precious')
-        with pytest.raises(EdgePoint2Error, match=f'{name} exists already'):
+        with pytest.raises(EdgePoint2Error, match=f'{name} already exists'):
             run(f'T-32@{model}', '--synthetic', tmp_path, '--output', tmp_path)
 
     def test_nothing_to_evaluate_on(self, model):

@@ -42,7 +42,7 @@ def test_what_is_there_is_not_written_over(tmp_path):
     new, old = tmp_path / 'new', tmp_path / 'old'
     old.touch()
     refuse_existing([new])
-    with pytest.raises(EdgePoint2Error, match='old exists already: name another place, or remove it'):
+    with pytest.raises(EdgePoint2Error, match='old already exists: choose another path, or remove it'):
         refuse_existing([new, old])
     with pytest.raises(EdgePoint2Error, match='new would be written twice'):
         refuse_existing([new, new])

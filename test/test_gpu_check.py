@@ -145,7 +145,7 @@ def _backwards(*arguments, **options):
 @pytest.mark.parametrize(
     ('arguments', 'complaint'),
     [
-        ([], '{folder}/mine.md exists already: name another place, or remove it'),
+        ([], '{folder}/mine.md already exists: choose another path, or remove it'),
         (['--models', 'X'], "unknown model 'X'"),
         (['--frames', '0'], '--frames: expected 1 or more, got 0'),
         (['--images', '/nowhere'], '--images: no such folder: /nowhere'),

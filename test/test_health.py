@@ -183,17 +183,17 @@ def test_overload_is_a_warning_and_a_burst_is_not():
         health.drop('newer')
     level, reason = verdict(health, 2.0)
     assert level == WARN
-    assert '15 of 30 images dropped, they come faster than they can be processed' in reason
+    assert '15 of 30 images dropped: they arrive faster than they can be processed' in reason
 
 
 def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
     health = Health(0.0)
     feed(health, 10)
     health.lost += 3
-    assert verdict(health, 1.0) == (WARN, '3 images lost on the way here: this machine or the network is overloaded')
+    assert verdict(health, 1.0) == (WARN, '3 images lost in transit: this machine or the network is overloaded')
     health.arrive(0.5, 640 * 480 * 3)
     health.lost += 3
-    assert '3 images lost on the way here: images above 0.5 MB need more shared memory' in verdict(health, 1.0)[1]
+    assert '3 images lost in transit: images above 0.5 MB need more shared memory' in verdict(health, 1.0)[1]
     feed(health, 10, begin=1.0)
     health.masks_bad += 2
     health.last_error = 'mask: it is empty'
@@ -234,7 +234,7 @@ def test_masks_that_are_lost_or_stamped_after_every_image_are_warnings():
     health.masks_lost += 2
     level, reason = verdict(health, 1.0)
     assert level == WARN
-    assert reason.startswith('2 masks lost on the way here, older ones count instead: masks above 0.5 MB need')
+    assert reason.startswith('2 masks lost in transit, older ones count instead: masks above 0.5 MB need')
     feed(health, 10, begin=1.0)
     for _ in range(10):
         health.pass_masks(12.5)

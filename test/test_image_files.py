@@ -147,8 +147,8 @@ def test_what_is_no_image_is_named_with_the_reason(tmp_path):
     huge[16:24] = struct.pack('>II', 50_000, 50_000)
     huge[29:33] = struct.pack('>I', zlib.crc32(huge[12:29]))
     for name, data, reason in (
-        ('text.png', b'text', 'OpenCV knows no such images'),
-        ('empty.jpg', b'', 'OpenCV knows no such images'),
+        ('text.png', b'text', 'OpenCV does not support this format'),
+        ('empty.jpg', b'', 'OpenCV does not support this format'),
         ('half.jpg', b'\xff\xd8', 'the jpeg of 2 bytes is truncated'),
         ('huge.png', bytes(huge), r'OpenCV refuses the png of \d+ bytes: pixels'),
         ('missing.png', None, 'No such file or directory'),

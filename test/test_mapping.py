@@ -366,10 +366,10 @@ def test_nothing_is_overwritten(photographs, tmp_path, capsys):
     out.mkdir()
     (out / 'chapter.txt').write_text('precious')
     assert make(photographs, out) == 1
-    assert 'exists already' in capsys.readouterr().err
+    assert 'already exists' in capsys.readouterr().err
     (out / 'map.json').write_text('{"coordinates": []}')
     assert make(photographs, out) == 1
-    assert 'is not that of a map' in capsys.readouterr().err
+    assert 'does not belong to a map' in capsys.readouterr().err
     assert sorted(os.listdir(out)) == ['chapter.txt', 'map.json']
 
 

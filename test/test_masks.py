@@ -101,7 +101,7 @@ def test_a_mask_file_is_an_image(tmp_path):
     assert read_mask_file(str(path)).shape == (4, 6)
     (tmp_path / 'text.png').write_text('text')
     for bad, reason in (
-        ('text.png', 'OpenCV knows no such images'),
+        ('text.png', 'OpenCV does not support this format'),
         ('missing.png', 'No such file or directory'),
         ('.', 'Is a directory'),
     ):

@@ -45,4 +45,4 @@ def test_a_picture_that_cannot_be_written(pair, tmp_path, capsys):
 
 def test_writes_over_nothing(pair, capsys):
     assert main(['match', *pair, '--output', pair[0]]) == 1
-    assert 'exists already' in capsys.readouterr().err
+    assert 'already exists' in capsys.readouterr().err

@@ -209,7 +209,7 @@ def test_guided_matching_of_nothing_gives_nothing():
         ({'predicted': np.zeros((1, 2)), 'radius': [1, 2]}, 'radius: expected a number from 0, or 1 of them'),
         ({'fundamental': np.eye(4)}, r'fundamental: expected \(3, 3\), got \(4, 4\)'),
         ({'fundamental': SCENE, 'distance': 0}, 'distance: expected a positive number of pixels, got 0'),
-        ({'disparity': (9, 3)}, r'disparity: expected the least and the most, got \(9, 3\)'),
+        ({'disparity': (9, 3)}, r'disparity: expected minimum and maximum, got \(9, 3\)'),
     ],
 )
 def test_a_guide_that_says_nothing_is_refused(guide, words):

@@ -473,7 +473,7 @@ def test_the_first_inference_at_a_size_is_said_to_be_that_and_no_overload(gray, 
             assert status.message.endswith(' images dropped meanwhile')
         else:
             assert status.level == DiagnosticStatus.WARN
-            assert 'images dropped, they come faster than they can be processed' in status.message
+            assert 'images dropped: they arrive faster than they can be processed' in status.message
     node.stop()
     node.destroy_node()
 

@@ -84,7 +84,7 @@ def test_masks_that_best_effort_loses_are_counted_and_said(start, rig, gray):
     assert stats.masks_lost > 0
     if hasattr(rclpy.subscription.Subscription, 'CallbackType'):  # else, in Humble, masks have no numbers
         assert sent - first + 1 <= stats.masks_received + stats.masks_lost <= sent
-    process.wait_for('masks lost on the way here, older ones count instead')
+    process.wait_for('masks lost in transit, older ones count instead')
 
 
 def test_a_mask_that_was_latched_before_the_node_started_counts(start, rig, gray, left_half):
@@ -160,7 +160,7 @@ def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
             node.report()
             status = node.statuses[1]
             assert status.level == level
-            assert ('3 masks lost on the way here, older ones count instead' in status.message) == (level == WARN)
+            assert ('3 masks lost in transit, older ones count instead' in status.message) == (level == WARN)
             assert {pair.key: pair.value for pair in status.values}['masks lost by the middleware'] == '3'
     finally:  # its worker would keep the process alive
         node.stop()

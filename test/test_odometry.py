@@ -319,4 +319,4 @@ def test_the_example_keeps_sequences_of_one_name_apart_and_writes_over_nothing(
     assert [line.split()[0] for line in output.splitlines()] == ['mine/kitchen'] * 2 + ['yours/kitchen'] * 2
     assert 'yours/kitchen' in (tmp_path / 'a.svg').read_text() and 'mine/kitchen' in (tmp_path / 'a.svg').read_text()
     assert odometry.main() == 1
-    assert 'a.svg exists already' in capsys.readouterr().err
+    assert 'a.svg already exists' in capsys.readouterr().err

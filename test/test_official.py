@@ -84,11 +84,11 @@ def test_custom_weights_of_one_name_do_not_take_each_others_place(weights, tmp_p
         path.parent.mkdir()
         torch.save(state, path)
     first = import_weights(paths[0], custom=True)
-    with pytest.raises(ModelError, match=r'best\.onnx exists already, made from another file: rename .*friday'):
+    with pytest.raises(ModelError, match=r'best\.onnx already exists, made from another file: rename .*friday'):
         import_weights(paths[1], custom=True)
     assert import_weights(paths[0], custom=True, max_keypoints=100).digest == first.digest  # the same file, again
     part = paths[1].rename(tmp_path / 'best.int8.pth')
-    with pytest.raises(ModelError, match=r'best\.int8\.onnx exists already'):
+    with pytest.raises(ModelError, match=r'best\.int8\.onnx already exists'):
         import_weights(part, custom=True)
 
 

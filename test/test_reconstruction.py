@@ -104,7 +104,7 @@ def test_existing_files_are_left_alone(write, extra, views, tmp_path):
         pytest.importorskip('h5py', reason='h5py is not installed')
     path = tmp_path / 'thesis'
     path.write_text('precious')
-    with pytest.raises(EdgePoint2Error, match='exists already'):
+    with pytest.raises(EdgePoint2Error, match='already exists'):
         write(path, views, *extra)
     assert path.read_text() == 'precious'
 

@@ -106,7 +106,7 @@ def test_a_topic_of_two_types_is_not_read(image_channel, tmp_path):
 def test_a_definition_that_is_not_that_of_the_messages_is_not_believed(image_channel, frames, tmp_path):
     wrong = image_channel._replace(definition=image_channel.definition.replace(b'uint32 step', b'uint64 step'))
     bag = write_mcap(tmp_path / 'a.mcap', [wrong], [(0, 1, raw_image(0, frames[0]))])
-    with pytest.raises(BagError, match='its definition in the recording is not that of its messages'):
+    with pytest.raises(BagError, match='its definition in the recording does not match its messages'):
         read_images(bag)
 
 
@@ -116,7 +116,7 @@ def test_nor_is_one_that_is_not_in_the_recording(image_channel, frames, tmp_path
     assert read_images(bag) == ([0], [])
     newer = bare._replace(metadata={'topic_type_hash': 'RIHS01_' + 'a' * 64})
     write_mcap(bag, [newer], [(0, moment(0), raw_image(0, frames[0]))])
-    with pytest.raises(BagError, match='its definition in ROS 2 Humble is not that of its messages'):
+    with pytest.raises(BagError, match='its definition in ROS 2 Humble does not match its messages'):
         read_images(bag)
 
 
@@ -185,7 +185,7 @@ class TestInterrupted:
         assert (numbers, noted in note) == (list(range(11)), True)
         numbers, [note] = read_images(file)
         assert numbers == list(range(11))
-        assert note.endswith('what lies before the cut is read; `mcap recover` repairs it')
+        assert note.endswith('was not closed: reading up to the truncation; `mcap recover` repairs it')
 
     def test_a_cut_file_that_has_metadata_is_damaged(self, image_channel, frames, tmp_path):
         bag = record(tmp_path / 'office', frames)

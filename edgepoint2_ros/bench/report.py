@@ -38,7 +38,7 @@ libraries, the model and the frames. All rows of a variant have the same weights
 its own."""
 _ACCURACY_NOTE = """\
 MMA@3 (the share of matches within 3 px) and repeatability are in percent, of {pairs} synthetic pairs with long sides of
-at most {side} px, by the very model, runtime and precision that were timed."""
+at most {side} px, with the same model, runtime and precision that were timed."""
 
 
 def read_report(path: Path) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def write_images(frames: Sequence[NamedFrame], source: Path, topic: str, folder:
 
     Raises:
         BagError: the bag cannot be read.
-        EdgePoint2Error: a file exists already, or cannot be written.
+        EdgePoint2Error: a file already exists, or cannot be written.
     """
     refuse_existing(folder / frame.name for frame in frames)
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,7 +79,7 @@ class Recording:
             else:
                 self._open_file(path)
                 if not self._files[0].closed:
-                    report(f'{path} was not closed: what lies before the cut is read; {self._files[0].repair}')
+                    report(f'{path} was not closed: reading up to the truncation; {self._files[0].repair}')
         except BaseException:
             self.close()
             raise
@@ -136,7 +136,7 @@ class Recording:
                 fault = 'the recording holds no definition of its type'
             hashed = not fault and topic.digest.startswith('RIHS01_')
             if hashed and types.hash_rihs01(topic.type) != topic.digest:
-                fault = f'its definition in {"the recording" if found else "ROS 2 Humble"} is not that of its messages'
+                fault = f'its definition in {"the recording" if found else "ROS 2 Humble"} does not match its messages'
             if not fault:
                 types.get_msgdef(topic.type)  # which raises if a type it is made of is missing
         except Exception as error:  # the parser fails in many ways
@@ -247,10 +247,10 @@ def load_metadata(folder: Path) -> dict[str, Any]:
         metadata = YAML(typ='safe').load(path.read_text(encoding='utf-8'))['rosbag2_bagfile_information']
         missing = {'relative_file_paths', 'topics_with_message_count'} - metadata.keys()
         if missing:
-            raise ValueError(f'it says nothing of {min(missing)}')
+            raise ValueError(f'it has no entry {min(missing)}')
         return metadata
     except Exception as error:
-        raise BagError(f'{path} cannot be read: {sentence(error)}; `ros2 bag reindex {folder}` makes it anew') from None
+        raise BagError(f'{path} cannot be read: {sentence(error)}; `ros2 bag reindex {folder}` recreates it') from None
 
 
 @cache

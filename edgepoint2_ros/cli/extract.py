@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Extract the features and return the exit code: 1 if an image cannot be used.
 
     Raises:
-        EdgePoint2Error: an option out of range, no such model or backend, or an output that exists already.
+        EdgePoint2Error: an option out of range, no such model or backend, or an output that already exists.
     """
     check_minimum(options, resize=0)
     names = own_names(options.images)

@@ -176,7 +176,7 @@ class AutoEngine:
         listed = ', '.join(f'{choice} {time:.1f} ms' for choice, time in times.items())
         self._reason = f'measured here at {width}x{height}: {listed}'
         if engines:
-            log.info('auto takes %s, %s', best, self._reason)
+            log.info('auto chose %s, %s', best, self._reason)
 
     def _exclude(self, reason: str) -> None:
         self._refusals.append(reason)

@@ -115,7 +115,7 @@ def import_weights(
     if name is None:
         target = models_directory('custom') / f'{path.stem}.onnx'
         if target.exists() and _source(target) != digest:
-            raise ModelError(f'{target} exists already, made from another file: rename {path}, or remove that model')
+            raise ModelError(f'{target} already exists, made from another file: rename {path}, or remove that model')
         card = {'weights': 'custom', 'source': path.name}
         network = load_network(path)
     else:

@@ -201,16 +201,16 @@ def judge(period: Period, health: Health, topic: str, silence: str, masks: str =
     behind = period.dropped['newer'] + period.dropped['full']
     if behind > TOLERATED * max(period.received, 1) and not period.warm_up:
         return WARN, (
-            f'{behind} of {period.received} images dropped, they come faster than they can be processed: a smaller '
-            f'model, image or rate takes less'
+            f'{behind} of {period.received} images dropped: they arrive faster than they can be processed; use a '
+            f'smaller model, image size or rate'
         )
     if period.lost:
-        return WARN, f'{period.lost} images lost on the way here: {LARGE if health.may_be_large else BUSY}'
+        return WARN, f'{period.lost} images lost in transit: {LARGE if health.may_be_large else BUSY}'
     if masks:
         return WARN, masks
     if period.masks_lost:
         return WARN, (
-            f'{period.masks_lost} masks lost on the way here, older ones count instead: masks above 0.5 MB need a '
+            f'{period.masks_lost} masks lost in transit, older ones count instead: masks above 0.5 MB need a '
             f'reliable publisher, or more shared memory in its process (config/fastdds.xml)'
         )
     if period.masks_bad:

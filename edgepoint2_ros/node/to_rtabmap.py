@@ -191,7 +191,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             publishers = self.count_publishers(self._keypoints_topic)
             return WARN, f'no keypoints for {silent:.0f} s on {topic} ({publishers} publish it)'
         if new['lost']:
-            return WARN, f'{new["lost"]} messages lost on the way here'
+            return WARN, f'{new["lost"]} messages lost in transit'
         return OK, f'{new["published"]} images/s'
 
 

@@ -202,7 +202,7 @@ inline void check_comparable(const Features & first, const Features & second)
   if (!comparable(first, second)) {
     throw Error(
             "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
-            second.model + " [" + second.digest + "]: descriptors of different weights have nothing in common");
+            second.model + " [" + second.digest + "]: descriptors of different weights cannot be compared");
   }
 }
 
@@ -355,13 +355,13 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   const std::size_t count = first.size();
   const bool is_predicted = !guide.predicted_x.empty() || !guide.predicted_y.empty() || !guide.radius.empty();
   if (!is_predicted && !guide.fundamental && !guide.disparity) {
-    throw Error("expected predicted and radius, fundamental or disparity, to know where to search");
+    throw Error("no search constraint: expected predicted and radius, fundamental or disparity");
   }
   if (!(guide.distance > 0)) {
     throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
   }
   if (guide.disparity && !((*guide.disparity)[0] <= (*guide.disparity)[1])) {
-    throw Error("disparity: expected the least and the most");
+    throw Error("disparity: expected minimum and maximum");
   }
   if (is_predicted) {
     if (guide.predicted_x.size() != count || guide.predicted_y.size() != count) {

@@ -158,7 +158,7 @@ def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
     if not matched:
         raise EdgePoint2Error(
             f'{job.source}: no two of the {len(names)} images overlap, as far as {len(pairs)} pairs were matched: take '
-            f'them nearer to each other, so that each shows half of what the one before does'
+            f'them closer together, so that consecutive images overlap by half'
         )
     if not (output / 'distorted' / 'sparse' / '0').exists():
         map_images(database, output / 'input', output / 'distorted' / 'sparse' / '0', len(names))
@@ -396,12 +396,12 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
         except (ValueError, KeyError, TypeError):
             known = None
         if known is None:
-            raise EdgePoint2Error(f'{file} is not that of a map: name another place, or remove it')
+            raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it')
         for name, value in settings.items():
             if known.get(name) != value:
                 raise EdgePoint2Error(
-                    f'{job.output} holds a map with another {name}: {known.get(name)!r} instead of {value!r}; name '
-                    f'another place, or remove it'
+                    f'{job.output} holds a map with another {name}: {known.get(name)!r} instead of {value!r}; choose '
+                    f'another path, or remove it'
                 )
         try:
             yield _State(file, content)
