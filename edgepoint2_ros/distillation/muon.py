@@ -39,18 +39,19 @@ class Muon(torch.optim.Optimizer):
                     continue
                 average = self.state[weight].setdefault('average', torch.zeros_like(weight))
                 average.lerp_(weight.grad, 1 - group['momentum'])
-                nesterov = weight.grad.lerp(average, group['momentum'])
-                direction = orthogonalise(nesterov.flatten(1)).reshape(weight.shape)
-                scale = 0.2 * max(nesterov.flatten(1).shape) ** 0.5  # AdamW's steps have a root mean square of 0.2
+                nesterov = weight.grad.lerp(average, group['momentum']).flatten(1)
+                direction = orthogonalise(nesterov).reshape(weight.shape)
+                scale = 0.2 * max(nesterov.shape) ** 0.5  # AdamW's steps have a root mean square of 0.2
                 weight.mul_(1 - group['lr'] * group['weight_decay']).sub_(direction, alpha=group['lr'] * scale)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Return approximately the nearest matrix (M, N) whose singular values are all 1 (here 0.7 to 1.2)."""
+    if matrix.shape[0] > matrix.shape[1]:
+        return orthogonalise(matrix.T).T
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x = matrix / (matrix.norm() + 1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    return x

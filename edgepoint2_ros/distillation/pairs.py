@@ -34,7 +34,8 @@ class Pair(NamedTuple):
         labels: (2, H, W) uint8, the layer that each pixel shows: 0 the photograph, 1.. the pieces, 255 nothing.
         homographies: (MAX_PIECES + 1, 3, 3) float32, maps pixels of a to pixels of b for each layer.
         photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
-        layout: () int64; pairs of the same layout differ only in the light, blur and noise of their views.
+        layout: () int64; pairs of the same layout differ only in the light, blur and noise of their views. -1: no other
+            pair has it.
     """
 
     views: Tensor
@@ -42,7 +43,7 @@ class Pair(NamedTuple):
     labels: Tensor
     homographies: Tensor
     photos: Tensor
-    layout: Tensor
+    layout: Tensor = torch.tensor(-1)
 
 
 class PairDataset(Dataset[Pair]):
@@ -112,7 +113,6 @@ def make_pair(photos: Photos, rng: np.random.Generator, light: np.random.Generat
         torch.from_numpy(labels),
         torch.from_numpy(homographies.astype(np.float32)),
         torch.from_numpy(shown),
-        torch.tensor(-1),
     )
 
 

@@ -91,9 +91,9 @@ class Student(nn.Module):
         sums: list[Tensor] = []  # of the products of the rows with themselves, and with the targets of each variant
         for gray, targets in views:
             self.network(gray)
-            rows = _rows(inputs.pop())
+            rows = descriptor_rows(inputs.pop()).double()
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], dim=1)
-            products = [rows.T @ rows, *(rows.T @ _rows(target) for target in targets)]
+            products = [rows.T @ rows, *(rows.T @ descriptor_rows(target).double() for target in targets)]
             sums = [before + product for before, product in zip(sums, products, strict=True)] if sums else products
         hook.remove()
         gram, *products = sums
@@ -119,6 +119,6 @@ def _joint_name(name: str, variant: Variant) -> str:
     return f'network.{name}'.replace('network.desc_head.', 'network.desc_head.shared.')
 
 
-def _rows(map_: Tensor) -> Tensor:
-    """Return the vectors of a map (B, C, H, W) as double rows (B * H * W, C)."""
-    return map_.permute(0, 2, 3, 1).flatten(0, 2).double()
+def descriptor_rows(descriptor_map: Tensor) -> Tensor:
+    """Return the descriptors of a map (B, D, H, W) as rows (B * H * W, D)."""
+    return descriptor_map.permute(0, 2, 3, 1).flatten(0, 2)

@@ -63,5 +63,6 @@ class RememberingTeacher(Teacher):
 
 
 def to_gray(views: Tensor) -> Tensor:
-    """Return views (B, 2, H, W) uint8 as the input of a network: (2 B, 1, H, W) from 0 to 1."""
-    return views.flatten(0, 1)[:, None].float().div(255).contiguous(memory_format=torch.channels_last)
+    """Return views (..., H, W) uint8 as the input of a network: (N, 1, H, W) from 0 to 1."""
+    gray = views.reshape(-1, 1, *views.shape[-2:]).float().div(255)
+    return gray.contiguous(memory_format=torch.channels_last)

@@ -24,7 +24,7 @@ from edgepoint2_ros.distillation.losses import (
 from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
-from edgepoint2_ros.distillation.student import Student
+from edgepoint2_ros.distillation.student import Student, descriptor_rows
 from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, to_gray
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
@@ -186,9 +186,9 @@ def fit_bases(student: Student, teacher: EdgePoint2, views: Iterable[Tensor]) ->
         views: batches of gray images (B, H, W) uint8.
     """
     device = next(teacher.parameters()).device
-    grays = [view[:, None].float().div(255).to(device) for view in views]
+    grays = [to_gray(view.to(device)) for view in views]
     maps = [F.normalize(teacher(gray)[1], dim=1) for gray in grays]
-    rows = torch.cat([m.permute(0, 2, 3, 1).flatten(0, 2)[::7] for m in maps])
+    rows = torch.cat([descriptor_rows(m)[::7] for m in maps])
     bases = [principal_basis(rows, variant.descriptor_size).contiguous() for variant in student.variants]
     training = student.training
     student.eval()
@@ -253,14 +253,15 @@ def pair_losses(
             return a, b
 
         lesson = sampled(teacher_map)
+        if 'procrustes' in sums:
+            # One subspace for both views, so that a point keeps the teacher's similarity across them.
+            rows = torch.cat([F.normalize(part, dim=1) for part in lesson])
         for number, descriptor_map in enumerate(maps):
             learnt = sampled(descriptor_map)
             if 'regression' in sums:
-                targets = (rows @ bases[number] for rows in lesson)
+                targets = (part @ bases[number] for part in lesson)
                 sums['regression'] += sum(map(cosine_distance, targets, learnt)) / 2
             if 'procrustes' in sums:
-                # One subspace for both views, so that a point keeps the teacher's similarity across them.
-                rows = torch.cat([F.normalize(rows, dim=1) for rows in lesson])
                 target = low_rank(rows, learnt[0].shape[1]).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += cosine_distance(*learnt)
@@ -270,19 +271,14 @@ def pair_losses(
     losses = {name: value / max(1, counted) for name, value in sums.items()}
     if 'map' in weights:
         y, x = torch.randint(2, (2,), generator=generator).tolist()
-        taught_cells = _cells(teacher_map[..., y::2, x::2])
+        taught_cells = descriptor_rows(teacher_map[..., y::2, x::2])
         distances = [
-            cosine_distance(taught_cells @ basis, _cells(descriptor_map[..., y::2, x::2]))
+            cosine_distance(taught_cells @ basis, descriptor_rows(descriptor_map[..., y::2, x::2]))
             for basis, descriptor_map in zip(bases, maps, strict=True)
         ]
         losses['map'] = torch.stack(distances).mean()
     losses['detection'] = detection_loss(scores, teacher_scores)
     return losses
-
-
-def _cells(descriptor_map: Tensor) -> Tensor:
-    """Return the descriptors of a map (B, D, h, w) as rows (B * h * w, D)."""
-    return descriptor_map.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:

@@ -309,13 +309,15 @@ inline std::optional<float> min_cosine(const Features & features)
 /// Where the features of a first image can be in the second one; all constraints given must hold.
 struct Guide
 {
-  /// Predicted position of each feature of the first image, pixels. A position that is not finite has no candidates. Empty: no predictions.
+  /// Predicted position of each feature of the first image, pixels; one that is not finite has no candidates.
+  /// Empty: no predictions.
   std::vector<double> predicted_x, predicted_y;
   /// Of the search around these positions, pixels in x and in y: one number for all features, or one for each.
   std::vector<double> radius;
   /// The fundamental matrix, row by row, from pixels of the first image to lines in the second.
   std::optional<std::array<double, 9>> fundamental;
-  /// Minimum and maximum of x in the first image minus x in the second, in a rectified stereo pair with the first on the left.
+  /// Minimum and maximum of x in the first image minus x in the second, in a rectified stereo pair with the first on
+  /// the left.
   std::optional<std::array<double, 2>> disparity;
   /// Maximum distance of a feature of the second image from its epipolar line or row, pixels.
   double distance = 2;
