@@ -6,9 +6,11 @@ torch = pytest.importorskip('torch', reason='torch is not installed: training ca
 from test_distillation_pairs import textured  # noqa: E402
 from torch.utils.data import default_collate  # noqa: E402
 
+from edgepoint2_ros.cpu import Cpu  # noqa: E402
+from edgepoint2_ros.distillation import teacher as module  # noqa: E402
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset  # noqa: E402
 from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
-from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher  # noqa: E402
+from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, autocast  # noqa: E402
 from edgepoint2_ros.models.variants import find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 
@@ -27,6 +29,19 @@ def batches():
     return [Pair(*default_collate([dataset[i], dataset[i + 1]])) for i in (0, 2, 4)]
 
 
+@pytest.fixture(params=['avx2', 'amx_bf16'])
+def cpu(request, monkeypatch):
+    """A CPU without and one with bfloat16."""
+    monkeypatch.setattr(module, 'find_cpu', lambda: Cpu('a CPU', frozenset({request.param})))
+    return request.param
+
+
+def test_multiplies_in_bfloat16_only_where_the_hardware_does(cpu):
+    with autocast(torch.device('cpu')):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == {'avx2': torch.float32, 'amx_bf16': torch.bfloat16}[cpu]
+
+
 def test_sees_the_clean_or_the_changed_views(network, batches):
     clean, changed = (Teacher(network, clean=clean).maps(batches[0]) for clean in (True, False))
     assert clean[0].shape == (4, 1, HEIGHT, WIDTH)
@@ -37,7 +52,7 @@ def test_sees_the_clean_or_the_changed_views(network, batches):
         assert torch.equal(maps, expected)
 
 
-def test_remembers_what_it_saw(network, batches, tmp_path, monkeypatch):
+def test_remembers_what_it_saw(cpu, network, batches, tmp_path, monkeypatch):
     teacher = RememberingTeacher(network, 3, tmp_path)
     calls = []
     monkeypatch.setattr(
@@ -47,7 +62,7 @@ def test_remembers_what_it_saw(network, batches, tmp_path, monkeypatch):
         expected = Teacher(network, clean=True).maps(batch)
         calls.clear()
         for maps, wanted in zip(teacher.maps(batch), expected, strict=True):
-            np.testing.assert_array_equal(maps.float().numpy(), wanted.float().numpy())
+            np.testing.assert_array_equal(maps.float().numpy(), wanted.bfloat16().float().numpy())
         assert len(calls) == (batch is not batches[2])  # the layouts of the third batch were in the two before
 
 

@@ -5,10 +5,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from edgepoint2_ros.cpu import find_cpu
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair
 from edgepoint2_ros.network import EdgePoint2
 
 MAPS = 'teacher.maps'  # in the output folder while a training runs
+BF16 = {'avx512_bf16', 'amx_bf16', 'bf16'}  # what a CPU needs, by the kernel's names
 
 
 class Teacher:
@@ -25,9 +27,9 @@ class Teacher:
 
     @torch.no_grad()
     def maps(self, batch: Pair) -> tuple[Tensor, Tensor]:
-        """Return scores (2 B, 1, H, W) and descriptor maps (2 B, D, H/4, W/4), bfloat16, of the B pairs of a batch."""
+        """Return scores (2 B, 1, H, W) and descriptor maps (2 B, D, H/4, W/4) of the B pairs of a batch."""
         views = batch.clean if self._clean else batch.views
-        with torch.autocast(views.device.type, torch.bfloat16):
+        with autocast(views.device):
             scores, descriptors = self._network(to_gray(views))
         return scores, descriptors
 
@@ -56,7 +58,7 @@ class RememberingTeacher(Teacher):
         layouts = batch.layout.tolist()
         if not self._known.issuperset(layouts):
             for stored, maps in zip(self._stored, super().maps(batch), strict=True):
-                stored[layouts] = maps.view(len(layouts), *stored.shape[1:]).cpu()
+                stored[layouts] = maps.view(len(layouts), *stored.shape[1:]).to('cpu', stored.dtype)
             self._known.update(layouts)
         scores, descriptors = (stored[layouts].flatten(0, 1).to(batch.views.device) for stored in self._stored)
         return scores, descriptors
@@ -66,3 +68,9 @@ def to_gray(views: Tensor) -> Tensor:
     """Return views (..., H, W) uint8 as the input of a network: (N, 1, H, W) from 0 to 1."""
     gray = views.reshape(-1, 1, *views.shape[-2:]).float().div(255)
     return gray.contiguous(memory_format=torch.channels_last)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return the precision of a training: bfloat16, but fp32 on a CPU that would emulate it, many times slower."""
+    native = device.type != 'cpu' or not BF16.isdisjoint(find_cpu().flags)
+    return torch.autocast(device.type, torch.bfloat16, enabled=native)

@@ -25,7 +25,7 @@ from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
 from edgepoint2_ros.distillation.student import Student, descriptor_rows
-from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, to_gray
+from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, autocast, to_gray
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, sample
@@ -229,7 +229,7 @@ def pair_losses(
         bases: for each variant the teacher's fixed basis, for the losses ``regression`` and ``map``.
     """
     device = batch.views.device
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         scores, maps = student(to_gray(batch.views))
     scores, maps = scores.float(), [m.float() for m in maps]
     teacher_scores, teacher_map = (m.float() for m in taught)
