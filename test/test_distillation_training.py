@@ -15,13 +15,16 @@ pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot
 
 from test_distillation_pairs import textured  # noqa: E402
 
+from edgepoint2_ros.cli import main  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
 from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_bases, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.models import find_model  # noqa: E402
+from edgepoint2_ros.models.official import SHA256  # noqa: E402
 from edgepoint2_ros.models.variants import find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 from edgepoint2_ros.network.weights import load_network  # noqa: E402
+from edgepoint2_ros.storage import sha256  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = """
@@ -163,6 +166,15 @@ class TestTraining:
         for role, name in (('start', 'T-48'), ('teacher', 'S-64')):
             assert trained[role] == f'{name} [{find_model(name, "shipped").digest}]'
 
+    def test_imported_weights_teach_and_start_a_training(self, place, tmp_path, monkeypatch):
+        monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path / 'data'))
+        monkeypatch.setattr('edgepoint2_ros.cli.train.find_weights', lambda variant: None)
+        torch.save(EdgePoint2(find_variant('T-48')).state_dict(), tmp_path / 'T48.pth')
+        monkeypatch.setitem(SHA256, 'T48', sha256((tmp_path / 'T48.pth').read_bytes()))
+        assert main(['models', 'import', str(tmp_path / 'T48.pth')]) == 0
+        official = ('--teacher', 'T-48@official', '--start', 'T-48@official')
+        assert run(*arguments(place, tmp_path / 'out', '--steps', '1', '--pairs', '1', *official)) == 0
+
     @pytest.mark.parametrize(
         ('recipe', 'losses'),
         [
@@ -289,8 +301,9 @@ class TestBadInput:
 
     def test_official_weights_that_are_not_on_this_machine(self, place, tmp_path, monkeypatch):
         monkeypatch.setattr('edgepoint2_ros.cli.train.find_weights', lambda variant: None)
-        with pytest.raises(ModelError, match='no official weights of E-64 on this machine: get them with'):
-            run(*arguments(place, tmp_path, '--teacher', 'E-64@official'))
+        monkeypatch.setenv('XDG_DATA_HOME', str(tmp_path / 'data'))
+        with pytest.raises(ModelError, match='no official model of E-64 .*: run `edgepoint2 models download E-64`'):
+            run(*arguments(place, tmp_path / 'out', '--teacher', 'E-64@official'))
 
     def test_a_folder_that_has_no_model_of_the_variant(self, place, tmp_path):
         with pytest.raises(ModelError, match=r'there is no file .*E-64\.onnx'):

@@ -19,7 +19,6 @@ from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.distillation.photos import Photos, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
-from edgepoint2_ros.errors import ModelError
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.models import card_path, find_model, is_shipped
@@ -140,15 +139,10 @@ def _load(weights: str, trainable: bool = False) -> EdgePoint2:
     name, _, source = weights.partition('@')
     variant = find_variant(name)
     source = source or ('shipped' if is_shipped(variant) else 'official')
-    if source != 'official':
-        return restore_network(find_model(name, source), trainable)
-    official = find_weights(variant)
-    if official is None:
-        raise ModelError(
-            f'no official weights of {variant} on this machine: get them with `edgepoint2 models download {variant}`, '
-            f'or name a .pth file'
-        )
-    return load_network(official, variant)
+    official = find_weights(variant) if source == 'official' else None
+    if official is not None:
+        return load_network(official, variant)
+    return restore_network(find_model(name, source), trainable)
 
 
 def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
