@@ -2,15 +2,18 @@
 
     pip install ".[bags,evaluation]"
     python examples/make_pairs.py PHOTOS street
+    python examples/make_pairs.py 00 drive --kitti           # image_0/, calib.txt and poses.txt, as KITTI lays them out
     edgepoint2 evaluate MODEL --pairs street/pairs.txt
 
 COLMAP reconstructs cameras and points by SIFT, at the full size of the images, so that no model is judged by poses of
 its own. The pairs are drawn from those that see some of the same points, from different places. The new folder
-gets images/ (without distortion), sparse/ (the reconstruction) and pairs.txt.
+gets images/ (without distortion), sparse/ (the reconstruction) and pairs.txt. Where a drive of KITTI has recorded
+poses, these are taken: any two images a few apart between which the camera moved.
 """
 
 import argparse
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,8 +27,11 @@ from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.image_files import find_images
 
+HEADER = '# a b 0 0 K_a K_b T, by examples/make_pairs.py'
 MAX_FEATURES = 4096
 MIN_COMMON = 15  # points that both images of a pair see
+APART = range(2, 13)  # images from one to the other of a pair of KITTI,
+MIN_MOVED = 0.5  # and metres
 
 
 @dataclass(frozen=True)
@@ -114,19 +120,55 @@ def find_pairs(model: pycolmap.Reconstruction) -> list[Pair]:
 
 def write_pairs(path: Path, model: pycolmap.Reconstruction, pairs: list[Pair]) -> None:
     """Write pairs as `edgepoint2 evaluate --pairs` reads them."""
-    lines = ['# a b 0 0 K_a K_b T, by examples/make_pairs.py']
+    lines = [HEADER]
     for pair in pairs:
         a, b = model.images[pair.a], model.images[pair.b]
         pose = np.vstack([(b.cam_from_world() * a.cam_from_world().inverse()).matrix(), [0, 0, 0, 1]])
-        numbers = np.concatenate([_matrix(a.camera).ravel(), _matrix(b.camera).ravel(), pose.ravel()])
-        lines.append(f'images/{a.name} images/{b.name} 0 0 {" ".join(f"{number:.9g}" for number in numbers)}')
+        lines.append(_line(a.name, b.name, _matrix(a.camera), _matrix(b.camera), pose))
     path.write_text('\n'.join(lines) + '\n')
+
+
+def _line(a: str, b: str, matrix_a: np.ndarray, matrix_b: np.ndarray, pose: np.ndarray) -> str:
+    numbers = np.concatenate([matrix_a.ravel(), matrix_b.ravel(), pose.ravel()])
+    return f'images/{a} images/{b} 0 0 {" ".join(f"{number:.9g}" for number in numbers)}'
 
 
 def _matrix(camera: pycolmap.Camera) -> np.ndarray:
     matrix = camera.calibration_matrix().copy()
     matrix[:2, 2] -= 0.5  # from the corner of the first pixel to its centre
     return matrix
+
+
+def convert_kitti(drive: Path, output: Path, count: int, seed: int) -> str:
+    """Draw pairs of a KITTI drive by its recorded poses, copy its images, and say what came out.
+
+    Raises:
+        EdgePoint2Error: the drive has no images, no poses or no calibration, or never moves.
+    """
+    folder = next((drive / name for name in ('image_0', 'image_l') if (drive / name).is_dir()), None)
+    if folder is None:
+        raise EdgePoint2Error(f'{drive}: expected the images of a KITTI drive in image_0/')
+    names = [path.name for path in find_images([folder])]
+    try:
+        recorded = np.loadtxt(drive / 'poses.txt', ndmin=2)[: len(names)].reshape(-1, 3, 4)
+        first = (drive / 'calib.txt').read_text().splitlines()[0].removeprefix('P0:')
+        matrix = np.array(first.split(), float).reshape(3, 4)[:, :3]
+    except (OSError, ValueError, IndexError) as error:
+        raise EdgePoint2Error(f'{drive}: expected poses.txt and calib.txt as KITTI writes them: {error}') from None
+    poses = np.tile(np.eye(4), (len(recorded), 1, 1))
+    poses[:, :3] = recorded
+    good = []
+    for a in range(len(poses)):
+        for b in range(a + APART.start, min(a + APART.stop, len(poses))):
+            pose = np.linalg.inv(poses[b]) @ poses[a]
+            if np.linalg.norm(pose[:3, 3]) > MIN_MOVED:
+                good.append(_line(names[a], names[b], matrix, matrix, pose))
+    if not good:
+        raise EdgePoint2Error(f'{drive}: the camera never moves by {MIN_MOVED} m within {APART.stop - 1} images')
+    shutil.copytree(folder, output / 'images')
+    drawn = [good[k] for k in sorted(np.random.default_rng(seed).permutation(len(good))[:count])]
+    (output / 'pairs.txt').write_text('\n'.join([HEADER, *drawn]) + '\n')
+    return f'{len(names)} images; {len(drawn)} of {len(good)} pairs'
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -143,6 +185,7 @@ def main() -> int:
     add('--every', type=int, default=1, metavar='N', help='take every Nth image')
     add('--window', type=int, default=0, metavar='N', help='of a sequence: match images at most N apart (default: all)')
     add('--camera', type=float, nargs=8, metavar=('FX', 'FY', 'CX', 'CY', 'K1', 'K2', 'P1', 'P2'), help='where known')
+    add('--kitti', action='store_true', help='a drive with recorded poses, as KITTI lays it out')
     add('--cameras-differ', action='store_true', help='each image has a camera of its own')
     add('--pairs', type=int, default=40, metavar='N', help='most pairs that are drawn (default: %(default)s)')
     add('--overlap', type=float, nargs=2, default=(0.1, 0.6), help='least and most common points (default: 0.1 0.6)')
@@ -151,6 +194,9 @@ def main() -> int:
     options = parser.parse_args()
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     try:
+        if options.kitti:
+            print(convert_kitti(options.photos, options.output, options.pairs, options.seed))
+            return 0
         if (options.output / 'sparse').is_dir():
             model = pycolmap.Reconstruction(options.output / 'sparse')
         else:

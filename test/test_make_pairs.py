@@ -1,6 +1,7 @@
 """Pairs from a walk through a rendered hall, whose true poses are known."""
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -100,3 +101,59 @@ def test_no_photographs(make_pairs, tmp_path, monkeypatch, capsys):
 def test_numbers_in_names_are_in_order(make_pairs):
     names = ['frame10.png', 'frame9.png', 'a/2.png', 'frame100.png', '7.png']
     assert make_pairs.in_order(names) == ['7.png', 'a/2.png', 'frame9.png', 'frame10.png', 'frame100.png']
+
+
+@pytest.fixture
+def drive(hall, tmp_path):
+    """The walk as a drive of KITTI, twenty times as large: its steps are too short for a car."""
+    walk, folder = hall
+    numbers = range(1, 13)
+    (tmp_path / 'drive' / 'image_0').mkdir(parents=True)
+    poses = [walk.pose(STEP * number) for number in numbers]
+    for number, pose in zip(numbers, poses, strict=True):
+        shutil.copy(folder / f'{number}.png', tmp_path / 'drive' / 'image_0' / f'{number:06}.png')
+        pose[:3, 3] *= 20
+    np.savetxt(tmp_path / 'drive' / 'poses.txt', [(np.linalg.inv(poses[0]) @ pose)[:3].ravel() for pose in poses])
+    projection = f'{FOCAL} 0 {(WIDTH - 1) / 2} 0 0 {FOCAL} {(HEIGHT - 1) / 2} 0 0 0 1 0'
+    (tmp_path / 'drive' / 'calib.txt').write_text(f'P0: {projection}\nP1: {projection}\n')
+    return walk, tmp_path / 'drive'
+
+
+def test_the_recorded_poses_of_a_drive_are_taken(make_pairs, drive, tmp_path, monkeypatch, capsys):
+    walk, folder = drive
+    assert run(make_pairs, monkeypatch, folder, tmp_path / 'out', '--kitti', '--pairs', 10) == 0
+    assert re.match(r'12 images; 10 of \d+ pairs', capsys.readouterr().out)
+    pairs = list(read_pose_pairs(tmp_path / 'out' / 'pairs.txt', tmp_path / 'out', 0))
+    assert len(pairs) == 10
+    for pair in pairs:
+        a, b = (int(Path(name).stem) for name in pair.sources)
+        assert 2 <= b - a <= 12
+        true = np.linalg.inv(walk.pose(STEP * b)) @ walk.pose(STEP * a)
+        assert metrics.pose_error((pair.pose[:3, :3], pair.pose[:3, 3]), true) < 0.01
+        np.testing.assert_allclose(
+            pair.intrinsics_a, [[FOCAL, 0, (WIDTH - 1) / 2], [0, FOCAL, (HEIGHT - 1) / 2], [0, 0, 1]]
+        )
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'message'),
+    [
+        ('poses.txt', None, r'expected poses\.txt and calib\.txt as KITTI writes them'),
+        ('poses.txt', '1 2 3\n', r'expected poses\.txt and calib\.txt as KITTI writes them'),
+        ('poses.txt', '1 0 0 0 0 1 0 0 0 0 1 0\n' * 12, r'the camera never moves by 0\.5 m'),
+        ('calib.txt', '', r'expected poses\.txt and calib\.txt as KITTI writes them'),
+        ('image_0', None, r'expected the images of a KITTI drive in image_0/'),
+    ],
+)
+def test_a_drive_that_is_not_whole(make_pairs, drive, tmp_path, monkeypatch, capsys, name, text, message):
+    _, folder = drive
+    path = folder / name
+    if text is not None:
+        path.write_text(text)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    assert run(make_pairs, monkeypatch, folder, tmp_path / 'out', '--kitti') == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
