@@ -1,5 +1,6 @@
 """The extractor: an image goes in, its features come out."""
 
+import threading
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -27,7 +28,7 @@ class ExtractorSettings:
         weights: ``auto``, ``shipped``, ``official``, or a path to an ONNX model or a folder of them.
         backend: ``auto``, or the name of a runtime as in edgepoint2_ros.engines.BACKENDS.
         precision: ``fp32``, ``fp16``, ``bf16``, ``int8``, or ``auto``: the fastest that keeps the accuracy.
-        threads: threads of the runtime; 0 takes every core.
+        threads: threads of the runtime, 256 at most; 0 takes every core.
         max_keypoints: maximum number of keypoints per image. CPUs take any, TensorRT at most what the model was
             exported for: 2048 for all that ship.
         score_threshold: keypoints score above it (raw logits).
@@ -51,7 +52,7 @@ DEFAULTS = ExtractorSettings()
 
 
 class Extractor:
-    """One variant of EdgePoint2 with its weights, loaded in a runtime.
+    """One variant of EdgePoint2 with its weights, loaded in a runtime. Threads may share it; they take turns.
 
     Attributes:
         model: the Model in use.
@@ -83,6 +84,7 @@ class Extractor:
         self._engine = open_engine(self.model, chosen.backend, chosen.precision, chosen.threads, report)
         self.max_keypoints = chosen.max_keypoints
         self.score_threshold = chosen.score_threshold
+        self._lock = threading.Lock()
 
     @property
     def backend(self) -> str:
@@ -131,7 +133,8 @@ class Extractor:
             ImageError: too small or too large.
         """
         check_size(width, height)
-        self._engine.prepare((height, width, channels))
+        with self._lock:
+            self._engine.prepare((height, width, channels))
 
     def extract(self, image: np.ndarray, mask: np.ndarray | None = None) -> Features:
         """Return the features of one image.
@@ -148,13 +151,11 @@ class Extractor:
         """
         _check(image, mask)
         height, width = image.shape[:2]
-        xy, scores, descriptors = self._engine.run(
-            np.ascontiguousarray(image).reshape(height, width, -1),
-            _on_grid(mask, width, height),
-            self._max_keypoints,
-            self._score_threshold,
-        )
-        count = min(int(np.count_nonzero(scores > self._score_threshold)), self._max_keypoints)
+        image, mask = np.ascontiguousarray(image).reshape(height, width, -1), _on_grid(mask, width, height)
+        most, threshold = self._max_keypoints, self._score_threshold
+        with self._lock:
+            xy, scores, descriptors = self._engine.run(image, mask, most, threshold)
+        count = min(int(np.count_nonzero(scores > threshold)), most)
         return Features(
             xy[:count], scores[:count], descriptors[:count], (width, height), self.variant.name, self.digest
         )
@@ -189,6 +190,7 @@ def extract_shrunk(extractor: Extractor, image: np.ndarray, long_side: int, mask
     Raises:
         ImageError: as `Extractor.extract` raises it; the mask is not as large as the image.
     """
+    _check_type(image)
     if mask is not None:
         _check_mask(mask, *image.shape[:2])
     smaller, scale = fit(image, long_side)
@@ -206,25 +208,31 @@ def fit(image: np.ndarray, long_side: int) -> tuple[np.ndarray, np.ndarray]:
         The image and the (3, 3) matrix that maps pixels of the given image to its pixels.
     """
     height, width = image.shape[:2]
-    if not 0 < long_side < max(height, width):
+    if image.size == 0 or not 0 < long_side < max(height, width):
         return image, np.eye(3)
     shrink = long_side / max(height, width)
-    smaller = cv2.resize(image, (round(width * shrink), round(height * shrink)), interpolation=cv2.INTER_AREA)
+    smaller = cv2.resize(
+        image, (max(1, round(width * shrink)), max(1, round(height * shrink))), interpolation=cv2.INTER_AREA
+    )
     x, y = smaller.shape[1] / width, smaller.shape[0] / height
     # Pixel centres are integers, so the corner of the image, which stays where it is, lies at -0.5.
     return smaller, np.array([[x, 0, x / 2 - 0.5], [0, y, y / 2 - 0.5], [0, 0, 1]])
 
 
 def _check(image: np.ndarray, mask: np.ndarray | None) -> None:
+    _check_type(image)
+    height, width = image.shape[:2]
+    check_size(width, height)
+    if mask is not None:
+        _check_mask(mask, height, width)
+
+
+def _check_type(image: np.ndarray) -> None:
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8:
         kind = getattr(image, 'dtype', type(image).__name__)
         raise ImageError(f'image: expected a uint8 array (H, W) or (H, W, 3), got {kind}')
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3)):
         raise ImageError(f'image: expected shape (H, W) or (H, W, 3), got {image.shape}')
-    height, width = image.shape[:2]
-    check_size(width, height)
-    if mask is not None:
-        _check_mask(mask, height, width)
 
 
 def _check_mask(mask: np.ndarray, height: int, width: int) -> None:

@@ -475,6 +475,19 @@ def test_a_full_disk_is_reported_and_what_was_written_stays(frames, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_installed_command_extracts_bags_side_by_side(frames, tmp_path):
+    command = shutil.which('edgepoint2', path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip('the command edgepoint2 is not installed')
+    bags = [str(record(tmp_path / name, frames[:3])) for name in ('one', 'two')]
+    arguments = ['bag', 'extract', *bags, str(tmp_path / 'out'), '--jobs', '2', '--threads', '1']
+    result = subprocess.run([command, *arguments], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    for name in ('one', 'two'):
+        assert len(list(read_features(tmp_path / 'out' / name))) == 3
+
+
+@pytest.mark.slow
 def test_bags_beside_each_other_give_the_bytes_of_one_after_the_other(frames, tmp_path):
     pytest.importorskip('distributed', reason='distributed is not installed')
     from distributed import LocalCluster

@@ -163,6 +163,8 @@ def test_a_backend_that_is_missing_is_an_error_that_says_how_to_get_it(official_
         ({'backend': 'tflite'}, "unknown backend 'tflite': expected auto or one of tensorrt, openvino, onnxruntime"),
         ({'precision': 'int4'}, "unknown precision 'int4': expected one of auto, fp32, fp16, bf16, int8"),
         ({'threads': -1}, 'threads: expected 0'),
+        ({'threads': 257}, r'threads: expected 0 \(all cores\) to 256, got 257'),
+        ({'threads': 5_000_000_000}, 'got 5000000000'),
         ({'backend': 'onnxruntime', 'precision': 'bf16'}, 'ONNX Runtime runs fp32, not bf16'),
         ({'backend': 'onnxruntime', 'precision': 'int8'}, 'ONNX Runtime runs fp32, not int8'),
         ({'backend': 'onnxruntime', 'precision': 'fp16'}, 'ONNX Runtime runs fp32, not fp16'),

@@ -97,7 +97,7 @@ class TestCommand:
 
     def scene(self, folder, name, image):
         """Write a pairs file of one pair, an image and itself moved aside, and return its path."""
-        (folder / name).mkdir()
+        (folder / name).mkdir(parents=True)
         cv2.imwrite(str(folder / name / 'a.png'), image)
         cv2.imwrite(str(folder / name / 'b.png'), np.roll(image, 20, axis=1))
         camera, pose = '500 0 320 0 500 240 0 0 1', '1 0 0 1 0 1 0 0 0 0 1 0 0 0 0 1'
@@ -131,11 +131,14 @@ class TestCommand:
         assert 'difference (standard error)' in (tmp_path / 'report.html').read_text()
 
     def test_results_of_an_earlier_run_stand_beside_new_ones(self, tmp_path, model, photograph):
-        scene = self.scene(tmp_path, 'street', photograph)
+        street, room = (self.scene(tmp_path, name, photograph) for name in ('street', 'room'))
+        (line,) = street.read_text().splitlines()
+        street.write_text(f'{line}\n{line.replace("a.png b.png", "b.png a.png")}\n')
         shutil.copytree(model.parent, tmp_path / 'new')
-        arguments = '--pairs', scene, '--resize', '320', '--max-keypoints', '200'
+        arguments = '--pairs', street, room, '--resize', '320', '--max-keypoints', '200'
         both = run(f'T-32@{tmp_path / "new"}', f'T-32@{model}', *arguments, '--output', tmp_path / 'both')
-        run(f'T-32@{model}', *arguments, '--output', tmp_path / 'before')
+        # The order of the scenes does not matter.
+        run(f'T-32@{model}', '--pairs', room, street, *arguments[3:], '--output', tmp_path / 'before')
         earlier = tmp_path / 'before' / 'results.csv'
         now = f'T-32@{tmp_path / "new"}', *arguments, '--models-only', '--with', earlier
         assert run(*now, '--output', tmp_path / 'after') == both == 0
@@ -164,6 +167,21 @@ class TestCommand:
         now[change[0]] = paths.get(change[1], change[1])
         with pytest.raises(EdgePoint2Error, match=message):
             run(*arguments, '--models-only', *chain.from_iterable(now.items()), '--output', tmp_path / 'now')
+
+    @pytest.mark.parametrize('benchmark', ['--pairs', '--synthetic', '--rooms'])
+    def test_results_of_other_images_of_the_same_names(self, tmp_path, model, photograph, benchmark, monkeypatch):
+        monkeypatch.setattr('edgepoint2_ros.cli.evaluate.ROOMS', 1)
+        scenes = [
+            self.scene(tmp_path / part, 'street', image) for part, image in (('a', photograph), ('b', photograph[::-1]))
+        ]
+        scenes = scenes if benchmark == '--pairs' else [scene.parent for scene in scenes]
+        arguments = f'T-32@{model}', '--resize', '320', '--max-keypoints', '200', '--seeds', '1'
+        run(*arguments, benchmark, scenes[0], '--output', tmp_path / 'before')
+        with pytest.raises(EdgePoint2Error, match=r'ORB was measured on other pairs: .* 0 are the same'):
+            run(
+                *(*arguments, '--models-only', benchmark, scenes[1], '--output', tmp_path / 'now'),
+                *('--with', tmp_path / 'before' / 'results.csv'),
+            )
 
     def test_scenes_of_one_name(self, tmp_path, model):
         paths = [tmp_path / 'a' / 'street' / 'pairs.txt', tmp_path / 'b' / 'street.txt']

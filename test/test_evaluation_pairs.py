@@ -1,4 +1,6 @@
 import logging
+import os
+import re
 from dataclasses import replace
 
 import cv2
@@ -160,6 +162,25 @@ class TestHPatches:
         assert 'skipped i_wall 1-2' in caplog.text
         assert 'expected 3x3 numbers' in caplog.text
 
+    @pytest.mark.parametrize(
+        ('name', 'content', 'message'),
+        [
+            ('H_1_2', '0 0 0\n' * 3, 'H_1_2: expected an invertible matrix, got 0 0 0'),
+            ('H_1_2', '1 0 nan\n0 1 0\n0 0 1', 'H_1_2: expected an invertible matrix, got 1 0 nan'),
+            (
+                '2.ppm',
+                np.zeros((70, 800), np.uint8),
+                r'v_wall/2\.ppm: image: expected at least 64 x 64 pixels, got 320 x 28',
+            ),
+        ],
+    )
+    def test_one_that_nothing_can_be_measured_on_is_named_and_skipped(self, folder, caplog, name, content, message):
+        path = folder / 'v_wall' / name
+        path.write_text(content) if isinstance(content, str) else cv2.imwrite(str(path), content)
+        with caplog.at_level(logging.WARNING):
+            assert [pair.name for pair in read_hpatches(folder, 320)] == ['i_wall 1-2']
+        assert re.search(f'skipped v_wall 1-2: .*{message}', caplog.text)
+
     def test_another_folder(self, tmp_path):
         with pytest.raises(ImageError, match=r'no sequences in .*: expected folders with 1\.ppm'):
             list(read_hpatches(tmp_path, 320))
@@ -208,6 +229,30 @@ class TestPosePairs:
         with caplog.at_level(logging.WARNING):
             assert list(read_pose_pairs(listing, tmp_path, 320)) == []
         assert 'skipped pair 3: expected an image, but' in caplog.text
+
+    @pytest.mark.parametrize(
+        ('line', 'message'),
+        [
+            (f'a.png b.png 0 0 {"0 " * 9} {intrinsics} {pose}', 'K_a: expected an invertible matrix, got 0 0'),
+            (f'a.png b.png 0 0 {intrinsics} {"nan " * 9} {pose}', 'K_b: expected an invertible matrix, got nan'),
+            (f'a.png b.png 0 0 {intrinsics} {intrinsics} {"inf " * 16}', 'T: expected an invertible matrix, got inf'),
+            (f'a.png strip.png 0 0 {intrinsics} {intrinsics} {pose}', 'strip.png: image: expected at least 64 x 64'),
+        ],
+    )
+    def test_one_that_nothing_can_be_measured_on_is_named_and_skipped(self, tmp_path, caplog, line, message):
+        cv2.imwrite(str(tmp_path / 'strip.png'), np.zeros((70, 800), np.uint8))
+        good = f'a.png b.png 0 0 {self.intrinsics} {self.intrinsics} {self.pose}'
+        listing = self.listing(tmp_path, f'{line}\n{good}')
+        with caplog.at_level(logging.WARNING):
+            assert [pair.name for pair in read_pose_pairs(listing, tmp_path, 320)] == ['a.png b.png']
+        assert re.search(f'skipped pair 3: .*{message}', caplog.text)
+
+    def test_names_need_not_be_utf8(self, tmp_path):
+        line = f'caf\udce9.png b.png 0 0 {self.intrinsics} {self.intrinsics} {self.pose}'
+        listing = self.listing(tmp_path, 'a.png')
+        os.rename(tmp_path / 'a.png', os.fsencode(tmp_path) + b'/caf\xe9.png')
+        listing.write_bytes(os.fsencode(line))
+        assert len(list(read_pose_pairs(listing, tmp_path, 320))) == 1
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(ImageError, match='no pairs file'):

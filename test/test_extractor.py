@@ -2,6 +2,7 @@ import argparse
 import inspect
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -164,6 +165,31 @@ def test_a_bad_image_is_refused_in_words_and_the_next_is_served(extractor, photo
     with pytest.raises(ImageError, match=message):
         extractor.extract(image)
     assert len(extractor.extract(photograph)) > 500
+
+
+@pytest.mark.parametrize(
+    ('image', 'message'),
+    [
+        (None, 'got NoneType'),
+        (np.zeros((480, 640), bool), 'got bool'),
+        (np.zeros((480, 640), np.int64), 'got int64'),
+        (np.zeros((480, 640, 5), np.uint8), r'got \(480, 640, 5\)'),
+        (np.zeros((0, 640), np.uint8), 'at least 64 x 64 pixels, got 640 x 0'),
+        (np.zeros((1, 3000), np.uint8), 'at least 64 x 64 pixels, got 320 x 1'),
+    ],
+)
+def test_a_bad_image_is_refused_in_words_before_it_is_shrunk(extractor, image, message):
+    with pytest.raises(ImageError, match=message):
+        extract_shrunk(extractor, image, 320)
+
+
+def test_threads_that_share_an_extractor_get_their_own_features(extractor, photograph):
+    images = [np.ascontiguousarray(np.roll(photograph, 16 * number, axis=1)) for number in range(4)] * 4
+    expected = [extractor.extract(image) for image in images[:4]] * 4
+    with ThreadPoolExecutor(4) as pool:
+        for features, own in zip(pool.map(extractor.extract, images), expected, strict=True):
+            np.testing.assert_array_equal(features.xy, own.xy)
+            np.testing.assert_array_equal(features.descriptors, own.descriptors)
 
 
 @pytest.mark.parametrize('mask', [np.ones((480, 641), np.uint8), np.ones((480, 640), bool), 'mask'])

@@ -153,23 +153,27 @@ def find_rivals(methods: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _join(path: Path, earlier: list[Result], results: list[Result]) -> list[Result]:
-    """Return the earlier results of methods that have none here.
+    """Return the earlier results of methods that have none here, in the order of the pairs here.
 
     Raises:
         EdgePoint2Error: they are for other pairs.
     """
     measured = {result.method for result in results}
-    pairs = {(result.benchmark, result.group, result.pair) for result in results}
+    pairs = {pair: number for number, pair in enumerate(dict.fromkeys(map(_pair_of, results)))}
     more = [result for result in earlier if result.method not in measured]
     for method in dict.fromkeys(result.method for result in more):
-        found = [(result.benchmark, result.group, result.pair) for result in more if result.method == method]
-        if len(found) != len(pairs) or set(found) != pairs:
-            both = len(pairs.intersection(found))
+        found = [_pair_of(result) for result in more if result.method == method]
+        if len(found) != len(pairs) or set(found) != set(pairs):
+            both = len(pairs.keys() & found)
             raise EdgePoint2Error(
                 f'{path}: {method} was measured on other pairs: of {len(found)} there and {len(pairs)} here {both} '
                 'are the same'
             )
-    return more
+    return sorted(more, key=lambda result: pairs[_pair_of(result)])
+
+
+def _pair_of(result: Result) -> tuple[str, ...]:
+    return result.benchmark, result.group, result.pair, result.digest
 
 
 def _run_benchmarks(options: argparse.Namespace, methods: list[Method]) -> tuple[list[Result], list[Picture]]:

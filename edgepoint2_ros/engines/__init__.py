@@ -19,6 +19,7 @@ from edgepoint2_ros.progress import Report
 RUNTIMES = {runtime.BACKEND.name: runtime for runtime in (tensorrt, openvino, onnxruntime)}
 BACKENDS = {name: runtime.BACKEND for name, runtime in RUNTIMES.items()}
 PRECISIONS = ('auto', *ACCURACY)
+MAX_THREADS = 256
 
 
 def open_engine(
@@ -35,8 +36,8 @@ def open_engine(
         backend: ``auto`` or one of BACKENDS.
         precision: one that the backend declares, or ``auto``: fp16 on TensorRT, fp32 on ONNX Runtime, on OpenVINO
             int8, bf16, fp16 or fp32, depending on the CPU. The backend ``auto`` measures which is fastest here.
-        threads: threads of the runtime; 0 takes every core that this process may use, or with the backend ``auto``
-            half of them if that is faster.
+        threads: threads of the runtime, MAX_THREADS at most; 0 takes every core that this process may use, or with the
+            backend ``auto`` half of them if that is faster.
         report: called with lines about slow steps and failures, now and during later runs; a line that begins with
             ``not ready: `` says what the engine waits for.
 
@@ -45,8 +46,8 @@ def open_engine(
     """
     if precision not in PRECISIONS:
         raise EngineError(f'unknown precision {precision!r}: expected one of {", ".join(PRECISIONS)}')
-    if threads < 0:
-        raise EngineError(f'threads: expected 0 (all cores) or more, got {threads}')
+    if not 0 <= threads <= MAX_THREADS:
+        raise EngineError(f'threads: expected 0 (all cores) to {MAX_THREADS}, got {threads}')
     if backend in BACKENDS:
         return _open(backend, model, precision, threads or len(os.sched_getaffinity(0)), report)
     if backend != 'auto':

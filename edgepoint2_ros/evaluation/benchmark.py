@@ -1,14 +1,14 @@
 """Runs every method on every pair and summarises the results."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from edgepoint2_ros.evaluation import metrics
 from edgepoint2_ros.evaluation.methods import Method
-from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair
+from edgepoint2_ros.evaluation.pairs import HomographyPair, PosePair, pair_digest
 from edgepoint2_ros.features import Features
 
 MATCH_THRESHOLDS = tuple(range(1, 11))  # pixels, of the mean matching accuracy
@@ -33,6 +33,7 @@ class Result:
         repeatability: share; None for poses.
         accuracy: share of matches within each of MATCH_THRESHOLDS; None for poses.
         errors: corner error in pixels (homographies) or pose error in degrees, one for each estimation.
+        digest: of the pair's images and geometry, see `pair_digest`.
     """
 
     benchmark: str
@@ -46,6 +47,7 @@ class Result:
     repeatability: float | None
     accuracy: np.ndarray | None
     errors: np.ndarray
+    digest: str = ''
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ def run_benchmark(
         if pair.group != scene:
             known.clear()
             scene = pair.group
+        digest = pair_digest(pair)
         for method in methods:
             result, picture = _run_pair(benchmark, pair, method, seeds, known)
-            results.append(result)
+            results.append(replace(result, digest=digest))
             if picture_every and number % picture_every == 0:
                 pictures.append(picture)
     return results, pictures

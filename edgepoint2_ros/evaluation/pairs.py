@@ -9,11 +9,12 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import ImageError
-from edgepoint2_ros.extractor import fit
+from edgepoint2_ros.extractor import check_size, fit
 from edgepoint2_ros.files import own_names
 from edgepoint2_ros.image_files import SUFFIXES
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.scenes.rooms import INTRINSICS, render_rooms
+from edgepoint2_ros.storage import sha256
 
 log = logging.getLogger(__name__)
 
@@ -64,10 +65,16 @@ class PosePair:
     sources: tuple[str, ...] = ()
 
 
+def pair_digest(pair: HomographyPair | PosePair) -> str:
+    """Return what identifies the images of a pair and its geometry: 16 hex digits."""
+    arrays = [value for value in vars(pair).values() if isinstance(value, np.ndarray)]
+    return sha256(b''.join(np.ascontiguousarray(array).tobytes() for array in arrays))[:16]
+
+
 def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
     """Yield the pairs of a folder laid out as HPatches: ``v_name/1.ppm .. 6.ppm, H_1_2 .. H_1_6``; light is ``i_``.
 
-    Image 1 is paired with every other image that has a homography. A warning names each unreadable pair.
+    Image 1 is paired with every other image that has a homography. A warning names each pair that cannot be used.
 
     Raises:
         ImageError: the folder holds no sequence.
@@ -83,12 +90,13 @@ def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
             try:
                 if '1' not in images or number not in images:
                     raise ImageError(f'no image 1 or {number} in {sequence}')
-                image_a, scale_a = fit(read_image(images['1']), long_side)
-                image_b, scale_b = fit(read_image(images[number]), long_side)
+                image_a, scale_a = _read_fitting(images['1'], long_side)
+                image_b, scale_b = _read_fitting(images[number], long_side)
                 homography = np.loadtxt(matrix)
                 if homography.shape != (3, 3):
                     raise ImageError(f'{matrix}: expected 3x3 numbers, got {homography.shape}')
-            except (ImageError, ValueError) as error:
+                _check_invertible(homography, str(matrix))
+            except (ImageError, ValueError, OSError) as error:
                 log.warning('skipped %s: %s', name, error)
                 continue
             group = 'light' if sequence.name.startswith('i_') else 'viewpoint'
@@ -149,8 +157,8 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
 
     This is the common layout of the MegaDepth-1500 and ScanNet-1500 lists: two paths below ``root``, two EXIF rotations
     (must be 0 here), the two camera matrices of the images as stored and the (4, 4) matrix that maps points from camera
-    a's frame to camera b's, all row by row. A warning names each pair with unreadable images. With ``most``, only that
-    many are read, evenly spread over the file.
+    a's frame to camera b's, all row by row. A warning names each pair with images or matrices that cannot be used. With
+    ``most``, only that many are read, evenly spread over the file.
 
     Raises:
         ImageError: the file is missing or a line is malformed; the message names the line.
@@ -158,7 +166,8 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
     listing = Path(listing)
     if not listing.is_file():
         raise ImageError(f'no pairs file {listing}')
-    numbered = enumerate(listing.read_text().splitlines(), 1)
+    # Names of files need not be UTF-8.
+    numbered = enumerate(listing.read_text(encoding='utf-8', errors='surrogateescape').splitlines(), 1)
     lines = [(number, line) for number, line in numbered if line.strip() and not line.startswith('#')]
     for number, line in lines[:: max(1, -(-len(lines) // most))] if most else lines:
         fields = line.split()
@@ -170,14 +179,17 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
             raise ImageError(f'{listing}:{number}: {error}') from error
         if numbers[:2].any():
             raise ImageError(f'{listing}:{number}: expected upright images (rotation 0), got {fields[2]} {fields[3]}')
+        intrinsics_a, intrinsics_b = numbers[2:11].reshape(3, 3), numbers[11:20].reshape(3, 3)
+        pose = numbers[20:].reshape(4, 4)
         try:
+            for name, matrix in (('K_a', intrinsics_a), ('K_b', intrinsics_b), ('T', pose)):
+                _check_invertible(matrix, name)
             # As stored, like the camera matrices.
-            image_a, scale_a = fit(read_image(Path(root) / fields[0], upright=False), long_side)
-            image_b, scale_b = fit(read_image(Path(root) / fields[1], upright=False), long_side)
+            image_a, scale_a = _read_fitting(Path(root) / fields[0], long_side, upright=False)
+            image_b, scale_b = _read_fitting(Path(root) / fields[1], long_side, upright=False)
         except ImageError as error:
             log.warning('skipped pair %d: %s', number, error)
             continue
-        intrinsics_a, intrinsics_b = numbers[2:11].reshape(3, 3), numbers[11:20].reshape(3, 3)
         yield PosePair(
             f'{fields[0]} {fields[1]}',
             name_scene(listing),
@@ -185,9 +197,25 @@ def read_pose_pairs(listing: Path, root: Path, long_side: int, most: int = 0) ->
             image_b,
             scale_a @ intrinsics_a,
             scale_b @ intrinsics_b,
-            numbers[20:].reshape(4, 4),
+            pose,
             (fields[0], fields[1]),
         )
+
+
+def _read_fitting(path: Path, long_side: int, upright: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image, shrunk as `fit` does it, and the matrix; raise ImageError if no method could take it."""
+    image, scale = fit(read_image(path, upright=upright), long_side)
+    try:
+        check_size(*image.shape[1::-1])
+    except ImageError as error:
+        raise ImageError(f'{path}: {error}') from None
+    return image, scale
+
+
+def _check_invertible(matrix: np.ndarray, name: str) -> None:
+    if not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < len(matrix):
+        numbers = ' '.join(f'{number:g}' for number in matrix.ravel())
+        raise ImageError(f'{name}: expected an invertible matrix, got {numbers}')
 
 
 def orbit_homography(

@@ -81,7 +81,7 @@ def write_csv(path: Path, results: Sequence[Result], options: Mapping[str, float
     with Path(path).open('w', newline='', encoding='utf-8') as file:
         writer = csv.writer(file)
         writer.writerow(
-            ['benchmark', 'group', 'pair', 'method', 'sources', *options]
+            ['benchmark', 'group', 'pair', 'digest', 'method', 'sources', *options]
             + ['keypoints', 'matches', 'right', 'repeatability']
             + [f'error_{number}' for number in range(estimations)]
             + [f'accuracy_{pixels}px' for pixels in MATCH_THRESHOLDS]
@@ -90,7 +90,7 @@ def write_csv(path: Path, results: Sequence[Result], options: Mapping[str, float
             errors = result.errors.tolist()
             accuracy = [''] * len(MATCH_THRESHOLDS) if result.accuracy is None else result.accuracy.tolist()
             writer.writerow(
-                [result.benchmark, result.group, result.pair, result.method, '|'.join(result.sources)]
+                [result.benchmark, result.group, result.pair, result.digest, result.method, '|'.join(result.sources)]
                 + [*options.values(), result.keypoints, result.matches, result.right]
                 + ['' if result.repeatability is None else result.repeatability]
                 + [*errors, *[''] * (estimations - len(errors)), *accuracy]
@@ -117,6 +117,7 @@ def read_csv(path: Path, options: Mapping[str, float]) -> list[Result]:
                         benchmark=row['benchmark'],
                         group=row['group'],
                         pair=row['pair'],
+                        digest=row['digest'],
                         method=row['method'],
                         sources=tuple(row['sources'].split('|')),
                         keypoints=float(row['keypoints']),

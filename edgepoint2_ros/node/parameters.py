@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from edgepoint2_ros import messages, odometry, tracking
-from edgepoint2_ros.engines import BACKENDS, PRECISIONS
+from edgepoint2_ros.engines import BACKENDS, MAX_THREADS, PRECISIONS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS
 from edgepoint2_ros.models.variants import NAMES
@@ -154,7 +154,7 @@ EXTRACTOR = (
         DEFAULTS.threads,
         'Threads of the runtime; 0 uses every core or, from four on, half of them if that is faster.',
         minimum=0,
-        maximum=256,
+        maximum=MAX_THREADS,
     ),
     Parameter(
         'max_keypoints',
