@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.storage import write_whole
 
 
 def own_names(paths: Iterable[Path]) -> dict[Path, str]:
@@ -48,8 +49,14 @@ def write_image(path: Path, image: np.ndarray) -> None:
         EdgePoint2Error: it cannot be written.
     """
     try:
-        written = cv2.imwrite(str(path), image)
+        encoded, data = cv2.imencode(path.suffix, image)
     except cv2.error as error:
         raise EdgePoint2Error(f'{path} cannot be written: {error.err}') from None
-    if not written:  # OpenCV does not say why
-        raise EdgePoint2Error(f'{path} cannot be written: is there such a folder, space, and the right to?')
+    if not encoded:
+        raise EdgePoint2Error(f'{path} cannot be written: OpenCV cannot encode {image.shape} as {path.suffix}')
+    if not path.parent.is_dir():
+        raise EdgePoint2Error(f'{path} cannot be written: there is no folder {path.parent}')
+    try:
+        write_whole(path, data.tobytes())
+    except OSError as error:
+        raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None

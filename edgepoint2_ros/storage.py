@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -66,6 +67,22 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def drafting(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that replaces ``path`` when the block ends, as with `replacing`.
+
+    For libraries that open the file by themselves, and may write others beside it. These are removed.
+
+    Raises:
+        OSError: it cannot be written; what was there before is still there.
+    """
+    path = Path(os.path.realpath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'{path.name}.', suffix='.part', dir=path.parent) as folder:
+        yield Path(folder) / path.name
+        put_in_place(Path(folder) / path.name, path)
 
 
 def put_in_place(finished: Path, path: Path) -> None:

@@ -1,3 +1,5 @@
+import os
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -165,6 +167,35 @@ def test_an_unreadable_image_is_named_and_the_others_are_extracted(official_mode
     assert 'missing.png' in err
     assert 'broken.png' in err
     assert 'photo.png: ' in out
+
+
+def test_an_image_too_narrow_to_be_shrunk_is_named_and_the_others_are_extracted(
+    official_model, image_file, tmp_path, capsys
+):
+    official_model('T-32')
+    cv2.imwrite(str(tmp_path / 'strip.png'), np.zeros((1, 3000), np.uint8))
+    assert main(['extract', str(tmp_path / 'strip.png'), str(image_file), '--resize', '320']) == 1
+    out, err = capsys.readouterr()
+    assert 'strip.png: image: expected at least 64 x 64 pixels, got 320 x 1' in err
+    assert 'photo.png: ' in out
+
+
+@pytest.mark.parametrize(
+    ('encoding', 'shown'), [('utf-8:strict', 'caf\\udce9.png: '), ('ascii:strict', 'caf\\udce9.png: ')]
+)
+def test_names_that_stdout_cannot_encode_are_escaped(official_model, image_file, tmp_path, encoding, shown):
+    official_model('T-32')
+    names = [os.fsencode(tmp_path) + b'/caf\xe9.png', str(tmp_path / 'über.png')]
+    for name in names:
+        shutil.copy(image_file, name)
+    command = [sys.executable, '-m', 'edgepoint2_ros.cli', 'extract', *names, '--output', str(tmp_path / 'out')]
+    environment = {**os.environ, 'PYTHONIOENCODING': encoding}
+    result = subprocess.run(
+        [*command, '--overlay', str(tmp_path / 'out')], capture_output=True, env=environment, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert shown.encode() in result.stdout
+    assert len(list((tmp_path / 'out').iterdir())) == 4
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ class TestHPatches:
             ('H_1_2', '1 0 nan\n0 1 0\n0 0 1', 'H_1_2: expected an invertible matrix, got 1 0 nan'),
             (
                 '2.ppm',
-                np.zeros((70, 800), np.uint8),
+                np.zeros((70, 800, 3), np.uint8),
                 r'v_wall/2\.ppm: image: expected at least 64 x 64 pixels, got 320 x 28',
             ),
         ],

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,11 @@ def test_what_is_there_is_not_written_over(tmp_path):
         refuse_existing([new, old])
     with pytest.raises(EdgePoint2Error, match='new would be written twice'):
         refuse_existing([new, new])
+
+
+def test_an_image_may_have_a_name_that_is_not_utf8(tmp_path):
+    write_image(tmp_path / 'caf\udce9.png', np.zeros((8, 8), np.uint8))
+    assert [os.fsencode(path.name) for path in tmp_path.iterdir()] == [b'caf\xe9.png']
 
 
 @pytest.mark.parametrize('name', ['no/such/folder.png', 'picture.without_a_known_suffix'])

@@ -168,6 +168,35 @@ def test_a_video_is_sampled_by_its_own_clock(frames, tmp_path):
     assert len(list(import_images(path, tmp_path, '', 0, print))) == 12
 
 
+@pytest.mark.parametrize('suffix', ['avi', 'mkv'])
+def test_a_truncated_video_is_reported(frames, tmp_path, suffix):
+    path = tmp_path / f'hall.{suffix}'
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 10, (640, 480))
+    for image in frames * 3:
+        writer.write(cv2.cvtColor(image, cv2.COLOR_GRAY2BGR))
+    writer.release()
+    reports = []
+    assert len(list(import_images(path, tmp_path, '', 0, reports.append))) == 36
+    assert reports == []
+    os.truncate(path, path.stat().st_size // 2)
+    assert len(list(import_images(path, tmp_path, '', 0, reports.append))) < 34
+    assert re.search(r'ends after 1\d of about 36 frames: is it damaged or truncated\?', ''.join(reports))
+
+
+def test_photographs_in_several_folders_have_files_of_their_own(frames, tmp_path):
+    source, folder = tmp_path / 'source', tmp_path / 'input'
+    folder.mkdir()
+    names = [b'left_1.png', b'left/1.png', b'right/1.png', b'caf\xe9.png', b'z.png']
+    for number, name in enumerate(names):
+        path = Path(os.fsdecode(os.path.join(os.fsencode(source), name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode('.png', frames[number])[1].tobytes())
+    found = [entry.name for entry in import_images(source, folder, '', 2, print)]
+    assert sorted(found) == ['caf_.png', 'left_1-2.png', 'left_1.png', 'right_1.png', 'z.png']
+    kept = {(folder / name).read_bytes() for name in found}
+    assert kept == {path.read_bytes() for path in source.rglob('*.png')}
+
+
 def test_photographs_are_kept_as_they_are_or_turned_upright(frames, tmp_path):
     source, folder = tmp_path / 'source', tmp_path / 'input'
     (source / 'left').mkdir(parents=True)

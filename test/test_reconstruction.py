@@ -1,5 +1,6 @@
 """Features in the tools of structure from motion: real databases, read by their own libraries."""
 
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +126,40 @@ def test_a_bag_is_exported_to_both(official_model, photograph, tmp_path, capsys)
     assert '3 images, 3 of 3 pairs match' in output
     assert main(['bag', 'export', str(tmp_path / 'keypoints'), str(tmp_path / 'features.txt')]) == 1
     assert 'expected a name that ends in .db (COLMAP) or .h5 (hloc)' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('suffix', ['.db', '.h5'])
+def test_what_is_not_whole_is_not_left_behind(views, tmp_path, suffix):
+    if suffix == '.h5':
+        pytest.importorskip('h5py', reason='h5py is not installed')
+    path = tmp_path / 'new' / f'export{suffix}'
+    broken = {**views, 'd.png': None}
+    with pytest.raises(AttributeError):
+        write_hloc(path, broken) if suffix == '.h5' else write_colmap(path, broken, [])
+    assert list(path.parent.iterdir()) == []
+    write_hloc(path, views) if suffix == '.h5' else write_colmap(path, views, [])
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('suffix', ['.db', '.h5'])
+def test_a_full_disk_is_an_error_of_ours(views, tmp_path, suffix):
+    if suffix == '.h5':
+        pytest.importorskip('h5py', reason='h5py is not installed')
+    path = tmp_path / f'export{suffix}'
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(EdgePoint2Error, match=rf'export\{suffix} cannot be written'):
+            write_hloc(path, views) if suffix == '.h5' else write_colmap(path, views, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('focal', ['0', '-100', 'nan', 'inf'])
+def test_a_focal_length_out_of_range_is_refused(focal, tmp_path, capsys):
+    assert main(['bag', 'export', str(tmp_path / 'bag'), str(tmp_path / 'a.db'), '--focal', focal]) == 1
+    assert '--focal: expected a length in pixels, more than 0, got' in capsys.readouterr().err
 
 
 def test_an_interrupted_matching_goes_on_where_it_was(views, tmp_path):

@@ -1,9 +1,10 @@
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from edgepoint2_ros.storage import cache_directory, data_directory, replacing, sha256, write_whole
+from edgepoint2_ros.storage import cache_directory, data_directory, drafting, replacing, sha256, write_whole
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,18 @@ def test_others_may_read_what_the_umask_lets_them(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / 'model').stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize('error', [None, RuntimeError('full'), KeyboardInterrupt()])
+def test_what_a_library_writes_is_there_as_a_whole_or_not_at_all(tmp_path, error):
+    path = tmp_path / 'made' / 'file.db'
+    with pytest.raises(type(error)) if error else nullcontext(), drafting(path) as draft:
+        assert draft.name == path.name
+        draft.write_bytes(b'all')
+        draft.with_suffix('.db-journal').write_bytes(b'what it keeps beside')
+        if error:
+            raise error
+    assert [file.read_bytes() for file in path.parent.iterdir()] == ([] if error else [b'all'])
 
 
 @pytest.mark.parametrize('error', [OSError(28, 'No space left on device'), KeyboardInterrupt()])

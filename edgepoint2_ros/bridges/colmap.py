@@ -4,6 +4,7 @@ Images are given by name; both tools look the names up in their image folder. Bo
 ignoring EXIF: see `as_stored`.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.matching import match
+from edgepoint2_ros.storage import drafting
 
 FOCAL = 1.2  # times the longer side: COLMAP's own guess if nothing is known
 # Wrong matches that agree by chance misplace cameras, and repeated facades are ambiguous. With a ratio of 0.95 half of
@@ -75,11 +78,22 @@ def write_colmap(
         The number of pairs that match.
 
     Raises:
-        EdgePoint2Error: the file exists, or features come from different weights.
+        EdgePoint2Error: the file exists or cannot be written, or features come from different weights.
     """
     refuse_existing([path])
-    write_features(path, images, dict.fromkeys(images, focal) if focal else {}, one_camera)
-    return sum(inliers > 0 for inliers in match_pairs(path, images, pairs))
+    with _drafting(path) as draft:
+        write_features(draft, images, dict.fromkeys(images, focal) if focal else {}, one_camera)
+        return sum(inliers > 0 for inliers in match_pairs(draft, images, pairs))
+
+
+@contextlib.contextmanager
+def _drafting(path: Path) -> Iterator[Path]:
+    """Yield where to write a new file, see `storage.drafting`; RuntimeErrors of the libraries become ours."""
+    try:
+        with drafting(path) as draft:
+            yield draft
+    except (RuntimeError, OSError) as error:
+        raise EdgePoint2Error(f'{path} cannot be written: {" ".join(str(error).split())}') from None
 
 
 def write_features(
@@ -178,12 +192,12 @@ def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
     """Write features in hloc's format: one group per name with keypoints, scores, descriptors (D, N) and image_size.
 
     Raises:
-        EdgePoint2Error: the file exists.
+        EdgePoint2Error: the file exists or cannot be written.
     """
     import h5py
 
     refuse_existing([path])
-    with h5py.File(path, 'w') as file:
+    with _drafting(path) as draft, h5py.File(draft, 'w') as file:
         for name, features in images.items():
             group = file.create_group(name)
             group.create_dataset('keypoints', data=features.xy)

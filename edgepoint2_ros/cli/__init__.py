@@ -4,6 +4,7 @@ Each command imports what it needs when it is called: extraction starts without 
 """
 
 import argparse
+import io
 import os
 import platform
 import sys
@@ -32,6 +33,8 @@ _COMMANDS = {
 def main(args: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, or 1 for an error, which is printed in one line."""
     args = sys.argv[1:] if args is None else args
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # for file names that it cannot encode
     try:
         options = _parser(args[0] if args else '').parse_args(args)
         return options.run(options)

@@ -1,6 +1,7 @@
 """Extract bags of keypoints from bags of images, inspect bags, and export keypoints to COLMAP and hloc; without ROS."""
 
 import argparse
+import math
 import multiprocessing
 import os
 import sys
@@ -178,6 +179,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.output.suffix not in ('.db', '.h5'):
         raise EdgePoint2Error(f'{options.output}: expected a name that ends in .db (COLMAP) or .h5 (hloc)')
     check_minimum(options, every=1, window=1)
+    if options.focal is not None and not 0 < options.focal < math.inf:
+        raise EdgePoint2Error(f'--focal: expected a length in pixels, more than 0, got {options.focal}')
     if len(options.topic) > 1:
         raise EdgePoint2Error(f'--topic: expected one at a time, got {" and ".join(options.topic)}')
     refuse_existing([options.output])

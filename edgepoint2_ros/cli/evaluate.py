@@ -128,7 +128,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     rivals = find_rivals(known) + [(model.name, other.name) for other in others for model in models]
     table = report.format_table(results, rivals)
     table_file, csv_file, page = outputs
-    table_file.write_text(table, encoding='utf-8')
+    table_file.write_text(table, encoding='utf-8', errors='backslashreplace')
     report.write_csv(csv_file, results, shared)
     settings = {
         'long side of the images, pixels': options.resize or 'as they are',

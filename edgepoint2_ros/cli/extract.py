@@ -15,6 +15,7 @@ from edgepoint2_ros.files import own_names, refuse_existing, write_image
 from edgepoint2_ros.image_files import read_orientation
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.masks import combine, read_mask_file
+from edgepoint2_ros.storage import replacing
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +70,8 @@ def run(options: argparse.Namespace) -> int:
                 image, features = read_image(path, upright=False), as_stored(features, orientation)
         print(line)
         if options.output:
-            outputs[path].parent.mkdir(parents=True, exist_ok=True)
-            np.savez(outputs[path], **vars(features))
+            with replacing(outputs[path]) as file:
+                np.savez(file, **vars(features))
         if options.overlay:
             overlays[path].parent.mkdir(parents=True, exist_ok=True)
             write_image(overlays[path], draw_keypoints(image, features))

@@ -78,7 +78,7 @@ def write_csv(path: Path, results: Sequence[Result], options: Mapping[str, float
     ``options``: options of the command, by name, that results must share to be comparable; each is a column.
     """
     estimations = max(len(result.errors) for result in results)
-    with Path(path).open('w', newline='', encoding='utf-8') as file:
+    with Path(path).open('w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         writer = csv.writer(file)
         writer.writerow(
             ['benchmark', 'group', 'pair', 'digest', 'method', 'sources', *options]
@@ -105,7 +105,7 @@ def read_csv(path: Path, options: Mapping[str, float]) -> list[Result]:
     """
     results = []
     try:
-        with Path(path).open(newline='', encoding='utf-8') as file:
+        with Path(path).open(newline='', encoding='utf-8', errors='surrogateescape') as file:
             for row in csv.DictReader(file):
                 for name, expected in options.items():
                     if float(row[name]) != expected:
@@ -167,7 +167,7 @@ def write_page(
             f'the epipolar line); red: wrong. At most {DRAWN_MATCHES} lines are drawn.</p>{_gallery(pictures)}'
         )
     parts.append(_protocol(settings, command))
-    Path(path).write_text('\n'.join(parts), encoding='utf-8')
+    Path(path).write_text('\n'.join(parts), encoding='utf-8', errors='backslashreplace')
 
 
 def _blocks(

@@ -41,7 +41,7 @@ from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.places import Vocabulary, most_similar, open_vocabulary
 from edgepoint2_ros.progress import Report, show_progress
-from edgepoint2_ros.storage import write_whole
+from edgepoint2_ros.storage import drafting, write_whole
 
 FORMAT = 1  # of map.json
 LONG_SIDE = 1024  # of an image for extraction, pixels
@@ -147,12 +147,9 @@ def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
 
     database = output / 'distorted' / 'database.db'
     if not database.exists():
-        database.parent.mkdir(exist_ok=True)
-        draft = database.with_name('draft.db')
-        draft.unlink(missing_ok=True)
         focals = _know_focals(job, kind, features, report)
-        write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
-        draft.replace(database)
+        with drafting(database) as draft:
+            write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
     inliers = list(show_progress(match_pairs(database, features, pairs), 'pairs', len(pairs)))
     matched = sum(count > 0 for count in inliers)
     if not matched:

@@ -1,5 +1,6 @@
 """Where a map's images come from: photographs, a video or a bag, collected in one folder as upright JPEG and PNG."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ BAGS = ('.bag', '.db3', '.mcap', '.zstd')
 _AS_THEY_ARE = ('.jpeg', '.jpg', '.png')  # which every tool reads
 _CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 _QUALITY = 95  # of a JPEG that is written again
+_COMPLETE = 0.95  # of the frames that a video announces, which may be an estimate
 
 
 class Entry(NamedTuple):
@@ -68,7 +70,7 @@ def import_images(source: Path, folder: Path, topic: str, rate: float, report: R
     if kind == 'photographs':
         yield from _import_photographs(source, folder, report)
     elif kind == 'video':
-        yield from _import_video(source, folder, rate)
+        yield from _import_video(source, folder, rate, report)
     else:
         yield from _import_bag(source, folder, topic, rate, report)
 
@@ -76,8 +78,9 @@ def import_images(source: Path, folder: Path, topic: str, rate: float, report: R
 def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[Entry]:
     paths = find_below(source)
     names = own_names(paths)
+    taken: set[str] = set()
     for number, path in enumerate(paths):
-        stem = names[path].replace('/', '_')
+        stem = _new_name(names[path], taken)
         try:
             picture = load(path)
             pixels = picture.pixels
@@ -94,13 +97,25 @@ def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[
         yield Entry(name, number)
 
 
-def _import_video(source: Path, folder: Path, rate: float) -> Iterator[Entry]:
-    capture = cv2.VideoCapture(str(source))
+def _new_name(path: str, taken: set[str]) -> str:
+    """Return a file name made of a path, in UTF-8 and other than those taken, which it joins."""
+    plain = path.replace('/', '_').encode('utf-8', 'surrogateescape').decode('utf-8', 'replace').replace('\ufffd', '_')
+    name, number = plain, 1
+    while name.lower() in taken:  # left/1 beside left_1
+        number += 1
+        name = f'{plain}-{number}'
+    taken.add(name.lower())
+    return name
+
+
+def _import_video(source: Path, folder: Path, rate: float, report: Report) -> Iterator[Entry]:
+    capture = cv2.VideoCapture(os.fsencode(source).decode('utf-8', 'replace'))
     frames = capture.get(cv2.CAP_PROP_FPS)
     if not capture.isOpened():
         raise ImageError(f'{source} is not a video that OpenCV can read')
     frames = frames if 0 < frames < 1e4 else 30.0
-    number = taken = 0
+    announced = capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    number = taken = unreadable = 0
     while capture.grab():
         if not rate or number >= taken * frames / rate:
             read, image = capture.retrieve()
@@ -109,8 +124,14 @@ def _import_video(source: Path, folder: Path, rate: float) -> Iterator[Entry]:
                 name = f'{number:06d}.jpg'
                 _write(folder / name, image)
                 yield Entry(name, round(number / frames * 1e9))
+            else:
+                unreadable += 1
         number += 1
     capture.release()
+    if unreadable:
+        report(f'{source}: {unreadable} frames left out: they cannot be decoded')
+    if number < _COMPLETE * announced - 1:
+        report(f'{source} ends after {number} of about {announced:.0f} frames: is it damaged or truncated?')
 
 
 def _import_bag(source: Path, folder: Path, topic: str, rate: float, report: Report) -> Iterator[Entry]:
