@@ -30,7 +30,8 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
         (P, 2) int64: row (i, j) matches feature i of ``first`` with feature j of ``second``; i ascending, no j twice.
 
     Raises:
-        EdgePoint2Error: the features come from different models or weights, or descriptors are not finite.
+        EdgePoint2Error: the features come from different models or weights, or descriptors are not finite or differ in
+            size.
     """
     check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
@@ -241,13 +242,25 @@ def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return k, np.arange(len(k)) + (begin - np.cumsum(count) + count).take(k)
 
 
+def check_usable(features: Features) -> None:
+    """Raise EdgePoint2Error if positions or descriptors are not finite, or keypoints have descriptors of no numbers."""
+    for name, values in (('keypoints', features.xy), ('descriptors', features.descriptors)):
+        if not np.isfinite(values).all():
+            raise EdgePoint2Error(f'{name} to be tracked hold numbers that are not finite')
+    if len(features) and not features.descriptors.shape[1]:
+        raise EdgePoint2Error('descriptors to be tracked: expected at least 1 number each, got 0')
+
+
 def check_comparable(first: Features, second: Features) -> None:
-    """Raise EdgePoint2Error if features come from different models or weights."""
+    """Raise EdgePoint2Error if features come from different models or weights, or their descriptors differ in size."""
     if (first.model, first.digest) != (second.model, second.digest):
         raise EdgePoint2Error(
             f'features of {first.model} [{first.digest}] cannot be matched with features of '
             f'{second.model} [{second.digest}]: descriptors of different weights cannot be compared'
         )
+    sizes = first.descriptors.shape[1], second.descriptors.shape[1]
+    if len(first) and len(second) and sizes[0] != sizes[1]:
+        raise EdgePoint2Error(f'descriptors of {sizes[0]} numbers cannot be compared with descriptors of {sizes[1]}')
 
 
 def verify(

@@ -105,6 +105,11 @@ def decode(message: Any) -> Features:
     )
 
 
+def name_weights(features: Features) -> str:
+    """Return in words which features theirs can be compared with: model, digest and size of the descriptors."""
+    return f'{features.model} [{features.digest}] of {features.descriptors.shape[1]} numbers'
+
+
 def to_nanoseconds(stamp: Any) -> int:
     """Return a builtin_interfaces/Time as nanoseconds."""
     return stamp.sec * 1_000_000_000 + stamp.nanosec

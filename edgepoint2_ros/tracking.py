@@ -13,7 +13,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import check_comparable, match, match_guided
+from edgepoint2_ros.matching import check_comparable, check_usable, match, match_guided
 from edgepoint2_ros.odometry import Camera
 
 MAX_TRACKS = 400
@@ -85,8 +85,8 @@ class _Stereo:
 class Tracker:
     """Follows the keypoints of one camera, or of the left one of a stereo pair.
 
-    Features from other weights or of another image size, or a stamp before the last one, reset it: all tracks are new,
-    and their ids continue.
+    Features from other weights, of another image size or with descriptors of another size, or a stamp before the last
+    one, reset it: all tracks are new, and their ids continue.
 
     Attributes:
         next_id: id of the next new track.
@@ -143,12 +143,13 @@ class Tracker:
             right: features of the right camera's image of the same time, if there is one.
 
         Raises:
-            EdgePoint2Error: keypoints or descriptors are not finite, or left and right come from different weights.
+            EdgePoint2Error: keypoints or descriptors are not finite, descriptors have no numbers, or left and right
+                come from different weights. The tracks stay as they were.
         """
-        _check_finite(features)
+        check_usable(features)
         if right is not None:
             check_comparable(features, right)
-            _check_finite(right)
+            check_usable(right)
         if self._is_new(features, stamp):
             self._pool, self._stamp = _new_pool(0, features.descriptors.shape[1]), stamp
         keypoints = self._follow(features, stamp)
@@ -167,6 +168,7 @@ class Tracker:
             last is None
             or stamp < self._stamp
             or (last.model, last.digest, last.image_size) != (features.model, features.digest, features.image_size)
+            or last.descriptors.shape[1] != features.descriptors.shape[1]
         )
 
     def _follow(self, features: Features, stamp: float) -> np.ndarray:
@@ -333,12 +335,6 @@ class Tracker:
 
     def _undistort(self, xy: np.ndarray) -> np.ndarray:
         return self._camera.undistort(xy) if self._camera is not None else np.asarray(xy, np.float64)
-
-
-def _check_finite(features: Features) -> None:
-    for name, values in (('keypoints', features.xy), ('descriptors', features.descriptors)):
-        if not np.isfinite(values).all():
-            raise EdgePoint2Error(f'{name} to be tracked hold numbers that are not finite')
 
 
 def _as_features(xy: np.ndarray, descriptors: np.ndarray, like: Features) -> Features:

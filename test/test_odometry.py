@@ -1,5 +1,6 @@
 """Odometry on points that are known, on a rendered walk whose path is known, and on a real camera's images."""
 
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -221,6 +222,36 @@ def test_features_of_other_weights_are_refused():
     with pytest.raises(EdgePoint2Error, match=r'T-32 \[b\]'):
         odometry.track(other)
     assert odometry.track(features) is not None
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'words'),
+    [
+        ('xy', lambda values: values * np.nan, 'keypoints to be tracked hold numbers that are not finite'),
+        ('descriptors', lambda values: values * np.inf, 'descriptors to be tracked hold numbers that are not finite'),
+        ('descriptors', lambda values: values[:, :0], 'descriptors to be tracked: expected at least 1 number each'),
+    ],
+)
+@pytest.mark.parametrize('number', [0, 1, 12])
+def test_features_that_cannot_be_tracked_are_refused_and_change_nothing(number, name, change, words):
+    cloud, odometry, expected = Cloud(), *(VisualOdometry(Camera(MATRIX)) for _ in range(2))
+    for k in range(16):
+        features = cloud.look(*go(k / 10))[0]
+        if k == number:
+            broken = dataclasses.replace(features, **{name: change(getattr(features, name))})
+            with np.errstate(invalid='ignore'), pytest.raises(EdgePoint2Error, match=words):
+                odometry.track(broken)
+        poses = [each.track(features) for each in (odometry, expected)]
+        np.testing.assert_array_equal(*poses)
+    assert odometry.state == 'tracking'
+
+
+def test_descriptors_of_another_size_than_the_ones_before_are_refused():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX))
+    features = cloud.look(*go(0))[0]
+    odometry.track(features)
+    with pytest.raises(EdgePoint2Error, match='descriptors of 32 numbers cannot be compared with descriptors of 16'):
+        odometry.track(dataclasses.replace(features, descriptors=features.descriptors[:, :16]))
 
 
 def test_a_long_way_takes_no_more_memory_than_a_short_one():

@@ -5,7 +5,9 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -24,7 +26,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray, Tracks
 from edgepoint2_ros.node.camera_info import read_stereo
-from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, to_vins
+from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, TrackerNode, to_vins
 from edgepoint2_ros.odometry import Camera
 from edgepoint2_ros.tracking import Tracker
 
@@ -249,6 +251,40 @@ def test_bad_messages_are_named_and_counted_and_the_next_good_one_is_tracked(sta
     assert rig.answer(see(cloud, 1), 1).age[0] >= 2
 
 
+def test_descriptors_of_another_size_in_the_first_message_do_not_end_the_tracking(start_rig):
+    rig, cloud = start_rig('size'), Cloud()
+    rig.calibrate(calibration())
+    features = see(cloud, 0)
+    rig.send(dataclasses.replace(features, descriptors=features.descriptors[:, :0]), START, encoding='float32')
+    rig.wait_for('descriptors to be tracked: expected at least 1 number each, got 0')
+    half = np.ascontiguousarray(features.descriptors[:, :16])
+    assert len(rig.answer(dataclasses.replace(features, descriptors=half), 1).id) == 400
+    for number in range(2, 5):
+        message = rig.answer(see(cloud, number), number)
+    assert max(message.age) == 3
+    rig.wait_for('keypoints of T-32 [a] of 32 numbers follow those of T-32 [a] of 16 numbers: resetting the tracks')
+    values = rig.wait_for_diagnostics('')
+    assert [values[name] for name in ('images', 'published', 'dropped: bad')] == ['5', '4', '1']
+
+
+@pytest.mark.parametrize('error', [cv2.error('no'), np.linalg.LinAlgError('no'), ValueError('no')])
+def test_an_image_that_tracking_fails_on_is_counted_and_the_next_one_is_tracked_anew(error, ros, monkeypatch):
+    def fail(*_):
+        raise error
+
+    cloud, published = Cloud(), []
+    node = TrackerNode()
+    node.calibrations[0].take(calibration())
+    monkeypatch.setattr(node, '_publisher', SimpleNamespace(publish=published.append))
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, '_follow', fail)
+        node._take(encode(see(cloud, 0), Header()))
+    node._take(encode(see(cloud, 1), Header()))
+    assert (node._received, node._published, node._dropped['bad'], node.failures.count) == (2, 1, 1, 1)
+    assert set(published[0].age) == {1}
+    node.destroy_node()
+
+
 def test_an_image_without_keypoints_has_no_tracks_and_those_before_it_go_on(start_rig):
     rig, cloud = start_rig('empty'), Cloud()
     rig.calibrate(calibration())
@@ -279,7 +315,7 @@ def test_tracks_reset_with_numbers_of_their_own(change, start_rig):
     assert not used & set(message.id)
     assert set(message.age) == {1}
     assert {
-        'model': 'keypoints of T-32 [b] follow those of T-32 [a]: resetting the tracks',
+        'model': 'keypoints of T-32 [b] of 32 numbers follow those of T-32 [a] of 32 numbers: resetting the tracks',
         'time': 'time jumps back by 5.600 s: resetting the tracks',
         'calibration': 'camera of 640x480 pixels',
     }[change] in rig.output
@@ -313,8 +349,6 @@ def test_a_stereo_pair_whose_calibration_has_no_baseline_is_refused(start_rig):
 
 @pytest.mark.parametrize('rectified', [False, True])
 def test_the_motion_between_two_cameras_is_that_of_their_calibration(rectified):
-    import cv2
-
     turn = cv2.Rodrigues(np.array([0.01, -0.02, 0.03]))[0]
     shift = np.array([-0.2, 0.01, 0.02])
     rotations = cv2.stereoRectify(MATRIX, np.zeros(5), MATRIX, np.zeros(5), (640, 480), turn, shift[:, None])

@@ -331,6 +331,23 @@ def test_features_that_are_not_finite_are_refused_and_change_nothing(number, sid
         np.testing.assert_array_equal(tracks.xy, others.xy)
 
 
+def test_descriptors_of_another_size_reset_the_tracks():
+    scene, tracker = Scene(), Tracker(LENS, RIGHT, BASELINE)
+    for k, size in enumerate([16, 32, 32, 16, 32]):
+        features = scene.see(k, camera=LENS)
+        tracks = tracker.track(with_size(features, size), k / RATE)
+        assert max(tracks.ages) == (2 if k == 2 else 1)
+    with pytest.raises(EdgePoint2Error, match='descriptors to be tracked: expected at least 1 number each, got 0'):
+        tracker.track(with_size(features, 0), 1.0)
+    with pytest.raises(EdgePoint2Error, match='descriptors of 32 numbers cannot be compared with descriptors of 16'):
+        tracker.track(features, 1.0, with_size(see_right(scene, 20), 16))
+
+
+def with_size(features: Features, size: int) -> Features:
+    """Return features with the first numbers of each descriptor."""
+    return dataclasses.replace(features, descriptors=np.ascontiguousarray(features.descriptors[:, :size]))
+
+
 @pytest.mark.parametrize(
     ('arguments', 'words'),
     [

@@ -13,7 +13,6 @@ from typing import Any
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait.
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
-import cv2
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Point32
@@ -24,7 +23,7 @@ from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.messages import decode, to_nanoseconds
+from edgepoint2_ros.messages import decode, name_weights, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.msg import Tracks as TracksMessage
 from edgepoint2_ros.node.camera_info import Calibration, read_stereo
@@ -54,7 +53,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._next_id = 0
         self._stamps, self._pairs = Stamps(), Pairs()
         self._begin: int | None = None  # stamp that times are counted from: seconds since 1970 would leave few digits
-        self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
+        self._weights = ''  # of the keypoints followed
         self._received = self._published = self._tracks = 0
         self._dropped = dict.fromkeys(REASONS, 0)
         self._last_error, self._silent, self._told = '', 0.0, (0, 0)
@@ -154,16 +153,17 @@ class TrackerNode(AcceptsUnchanged, Node):
             self._reset()
         if self._begin is None:
             self._begin = stamp
-        self._follow_weights(features[0])
         try:
             tracks = self._tracker.track(features[0], (stamp - self._begin) * 1e-9, *features[1:])
         except EdgePoint2Error as error:
             self._drop('bad', error)
             return
-        except (cv2.error, np.linalg.LinAlgError) as error:  # halfway, which leaves the tracks inconsistent
+        except Exception as error:  # halfway, which leaves the tracks inconsistent
+            self.failures.add(error)
             self._drop('bad', error)
             self._reset()
             return
+        self._follow_weights(features[0])
         self._published += 1
         self._tracks = len(tracks)
         self._publisher.publish(to_message(tracks, left.header, self._cameras, features[0]))
@@ -171,11 +171,10 @@ class TrackerNode(AcceptsUnchanged, Node):
             self._vins.publish(to_vins(tracks, left.header))
 
     def _follow_weights(self, features: Features) -> None:
-        last, self._weights = self._weights, (features.model, features.digest)
-        if last not in (None, self._weights):
+        last, self._weights = self._weights, name_weights(features)
+        if last not in ('', self._weights):
             self.get_logger().warning(
-                f'keypoints of {features.model} [{features.digest}] follow those of {last[0]} [{last[1]}]: '
-                f'resetting the tracks',
+                f'keypoints of {self._weights} follow those of {last}: resetting the tracks',
                 throttle_duration_sec=LOG_PERIOD,
             )
 

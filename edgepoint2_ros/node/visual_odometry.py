@@ -20,7 +20,9 @@ from rclpy.qos import QoSProfile
 from std_msgs.msg import Header
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.messages import decode, to_nanoseconds
+from edgepoint2_ros.features import Features
+from edgepoint2_ros.matching import check_usable
+from edgepoint2_ros.messages import decode, name_weights, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.camera_info import Calibration
 from edgepoint2_ros.node.diagnostics import LOG_PERIOD
@@ -60,7 +62,7 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
         self._path_length = values['path_length']
         self._path = Path()
         self.odometry: VisualOdometry | None = None
-        self._weights: tuple[str, str] | None = None  # model and digest of the keypoints followed
+        self._weights = ''  # of the keypoints followed
         self._stamps = Stamps()
         self._last: tuple[int, np.ndarray] | None = None  # stamp and pose of the image before, if it has one
         self._frames = Frames(self) if self._base_frame or self._publishes_tf else None
@@ -98,13 +100,18 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             return
         try:
             features = decode(message)
+            check_usable(features)  # before it resets anything
             self._follow_time(to_nanoseconds(message.header.stamp), self.odometry.camera)
-            self._follow_weights(features.model, features.digest, self.odometry.camera)
+            self._follow_weights(features, self.odometry.camera)
             odometry = self.odometry
             before = odometry.state
             pose = odometry.track(features)
-        except (EdgePoint2Error, cv2.error, np.linalg.LinAlgError) as error:  # whatever one does, the next is taken
+        except EdgePoint2Error as error:
             self.get_logger().warning(f'keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
+            return
+        except Exception as error:  # halfway: what is left of the map may fail every time
+            self.failures.add(error)
+            self._reset(self.odometry.camera)
             return
         if odometry.state != before:
             self.get_logger().info(f'{before} -> {odometry.state}: {odometry.tracked} points')
@@ -125,15 +132,14 @@ class VisualOdometryNode(AcceptsUnchanged, Node):
             self._reset(camera)
             self.get_logger().warning(f'time jumps back by {older:.3f} s: resetting the map and the path')
 
-    def _follow_weights(self, model: str, digest: str, camera: Camera) -> None:
+    def _follow_weights(self, features: Features, camera: Camera) -> None:
         """Reset if the extractor changes its model: the descriptors cannot be compared with the map's."""
-        last, self._weights = self._weights, (model, digest)
-        if last in (None, self._weights):
+        last, self._weights = self._weights, name_weights(features)
+        if last in ('', self._weights):
             return
         self._reset(camera)
         self.get_logger().warning(
-            f'keypoints of {model} [{digest}] follow those of {last[0]} [{last[1]}]: resetting the map',
-            throttle_duration_sec=LOG_PERIOD,
+            f'keypoints of {self._weights} follow those of {last}: resetting the map', throttle_duration_sec=LOG_PERIOD
         )
 
     def _locate(self, pose: np.ndarray, camera: str) -> np.ndarray | None:

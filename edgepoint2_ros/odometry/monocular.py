@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import check_comparable, match, match_guided
+from edgepoint2_ros.matching import check_comparable, check_usable, match, match_guided
 from edgepoint2_ros.odometry.bundle import make_pose, transform
 from edgepoint2_ros.odometry.camera import Camera
 from edgepoint2_ros.odometry.map import ERROR, Frame, LocalMap, fits, triangulate
@@ -72,8 +72,10 @@ class VisualOdometry:
         None while the map is being initialised (the camera has to move sideways first), and while tracking is lost.
 
         Raises:
-            EdgePoint2Error: the features come from other weights than the previous ones.
+            EdgePoint2Error: keypoints or descriptors are not finite, or the descriptors cannot be compared with the
+                previous ones: other weights, or another size. The map stays as it was.
         """
+        check_usable(features)
         known = self._map.keyframes[-1].features if self._map.keyframes else self._reference
         if known is not None:
             check_comparable(known, features)
