@@ -377,8 +377,10 @@ def test_keypoints_are_read_reliably(start_rig):
 @pytest.mark.parametrize(
     ('name', 'value', 'expected'),
     [
-        ('cameras', '[a, b, c]', 'one name, or two'),
-        ('cameras', '[a, a]', 'one name, or two'),
+        ('cameras', '[a, b, c]', 'one or two like [left, right]'),
+        ('cameras', '[a, a]', 'one or two like [left, right]'),
+        ('cameras', '[0]', 'one or two like [left, right]'),
+        ('cameras', '[false]', 'one or two like [left, right]'),
         ('max_tracks', '0', 'integer from 1 to 10000'),
         ('max_lost', '-1', 'integer from 0 to 1000'),
         ('min_cosine', '2', 'number from -1.0 to 1.0'),

@@ -30,6 +30,7 @@ else:
 TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can rename
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
+_NAMES = "unique names of letters, digits, _ and /, which begin with no digit; or ['']"
 _CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _TOPIC = re.compile(r'(~?/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
 _TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
@@ -109,7 +110,7 @@ def _are_variances(values: list[Any]) -> bool:
 
 
 def _are_one_or_two(names: list[Any]) -> bool:
-    return len(names) in (1, 2) and len(set(names)) == len(names) and (len(names) == 1 or all(names))
+    return len(names) <= 2 and _are_cameras(names)
 
 
 def _are_cameras(names: list[Any]) -> bool:
@@ -184,8 +185,7 @@ EXTRACTOR = (
         ('',),
         'The cameras that share the model; `left` has the topics `left/image`, `left/keypoints` and so on. One empty '
         'name is one camera with the topics `image`, `keypoints` and so on.',
-        allowed='a list like [left, right] of unique names of letters, digits, _ and /, which begin with no digit; or '
-        "['']",
+        allowed=f'a list like [left, right] of {_NAMES}',
         test=_are_cameras,
     ),
     *(
@@ -317,7 +317,7 @@ TRACKER = (
         ('',),
         'Name of the camera, or of the left and the right one of a stereo pair; `left` has the topics `left/keypoints` '
         'and `left/camera_info`. One empty name is one camera with the topics `keypoints` and `camera_info`.',
-        allowed="one name, or two like [left, right]; or ['']",
+        allowed=f'one or two like [left, right]: {_NAMES}',
         test=_are_one_or_two,
     ),
     _RECTIFIED,
