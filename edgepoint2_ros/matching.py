@@ -192,8 +192,11 @@ def _search_boxes(
             raise EdgePoint2Error(
                 f'predicted: expected ({len(first)}, 2), a position for each feature, got {predicted.shape}'
             )
-        if radius is None or np.shape(radius) not in ((), (len(first),)) or not np.all(np.asarray(radius) >= 0):
-            raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {radius}')
+        shape = () if radius is None else np.shape(radius)
+        if radius is None or shape not in ((), (len(first),)) or not np.all(np.asarray(radius) >= 0):
+            bad = np.count_nonzero(~(np.asarray(radius, np.float64) >= 0))
+            got = f'shape {shape}, {bad} of them not' if shape else radius
+            raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {got}')
         predicted = np.where(np.isfinite(predicted).all(axis=1, keepdims=True), predicted, -1e9)
         reach = np.asarray(radius, np.float64).reshape(-1, 1)
         boxes = predicted - reach, predicted + reach

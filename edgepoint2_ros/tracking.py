@@ -29,6 +29,7 @@ MIN_ANCHORS = 8
 NEAR = 0.05  # of the longer side of the image: neighbours this near move alike
 REACH = 6.0  # minimum search radius around a predicted position, pixels
 MAX_GAP = 1.0  # maximum seconds between images over which motion is extrapolated
+MIN_GAP = 1e-3  # minimum seconds between images that say how fast something moves
 MIN_FIT = 8  # minimum tracks to fit an epipolar geometry
 FIT_ERROR = 1.0  # inlier threshold of the fit: pixels between a keypoint and its epipolar line
 ERROR = 1.75  # the same to accept a track: keypoints jitter by a pixel
@@ -48,7 +49,8 @@ class Tracks:
         ages: (T,) int64, number of images that showed the track; 1 for a new one.
         xy: (T, 2) float32, pixels of the image, as the extractor gave them.
         rays: (T, 2) float64.
-        velocities: (T, 2) float64, of the rays, per second since the track was last seen; 0 for a new one.
+        velocities: (T, 2) float64, of the rays, per second since the track was last seen; 0 for a new one. Images less
+            than a millisecond apart leave it as it was.
         scores: (T,) float32, raw detector logits.
         keypoints: (T,) int64, index of the track's keypoint in the features.
         right_keypoints: (T,) int64, the same in the features of the right camera; -1 if not seen there.
@@ -187,7 +189,7 @@ class Tracker:
 
         keypoints[seen] = found
         places[seen] = features.xy[found]
-        if elapsed > 0:
+        if elapsed >= MIN_GAP:
             pool['motion'] = (places - pool['xy']) / elapsed
             pool['velocity'][seen] = (flat - pool['flat'][seen]) / (stamp - pool['stamp'][seen])[:, None]
         pool['xy'] = places
@@ -294,7 +296,7 @@ class Tracker:
             partners[pairs[:, 0]] = pairs[:, 1]
             right_xy[pairs[:, 0]], right_rays[pairs[:, 0]] = right.xy[pairs[:, 1]], rays
         elapsed = (stamp - pool['stamp'])[:, None]
-        velocities = (right_rays - pool['right']) / np.where(elapsed > 0, elapsed, np.inf)
+        velocities = (right_rays - pool['right']) / np.where(elapsed >= MIN_GAP, elapsed, np.inf)
         return Tracks(
             pool['id'].copy(),
             pool['age'].copy(),

@@ -206,7 +206,10 @@ def test_guided_matching_of_nothing_gives_nothing():
         ({'predicted': np.zeros((1, 2))}, 'radius: expected a number from 0, or 1 of them, got None'),
         ({'predicted': np.zeros((1, 2)), 'radius': -1}, 'radius: expected a number from 0'),
         ({'predicted': np.zeros((1, 2)), 'radius': np.nan}, 'radius: expected a number from 0'),
-        ({'predicted': np.zeros((1, 2)), 'radius': [1, 2]}, 'radius: expected a number from 0, or 1 of them'),
+        (
+            {'predicted': np.zeros((1, 2)), 'radius': [1, np.nan]},
+            r'radius: expected a number from 0, or 1 of them, got shape \(2,\), 1 of them not$',
+        ),
         ({'fundamental': np.eye(4)}, r'fundamental: expected \(3, 3\), got \(4, 4\)'),
         ({'fundamental': SCENE, 'distance': 0}, 'distance: expected a positive number of pixels, got 0'),
         ({'disparity': (9, 3)}, r'disparity: expected minimum and maximum, got \(9, 3\)'),

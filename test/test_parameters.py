@@ -67,7 +67,7 @@ def test_a_bad_value_is_refused_with_what_was_expected(name, value, complaint):
 @pytest.mark.parametrize('names', [[0], [False], [1.5], ['a', 0], ['2nd'], ['a b'], ['a', ''], ['a', 'b', 'c'], []])
 def test_the_cameras_of_the_tracker_are_one_or_two_names(names):
     cameras = next(parameter for parameter in TABLES['tracker'] if parameter.name == 'cameras')
-    with pytest.raises(EdgePoint2Error, match=r'parameter cameras: expected one or two like \[left, right\]: unique names'):
+    with pytest.raises(EdgePoint2Error, match=r'cameras: expected one or two like \[left, right\]: unique names'):
         cameras.check(names)
     for good in ([''], ['left'], ['rig_1/left', 'rig_1/right']):
         assert cameras.check(good) == good

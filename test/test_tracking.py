@@ -224,6 +224,23 @@ def test_new_tracks_start_from_the_best_keypoints_and_are_spread():
     assert 0 in tracks.keypoints  # the best of all
 
 
+@pytest.mark.parametrize('gap', [0.0, 1e-9, 2e-6, 1e-4])
+def test_images_a_moment_apart_are_followed_and_say_nothing_of_velocities(gap):
+    scene, tracker = Scene(), Tracker(LENS, RIGHT, BASELINE)
+    stamp, last = 0.0, {}
+    for k in range(12):
+        stamp += gap if k == 6 else 1 / RATE
+        tracks = tracker.track(scene.see(k, camera=LENS), stamp, see_right(scene, k))
+        assert max(tracks.ages) == k + 1
+        assert np.count_nonzero(tracks.ages > 1) > (300 if k else -1)
+        for number, age, velocity in zip(tracks.ids, tracks.ages, tracks.velocities):
+            if k == 6 and age > 1:
+                np.testing.assert_array_equal(velocity, last.get(number, velocity))
+        assert np.abs(tracks.velocities).max() < 5
+        assert np.nanmax(np.abs(tracks.right_velocities)) < 5
+        last = dict(zip(tracks.ids, tracks.velocities))
+
+
 @pytest.mark.parametrize('counts', [(0, 0, 5), (1, 1, 1), (7, 3, 7), (8, 8, 8), (9, 0, 9), (300, 2, 300)])
 def test_few_keypoints_are_followed_as_far_as_can_be(counts):
     scene, tracker = Scene(), Tracker(Camera(MATRIX))
