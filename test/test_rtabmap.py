@@ -80,6 +80,12 @@ class Frame:
         return CompressedImage(header=deepcopy(self.header), format=format, data=data)
 
 
+def set_descriptors(frame: Frame, rows: np.ndarray) -> None:
+    """Set the descriptors of the keypoints to rows (N, D), as float32."""
+    frame.keypoints.descriptor_encoding, frame.keypoints.descriptor_size = 0, rows.shape[1]
+    frame.keypoints.descriptors = array.array('B', rows.astype(np.float32).tobytes())
+
+
 @pytest.fixture
 def frame():
     pytest.importorskip('rclpy', reason='ROS 2 is not installed')
@@ -197,6 +203,12 @@ def test_a_compressed_image_of_another_size_or_none_at_all_is_refused(frame):
         (lambda f: setattr(f.info, 'width', 320), 'camera_info: expected one of 640x480 pixels, got 320x480'),
         (lambda f: setattr(f.info, 'd', array.array('d', [0.0] * 3)), 'coefficients D, got 3'),
         (lambda f: f.info.k.__setitem__(0, np.nan), 'K, D, R or P is not finite'),
+        (lambda f: f.keypoints.x.__setitem__(0, 1e6), r'positions in the image of 640x480 pixels, got \(1e\+06, 2.5\)'),
+        (lambda f: f.keypoints.y.__setitem__(1, -5000.0), r'positions in the image of .*, got \(100, -5000\)'),
+        (lambda f: f.keypoints.y.__setitem__(2, 479.6), r'positions in the image of .*, got \(639, 479.6\)'),
+        (lambda f: f.keypoints.x.__setitem__(0, np.nan), r'positions in the image of .*, got \(nan, 2.5\)'),
+        (lambda f: set_descriptors(f, np.full((3, 32), np.nan)), 'expected finite numbers, .*, got 32 each'),
+        (lambda f: set_descriptors(f, np.zeros((3, 0))), 'at least 1 each, got 0 each'),
         (lambda f: f.info.p.__setitem__(0, 0.0), r'focal lengths P\[0\] and P\[5\] above 0, got 0.0 and 500.0'),
     ],
 )

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error, MessageError
+from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import decode
 from edgepoint2_ros.places import Vocabulary
@@ -100,6 +101,7 @@ def to_rtabmap(
                 f'{depth_camera_info.p[3]}'
             )
     features = decode(keypoints)
+    check_keypoints(features)
     result = messages.RGBDImage()
     result.header = rgb.header
     result.rgb_camera_info = camera_info
@@ -141,6 +143,22 @@ def check_camera_info(info: Any, size: tuple[int, int], name: str) -> None:
         raise MessageError(
             f'{name}: expected focal lengths P[0] and P[5] above 0, got {info.p[0]} and {info.p[5]}: is it calibrated?'
         )
+
+
+def check_keypoints(features: Features) -> None:
+    """Refuse keypoints that would crash RTAB-Map: outside the image (generateKeypoints3DDepth in util3d_features.cpp).
+
+    Raises:
+        MessageError: one is not in the image, or descriptors have no numbers or are not finite.
+    """
+    width, height = features.image_size
+    inside = (features.xy >= -0.5) & (features.xy <= (width - 0.5, height - 0.5))  # NaN is not
+    if not inside.all():
+        x, y = features.xy[~inside.all(axis=1)][0]
+        raise MessageError(f'keypoints: expected positions in the image of {width}x{height} pixels, got ({x:g}, {y:g})')
+    rows = features.descriptors
+    if len(rows) and not (rows.shape[1] and np.isfinite(rows).all()):
+        raise MessageError(f'descriptors: expected finite numbers, at least 1 each, got {rows.shape[1]} each')
 
 
 def _is_compressed(image: Any) -> bool:
