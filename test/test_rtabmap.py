@@ -195,7 +195,7 @@ def test_a_compressed_image_of_another_size_or_none_at_all_is_refused(frame):
         (lambda f: setattr(f.rgb, 'data', f.rgb.data[:-1]), 'image: 640x480 pixels .* do not fit 307199 bytes'),
         (lambda f: setattr(f.rgb, 'step', 320), 'image: 640x480 pixels of mono8 in rows of 320 bytes'),
         (lambda f: setattr(f.depth, 'data', array.array('B')), 'depth: 640x480 pixels of 16UC1 .* do not fit 0 bytes'),
-        (lambda f: setattr(f.depth, 'encoding', '64FC1'), "right image: expected one of .*, got '64FC1'"),
+        (lambda f: setattr(f.depth, 'encoding', '64FC1'), "depth: expected one of 16UC1, mono16, 32FC1, got '64FC1'"),
         (lambda f: setattr(f, 'depth', f.image('16UC1', np.ones((480, 600), np.uint16))), 'whole part, got 600x480'),
         (lambda f: setattr(f, 'depth', f.image('16UC1', np.ones((240, 640), np.uint16))), 'whole part, got 640x240'),
         (lambda f: setattr(f, 'depth', f.image('16UC1', np.ones((960, 1280), np.uint16))), 'whole part, got 1280x960'),
@@ -221,13 +221,34 @@ def test_what_rtabmap_would_end_at_is_refused(change, words, frame):
 @pytest.mark.slow
 @pytest.mark.usefixtures('rtabmap_msgs')
 def test_a_right_image_without_a_baseline_is_refused(frame):
-    with pytest.raises(MessageError, match='needs its own camera_info'):
+    with pytest.raises(MessageError, match="depth: expected one of 16UC1, mono16, 32FC1, got 'mono8'"):
         to_rtabmap(frame.keypoints, frame.rgb, frame.info, frame.right)
     with pytest.raises(MessageError, match=r'expected P\[3\] below 0, .*, got 0.0'):
         to_rtabmap(frame.keypoints, frame.rgb, frame.info, frame.right, frame.info)
     smaller = frame.image('mono8', np.zeros((240, 320), np.uint8))
     with pytest.raises(MessageError, match='right image: expected 640x480, got 320x240'):
         to_rtabmap(frame.keypoints, frame.rgb, frame.info, smaller, frame.right_info)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures('rtabmap_msgs')
+@pytest.mark.parametrize(
+    ('encoding', 'pixels'),
+    [
+        ('mono16', np.zeros((480, 640), np.uint16)),
+        ('16UC1', np.zeros((480, 640), np.uint16)),
+        ('32FC1', np.zeros((480, 640), np.float32)),
+        ('bayer_grbg8', np.zeros((480, 640), np.uint8)),
+    ],
+)
+def test_a_right_image_that_rtabmap_would_take_for_depth_or_not_read_is_refused(encoding, pixels, frame):
+    right = frame.image(encoding, pixels)
+    words = f"right image: expected one of 8UC1, mono8, bgr8, rgb8, bgra8, rgba8, got '{encoding}'"
+    with pytest.raises(MessageError, match=words):
+        to_rtabmap(frame.keypoints, frame.rgb, frame.info, right, frame.right_info)
+    compressed = frame.compressed('.png', 'png', pixels.astype(np.uint16))
+    with pytest.raises(MessageError, match="right image: expected a sensor_msgs/Image, got a compressed one of 'png'"):
+        to_rtabmap(frame.keypoints, frame.rgb, frame.info, compressed, frame.right_info)
 
 
 @pytest.mark.slow

@@ -22,6 +22,8 @@ from edgepoint2_ros.places import Vocabulary
 CV_32FC1 = 5  # OpenCV's number of the type
 # The encodings that it reads, and their bytes per pixel (rtabmap_conversions/MsgConversion.cpp).
 IMAGES = {'8UC1': 1, 'mono8': 1, 'mono16': 2, 'bgr8': 3, 'rgb8': 3, 'bgra8': 4, 'rgba8': 4, 'bayer_grbg8': 1}
+# Of a right image it does not read all of these, and may take mono16 for depth.
+RIGHT_IMAGES = {name: size for name, size in IMAGES.items() if name not in ('mono16', 'bayer_grbg8')}
 DEPTHS = {'16UC1': 2, 'mono16': 2, '32FC1': 4}
 COEFFICIENTS = 0, 4, 5, 6, 8, 12, 14  # allowed numbers of distortion coefficients (CameraModel.cpp)
 GLOBAL_DESCRIPTOR = 1  # its type, as RTAB-Map numbers that of a descriptor written in Python
@@ -61,7 +63,7 @@ def to_rtabmap(
         camera_info: its sensor_msgs/CameraInfo.
         depth: sensor_msgs/Image registered to it, of the same size or an integer fraction of it, or the right image of
             a rectified stereo pair. Depth may also be a CompressedImage with a 16-bit PNG.
-        depth_camera_info: of ``depth``, by default ``camera_info``; a right image needs its own.
+        depth_camera_info: of the right image; None means that ``depth`` is depth.
         messages: where RGBDImage, KeyPoint and Point2f are; by default the module rtabmap_msgs.msg.
         vocabulary: of the keypoints' weights, for a global descriptor; None for none. RTAB-Map aborts if one node of
             its map has one and another has none, or one of another length.
@@ -81,19 +83,16 @@ def to_rtabmap(
         if theirs != ours:
             raise MessageError(f'image and keypoints differ in their {name}: {theirs} and {ours}')
     check_camera_info(camera_info, size, 'camera_info')
-    if _is_compressed(depth) or depth.encoding in DEPTHS:
+    if depth_camera_info is None:
         width, height = _size(depth, DEPTHS, 'depth')
         # RTAB-Map compares the integer quotients of widths and of heights.
         if not min(width, height) or size[0] % width or size[1] % height or size[0] // width != size[1] // height:
             raise MessageError(f'depth: expected {size[0]}x{size[1]} pixels or a whole part, got {width}x{height}')
     else:
-        if _size(depth, IMAGES, 'right image') != size:
+        if _is_compressed(depth):
+            raise MessageError(f'right image: expected a sensor_msgs/Image, got a compressed one of {depth.format!r}')
+        if _size(depth, RIGHT_IMAGES, 'right image') != size:
             raise MessageError(f'right image: expected {size[0]}x{size[1]}, got {depth.width}x{depth.height}')
-        if depth_camera_info is None:
-            raise MessageError(
-                f'depth: expected one of {", ".join(DEPTHS)}, got {depth.encoding!r}; a right image needs its own '
-                f'camera_info'
-            )
         check_camera_info(depth_camera_info, size, 'camera_info of the right image')
         if not depth_camera_info.p[3] < 0:
             raise MessageError(
