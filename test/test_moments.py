@@ -64,3 +64,19 @@ def test_when_time_jumps_back_what_waited_is_missed_and_the_next_is_answered():
     assert play(moments, [('k', 10_000), ('i', 10_000)]) == []
     assert play(moments, [('k', 100), ('i', 100), ('d', 100)]) == [(100, 100, 100)]
     assert moments.missed == {'no image': 0, 'no depth': 1}
+
+
+@pytest.mark.parametrize('order', list(permutations('kid')), ids=''.join)
+def test_after_time_jumps_back_depth_of_the_future_is_no_later_depth(order):
+    """It would make the depth before an image final, although a nearer one is about to come."""
+    moments, late = Moments(20 * MS, 5), {'k': 0, 'i': 0, 'd': 15}
+    before = [(kind, 60_000 + 33 * k + late[kind]) for k in range(4) for kind in 'ikd']
+    assert play(moments, before)[-1] == (60_099, 60_099, 60_114)
+    after = [(kind, 33 * k + late[kind]) for k in range(40) for kind in order]
+    assert play(moments, after) == [(33 * k, 33 * k, 33 * k + 15) for k in range(40)]
+
+
+def test_the_last_depth_of_a_stamp_counts():
+    moments = Moments(20 * MS, 5)
+    assert moments.add_depth(7, 'old') == moments.add_depth(7, 'new') == moments.add_image(7, 'image') == []
+    assert moments.add_keypoints(7, 'keypoints') == [('keypoints', 'image', 'new')]

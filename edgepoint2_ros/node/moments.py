@@ -20,7 +20,8 @@ class Moments:
     """Synchronises messages, whatever order they come in. Stamps are nanoseconds.
 
     An image has the stamp of its keypoints. Depth is the nearest within ``interval``, which is known once a later one
-    has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait.
+    has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait. When time jumps back,
+    whatever is of the future is dropped.
 
     Attributes:
         missed: dropped keypoints, by what they waited for.
@@ -31,30 +32,42 @@ class Moments:
         self._interval, self._capacity = interval, capacity
         self._waiting: deque[tuple[int, Any]] = deque()
         self._images: dict[int, Any] = {}
-        self._depths: deque[tuple[int, Any]] = deque(maxlen=capacity)
+        self._depths: dict[int, Any] = {}
 
     def add_image(self, stamp: int, image: Any) -> list[Moment]:
         """Take an image and return what is complete now, oldest first."""
-        self._images.pop(stamp, None)
-        self._images[stamp] = image
-        if len(self._images) > self._capacity:
-            del self._images[next(iter(self._images))]
+        self._keep(self._images, stamp, image)
         return self._collect()
 
     def add_depth(self, stamp: int, depth: Any) -> list[Moment]:
         """Take depth or a right image and return what is complete now, oldest first."""
-        self._depths.append((stamp, depth))
+        self._keep(self._depths, stamp, depth)
         return self._collect()
 
     def add_keypoints(self, stamp: int, keypoints: Any) -> list[Moment]:
         """Take keypoints and return what is complete now, oldest first."""
-        for last, _ in [entry for entry in self._waiting if entry[0] > stamp + REORDERED]:
-            self._miss(last)  # time has jumped back
-        self._waiting = deque(entry for entry in self._waiting if entry[0] <= stamp + REORDERED)
+        self._forget_after(stamp + REORDERED)
         self._waiting.append((stamp, keypoints))
         if len(self._waiting) > self._capacity:
             self._miss(self._waiting.popleft()[0])
         return self._collect()
+
+    def _keep(self, kept: dict[int, Any], stamp: int, item: Any) -> None:
+        """Add an image or depth to those kept; it replaces one of its stamp."""
+        self._forget_after(stamp + REORDERED)
+        kept.pop(stamp, None)
+        kept[stamp] = item
+        if len(kept) > self._capacity:
+            del kept[next(iter(kept))]
+
+    def _forget_after(self, stamp: int) -> None:
+        """Drop what is later than a stamp: time has jumped back."""
+        for last, _ in [entry for entry in self._waiting if entry[0] > stamp]:
+            self._miss(last)
+        self._waiting = deque(entry for entry in self._waiting if entry[0] <= stamp)
+        for kept in (self._images, self._depths):
+            for later in [other for other in kept if other > stamp]:
+                del kept[later]
 
     def _collect(self) -> list[Moment]:
         ready: list[Moment] = []
@@ -74,9 +87,9 @@ class Moments:
         """Return the depth nearest to a stamp, or None if there is none or a nearer one may come."""
         if not self._depths:
             return None
-        time, depth = min(self._depths, key=lambda entry: abs(entry[0] - stamp))
-        is_final = time >= stamp or any(other > stamp for other, _ in self._depths)
-        return depth if is_final and abs(time - stamp) <= self._interval else None
+        time = min(self._depths, key=lambda other: abs(other - stamp))
+        is_final = time >= stamp or any(other > stamp for other in self._depths)
+        return self._depths[time] if is_final and abs(time - stamp) <= self._interval else None
 
     def _miss(self, stamp: int) -> None:
         self.missed['no depth' if stamp in self._images else 'no image'] += 1
