@@ -328,6 +328,22 @@ def test_ctrl_c_during_start_up_ends_quietly(delay, official_model, start):
     assert 'ERROR' not in process.output
 
 
+def test_a_queue_that_grows_while_running_takes_a_burst(official_model, gray, start, rig):
+    official_model('T-32')
+    start('growing', image_reliability='reliable')
+    camera, small = rig('growing'), np.ascontiguousarray(gray[:64, :64])
+    camera.node.destroy_publisher(camera.camera)
+    camera.plug_in(1000)
+    camera.connect_and_settle(small)
+    assert camera.set_together(queue_policy='all', queue_size=500).successful
+    camera.connect_and_settle(small)
+    before = camera.next_stats().processed
+    for _ in range(400):
+        camera.send(small)
+    camera.wait_until(lambda: camera.stats[-1].processed >= before + 400)
+    assert camera.stats[-1].lost == camera.stats[-1].dropped_full == 0
+
+
 def test_ctrl_c_pressed_repeatedly_while_images_come_ends_quietly(official_model, photograph, start, rig):
     official_model('T-32')
     process = start('busy', queue_policy='all')

@@ -137,6 +137,15 @@ class CameraTopics:
             self._node.destroy_subscription(self._image_subscription)
         self._listen(self._receive, asked)
 
+    def deepen(self, depth: int) -> None:
+        """Request images anew if the middleware's queue for them is less deep than ``depth``."""
+        if self._receive is None or depth <= self._depth:
+            return
+        self._depth = depth
+        if self._image_subscription is not None and self._reliability is not None:
+            self._node.destroy_subscription(self._image_subscription)
+            self._listen(self._receive, self._reliability)
+
     def receive_mask(self, message: Image) -> None:
         """Take a mask message, for images from its stamp on."""
         self.health.masks_received += 1

@@ -121,11 +121,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._worker.start()
         for number, camera in enumerate(self.cameras):
             camera.reset()
-            camera.subscribe(
-                functools.partial(self.receive, camera=number),
-                settings,
-                max(settings.image_depth, capacity(settings)),  # a burst waits in the middleware first
-            )
+            camera.subscribe(functools.partial(self.receive, camera=number), settings, _depth(settings))
         self._state = 'active'
         self.get_logger().info(f'waiting for images on {", ".join(camera.topic for camera in self.cameras)}')
         return TransitionCallbackReturn.SUCCESS
@@ -262,6 +258,13 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
         self._settings = settings
         if self._worker is not None:
             self._worker.apply(settings, static_masks)
+        for camera in self.cameras:
+            camera.deepen(_depth(settings))
+
+
+def _depth(settings: SimpleNamespace) -> int:
+    """Return the depth of the middleware's queue for images: a burst waits there first."""
+    return max(settings.image_depth, capacity(settings))
 
 
 def _read_masks(settings: SimpleNamespace) -> dict[str, np.ndarray]:

@@ -20,8 +20,8 @@ class Moments:
     """Synchronises messages, whatever order they come in. Stamps are nanoseconds.
 
     An image has the stamp of its keypoints. Depth is the nearest within ``interval``, which is known once a later one
-    has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait. When time jumps back,
-    whatever is of the future is dropped.
+    has come. Keypoints wait for both, until later ones are complete, or ``capacity`` of them wait. What is in the
+    future once time has jumped back is dropped.
 
     Attributes:
         missed: dropped keypoints, by what they waited for.
