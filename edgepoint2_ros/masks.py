@@ -12,30 +12,36 @@ import numpy as np
 from edgepoint2_ros.errors import ImageError
 from edgepoint2_ros.image_files import load, turn_upright
 from edgepoint2_ros.images import to_mask
+from edgepoint2_ros.messages import REORDERED
 
 KEPT = 30  # masks of one camera that wait for their images
 
 
 class Masks:
-    """The masks of one camera: the newest at or before an image's stamp applies.
+    """The masks of one camera: the newest at or before an image's stamp applies; before all of them, that of stamp 0.
 
     One thread may `put` while another calls `at`.
     """
 
     def __init__(self) -> None:
         self._kept: list[list[Any]] = []  # [stamp, message, or the mask made of it], stamps in ascending order
+        self._always: list[Any] | None = None  # the same, of stamp 0
         self._lock = threading.Lock()
 
     def put(self, stamp: int, message: Any) -> None:
         """Keep a mask message (sensor_msgs/Image) with its stamp in nanoseconds.
 
-        A stamp before the newest one means that time jumped back, say because a recording restarted: the masks kept so
-        far belong to another time.
+        A stamp more than REORDERED before the newest one means that time jumped back, say because a recording
+        restarted: the masks kept so far belong to another time, except that of stamp 0.
         """
         with self._lock:
-            if self._kept and stamp < self._kept[-1][0]:
+            if stamp == 0:
+                self._always = [stamp, message]
+                return
+            if self._kept and stamp < self._kept[-1][0] - REORDERED:
                 self._kept.clear()
-            self._kept = [*self._kept[1 - KEPT :], [stamp, message]]
+            bisect.insort(self._kept, [stamp, message], key=lambda entry: entry[0])
+            del self._kept[:-KEPT]
 
     def at(self, stamp: int) -> np.ndarray | None:
         """Return the mask (H, W) uint8 that applies at ``stamp``, nonzero = allowed, or None if there is none.
@@ -45,22 +51,23 @@ class Masks:
         """
         with self._lock:
             place = bisect.bisect_right(self._kept, stamp, key=lambda entry: entry[0])
-            if place == 0:
-                return None
-            entry = self._kept[place - 1]
+            entry = self._kept[place - 1] if place else self._always
+        if entry is None:
+            return None
         if not isinstance(entry[1], np.ndarray):
             try:
                 entry[1] = to_mask(entry[1])
             except Exception:
                 with self._lock:
                     self._kept = [other for other in self._kept if other is not entry]
+                    self._always = None if self._always is entry else self._always
                 raise
         return entry[1]
 
     def lead(self, stamp: int) -> int:
         """Return by how many nanoseconds all masks are later than ``stamp``, or 0 if one applies or none has come."""
         with self._lock:
-            return max(0, self._kept[0][0] - stamp) if self._kept else 0
+            return max(0, self._kept[0][0] - stamp) if self._kept and self._always is None else 0
 
 
 def read_mask_file(path: str) -> np.ndarray:

@@ -11,6 +11,8 @@ from exif import store
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.masks import KEPT, Masks, combine, read_mask_file
 
+MS = 1_000_000
+
 
 def message(value: int, encoding: str = 'mono8'):
     pixels = np.full((4, 6), value, np.uint8)
@@ -29,11 +31,37 @@ def test_the_newest_at_or_before_the_stamp_counts():
 
 def test_when_time_is_set_back_the_masks_of_before_are_forgotten():
     masks = Masks()
-    masks.put(100, message(0))
-    masks.put(900, message(0))
-    masks.put(500, message(1))
-    assert masks.at(499) is None
-    assert masks.at(1000).min() == 255
+    masks.put(1000 * MS, message(0))
+    masks.put(9000 * MS, message(0))
+    masks.put(8000 * MS, message(1))
+    assert masks.at(7999 * MS) is None
+    assert masks.at(10_000 * MS).min() == 255
+
+
+def test_a_mask_that_comes_late_takes_its_place_among_the_others():
+    masks = Masks()
+    for stamp, value in ((1000, 0), (1200, 1), (700, 1), (1100, 0)):
+        masks.put(stamp * MS, message(value))
+    assert masks.at(699 * MS) is None
+    assert [masks.at(stamp * MS).max() for stamp in (700, 1000, 1100, 1199, 1200)] == [255, 0, 0, 0, 255]
+
+
+def test_the_last_mask_of_stamp_0_counts_before_all_others_whatever_comes():
+    masks = Masks()
+    masks.put(0, message(1))
+    masks.put(0, message(0))
+    for stamp in range(1000, 1000 + 100 * KEPT, 100):
+        masks.put(stamp * MS, message(1))
+    masks.put(500 * MS, message(1))  # time is set back
+    assert masks.at(0).max() == masks.at(499 * MS).max() == 0
+    assert masks.at(500 * MS).min() == 255
+    assert masks.lead(0) == 0
+    masks.put(0, message(1, 'bgr8'))
+    assert masks.at(500 * MS).min() == 255
+    with pytest.raises(ImageError, match="'bgr8' is unknown"):
+        masks.at(0)
+    assert masks.at(0) is None
+    assert masks.lead(0) == 500 * MS
 
 
 def test_a_mask_that_cannot_be_read_is_forgotten_and_the_one_before_it_counts():
@@ -57,10 +85,10 @@ def test_a_mask_that_fails_in_any_way_is_forgotten(monkeypatch):
 
 def test_memory_stays_bounded():
     masks = Masks()
-    for stamp in range(1000):
+    for stamp in range(1, 1001):
         masks.put(stamp, message(1))
-    assert masks.at(1000 - KEPT - 1) is None
-    assert masks.at(1000 - KEPT) is not None
+    assert masks.at(1000 - KEPT) is None
+    assert masks.at(1001 - KEPT) is not None
 
 
 def test_everything_allowed_is_no_mask():

@@ -139,6 +139,33 @@ def test_a_mask_that_is_later_than_every_image_is_said(start, rig, gray, left_ha
     camera.status('image', counts)
 
 
+def test_a_mask_for_all_images_and_late_ones_last_beside_those_of_moments(start, rig, gray, left_half):
+    start('late')
+    camera, now = rig('late'), 1_800_000_000
+    camera.connect()
+    upper_half, everything = np.zeros_like(gray), np.full_like(gray, 255)
+    upper_half[:240] = 255
+
+    def at(pixels, second: int, nanosecond: int) -> Image:
+        image = camera.image(pixels)
+        image.header.stamp.sec, image.header.stamp.nanosec = second, nanosecond
+        return image
+
+    def answer(second: int, nanosecond: int):
+        camera.received.clear()
+        image = at(gray, second, nanosecond)
+        camera.camera.publish(image)
+        return camera.answer_to(image)
+
+    for mask in (at(left_half, 0, 0), at(everything, now, 900_000_000), at(upper_half, now, 500_000_000)):
+        camera.mask.publish(mask)
+        camera.spin(0.15)
+    assert max(answer(now, 0).x) <= 320
+    assert max(answer(now, 600_000_000).y) <= 240
+    last = answer(now, 950_000_000)
+    assert max(last.x) > 400 and max(last.y) > 400
+
+
 def test_masks_that_the_middleware_loses_are_counted_and_said(gray, ros):
     from edgepoint2_ros.node.extractor_node import ExtractorNode
 

@@ -3,7 +3,7 @@
 from collections import deque
 from typing import Any, NamedTuple
 
-from edgepoint2_ros.node.stamps import REORDERED
+from edgepoint2_ros.messages import REORDERED
 
 MISSING = ('no image', 'no depth')  # why keypoints can be dropped
 

@@ -4,8 +4,8 @@ from collections import deque
 from typing import Any
 
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.messages import REORDERED
 
-REORDERED = 500_000_000  # a stamp may be this much before the last one; beyond that, time itself has jumped back
 APART = 3_000_000  # maximum time between the two images of a stereo pair
 WAIT = 5  # left images that may wait for their right ones
 
