@@ -107,7 +107,8 @@ def match_guided(
         raise EdgePoint2Error('no search constraint: expected predicted and radius, fundamental or disparity')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
-    if not np.isfinite(second.xy).all():
+    sources = (second,) if fundamental is None and disparity is None else (first, second)
+    if not all(np.isfinite(features.xy).all() for features in sources):
         raise EdgePoint2Error('positions of keypoints to match are not finite')
     if boxes is not None:
         i, j = _find_inside(*boxes, second.xy)
@@ -197,9 +198,9 @@ def _search_boxes(
             bad = np.count_nonzero(~(np.asarray(radius, np.float64) >= 0))
             got = f'shape {shape}, {bad} of them not' if shape else radius
             raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {got}')
-        predicted = np.where(np.isfinite(predicted).all(axis=1, keepdims=True), predicted, -1e9)
-        reach = np.asarray(radius, np.float64).reshape(-1, 1)
-        boxes = predicted - reach, predicted + reach
+        known = np.isfinite(predicted).all(axis=1, keepdims=True)
+        predicted, reach = np.where(known, predicted, 0), np.asarray(radius, np.float64).reshape(-1, 1)
+        boxes = np.where(known, predicted - reach, np.inf), np.where(known, predicted + reach, -np.inf)
     if disparity is not None:
         least, most = disparity
         if not least <= most:

@@ -16,6 +16,7 @@ pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from rclpy.serialization import serialize_message
 from std_msgs.msg import Header
 
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match, match_guided
 from edgepoint2_ros.messages import ENCODINGS, decode, encode
@@ -130,6 +131,7 @@ GUIDES = {
     'predicted': lambda xy: {'predicted': xy + 3, 'radius': 60.0},
     'radii': lambda xy: {'predicted': xy * 0.9, 'radius': np.linspace(0, 200, len(xy))},
     'places not finite': lambda xy: {'predicted': np.where(xy > 300, np.nan, xy), 'radius': 100.0},
+    'places not finite, anywhere': lambda xy: {'predicted': np.where(xy > 500, np.nan, xy), 'radius': np.inf},
     'line': lambda xy: {'fundamental': FUNDAMENTAL, 'distance': 30.0},
     'rows': lambda xy: {'disparity': (-10.0, 200.0), 'distance': 20.0},
     'all': lambda xy: {
@@ -183,9 +185,13 @@ def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(rea
         ({}, 'no search constraint: expected predicted and radius, fundamental or disparity'),
         ({'predicted': np.zeros((4, 2)), 'radius': 1.0}, 'predicted: expected 5, one for each feature, got 4 and 4'),
         ({'predicted': np.zeros((5, 2))}, 'radius: expected a number from 0, or 5 of them'),
-        ({'predicted': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them'),
+        ({'predicted': np.zeros((5, 2)), 'radius': -1.0}, 'radius: expected a number from 0, or 5 of them, got -1'),
+        (
+            {'predicted': np.zeros((5, 2)), 'radius': np.zeros(3)},
+            'radius: expected a number from 0, or 5 of them, got 3',
+        ),
         ({'predicted': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
-        ({'disparity': (3.0, 2.0)}, 'disparity: expected minimum and maximum'),
+        ({'disparity': (3.0, 2.0)}, 'disparity: expected minimum and maximum, got 3.000000 and 2.000000'),
         ({'disparity': (0.0, 2.0), 'distance': 0.0}, 'distance: expected a positive number of pixels'),
     ],
 )
@@ -194,29 +200,48 @@ def test_a_guide_that_makes_no_sense_is_refused(guide, words, reader, tmp_path):
     assert words in reader('guided', message, message, options=(write_guide(tmp_path, guide),), code=1)
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize(
     ('name', 'words'),
     [('xy', 'positions of keypoints to match are not finite'), ('descriptors', 'hold numbers that are not finite')],
 )
-def test_what_is_not_finite_is_not_matched(name, words, reader, tmp_path):
+def test_what_is_not_finite_is_not_matched(name, words, value, reader, tmp_path):
     good = make(5)
     values = getattr(good, name).copy()
-    values[2] = np.nan
-    broken = encode(dataclasses.replace(good, **{name: values}), Header())
-    guide = write_guide(tmp_path, {'predicted': np.zeros((5, 2)), 'radius': 1000.0})
-    assert words in reader('guided', encode(good, Header()), broken, options=(guide,), code=1)
+    values[2] = value
+    broken = dataclasses.replace(good, **{name: values})
+    everywhere = {'disparity': (-1e3, 1e3), 'distance': 1e3}
+    guide = write_guide(tmp_path, everywhere)
+    for first, second in ((good, broken), (broken, good)):
+        messages = encode(first, Header()), encode(second, Header())
+        assert words in reader('guided', *messages, options=(guide,), code=1)
+        with pytest.raises(EdgePoint2Error, match=words):
+            match_guided(first, second, **everywhere)
+        if name == 'descriptors':
+            assert words in reader('match', *messages, code=1)
+            with pytest.raises(EdgePoint2Error, match=words):
+                match(first, second)
 
 
-def test_no_keypoints_give_no_matches(reader):
+def test_no_keypoints_give_no_matches(reader, tmp_path):
     some, none = encode(make(5), Header()), encode(make(0), Header())
     for pair in ((some, none), (none, some), (none, none)):
         assert reader('match', *pair) == ''
     assert reader('decode', none) == ''
+    for radius in (20.0, np.zeros(0)):
+        guide = write_guide(tmp_path, {'predicted': np.zeros((0, 2)), 'radius': radius})
+        assert reader('guided', none, some, options=(guide,)) == ''
 
 
 def test_features_of_different_weights_are_refused(reader):
     error = reader('match', encode(make(5, digest='a'), Header()), encode(make(5, digest='b'), Header()), code=1)
     assert error.startswith('features of T-32 [a] cannot be matched with features of T-32 [b]')
+
+
+def test_descriptors_of_different_sizes_are_refused(reader):
+    other = dataclasses.replace(make(5, size=48), model='T-32')
+    error = reader('match', encode(make(5), Header()), encode(other, Header()), code=1)
+    assert error.startswith('descriptors of 32 numbers cannot be matched with those of 48')
 
 
 def test_both_languages_know_the_min_cosine_of_every_model_that_ships(reader):

@@ -197,12 +197,48 @@ inline Features decode(const msg::KeypointArray & message)
 namespace detail
 {
 
+inline void check_whole(const Features & features)
+{
+  if (features.y.size() != features.size() || features.descriptors.size() != features.size() * features.descriptor_size)
+  {
+    throw Error(
+            "features to match: expected as many y as x and " + std::to_string(features.descriptor_size) +
+            " numbers of descriptors for each, got " + std::to_string(features.size()) + " x, " +
+            std::to_string(features.y.size()) + " y and " + std::to_string(features.descriptors.size()) + " numbers");
+  }
+}
+
 inline void check_comparable(const Features & first, const Features & second)
 {
-  if (!comparable(first, second)) {
+  if (first.model != second.model || first.digest != second.digest) {
     throw Error(
             "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
             second.model + " [" + second.digest + "]: descriptors of different weights cannot be compared");
+  }
+  if (first.descriptor_size != second.descriptor_size) {
+    throw Error(
+            "descriptors of " + std::to_string(first.descriptor_size) + " numbers cannot be matched with those of " +
+            std::to_string(second.descriptor_size));
+  }
+  check_whole(first);
+  check_whole(second);
+}
+
+inline void check_positions(const Features & features)
+{
+  for (std::size_t i = 0; i < features.size(); ++i) {
+    if (!std::isfinite(features.x[i]) || !std::isfinite(features.y[i])) {
+      throw Error("positions of keypoints to match are not finite");
+    }
+  }
+}
+
+inline void check_descriptors(const Features & features)
+{
+  for (const float number : features.descriptors) {
+    if (!std::isfinite(number)) {
+      throw Error("descriptors to be matched hold numbers that are not finite");
+    }
   }
 }
 
@@ -214,12 +250,17 @@ inline void check_comparable(const Features & first, const Features & second)
  * \param ratio matches are dropped unless their descriptor distance is less than this times the distance to the
  *   second best of `second` (Lowe's ratio test); 1 disables the test.
  * \return matches with `first` ascending.
- * \throws Error the features come from different models or weights.
+ * \throws Error the features come from different models or weights, or hold numbers that are not finite.
  */
 inline std::vector<Match> match(
   const Features & first, const Features & second, float min_cosine = -1, float ratio = 1)
 {
   detail::check_comparable(first, second);
+  if (first.size() == 0 || second.size() == 0) {
+    return {};
+  }
+  detail::check_descriptors(first);
+  detail::check_descriptors(second);
   const std::size_t size = first.descriptor_size;
   std::vector<detail::Nearest> of_first(first.size()), of_second(second.size());
 
@@ -258,7 +299,7 @@ inline std::vector<Match> match(
   }
 
   std::vector<Match> matches;
-  for (std::size_t i = 0; i < first.size() && second.size() > 0; ++i) {
+  for (std::size_t i = 0; i < first.size(); ++i) {
     const detail::Nearest & nearest = of_first[i];
     if (of_second[nearest.index].index != i || !(nearest.cosine >= min_cosine)) {
       continue;
@@ -356,14 +397,16 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   constexpr double everywhere = std::numeric_limits<double>::infinity();
   const std::size_t count = first.size();
   const bool is_predicted = !guide.predicted_x.empty() || !guide.predicted_y.empty() || !guide.radius.empty();
-  if (!is_predicted && !guide.fundamental && !guide.disparity) {
+  if (!is_predicted && !guide.fundamental && !guide.disparity && count > 0) {  // no features have no predictions
     throw Error("no search constraint: expected predicted and radius, fundamental or disparity");
   }
   if (!(guide.distance > 0)) {
     throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
   }
   if (guide.disparity && !((*guide.disparity)[0] <= (*guide.disparity)[1])) {
-    throw Error("disparity: expected minimum and maximum");
+    throw Error(
+            "disparity: expected minimum and maximum, got " + std::to_string((*guide.disparity)[0]) + " and " +
+            std::to_string((*guide.disparity)[1]));
   }
   if (is_predicted) {
     if (guide.predicted_x.size() != count || guide.predicted_y.size() != count) {
@@ -371,12 +414,14 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
               "predicted: expected " + std::to_string(count) + ", one for each feature, got " +
               std::to_string(guide.predicted_x.size()) + " and " + std::to_string(guide.predicted_y.size()));
     }
-    bool fits = guide.radius.size() == 1 || guide.radius.size() == count;
-    for (const double radius : guide.radius) {
-      fits = fits && radius >= 0;
+    const std::string wanted = "radius: expected a number from 0, or " + std::to_string(count) + " of them, got ";
+    if (guide.radius.size() != 1 && guide.radius.size() != count) {
+      throw Error(wanted + std::to_string(guide.radius.size()));
     }
-    if (!fits) {
-      throw Error("radius: expected a number from 0, or " + std::to_string(count) + " of them");
+    for (const double radius : guide.radius) {
+      if (!(radius >= 0)) {
+        throw Error(wanted + std::to_string(radius));
+      }
     }
   }
   std::vector<Box> boxes(count, Box{-everywhere, -everywhere, everywhere, everywhere});
@@ -468,10 +513,12 @@ inline std::vector<Match> match_guided(
   constexpr float lowest = -std::numeric_limits<float>::infinity();
   detail::check_comparable(first, second);
   const std::vector<detail::Box> boxes = detail::search_boxes(first, guide);
-  for (std::size_t j = 0; j < second.size() && first.size() > 0; ++j) {
-    if (!std::isfinite(second.x[j]) || !std::isfinite(second.y[j])) {
-      throw Error("positions of keypoints to match are not finite");
-    }
+  if (first.size() == 0 || second.size() == 0) {
+    return {};
+  }
+  detail::check_positions(second);
+  if (guide.fundamental || guide.disparity) {
+    detail::check_positions(first);
   }
   const detail::Rows rows(second);
   std::vector<detail::Nearest> of_first(first.size());
