@@ -31,11 +31,13 @@ pytestmark = pytest.mark.slow
 class Rig:
     """The node as a process, and a camera, an extractor and a reader around it."""
 
-    def __init__(self, folder: Path, environment: dict, latched: bool = False, image_qos=10, **values):
+    def __init__(self, folder: Path, environment: dict, latched: bool = False, image_qos=10, remap=(), **values):
         from rtabmap_msgs.msg import RGBDImage
 
         self.log = folder / 'to_rtabmap.log'
         command = [sys.executable, '-m', 'edgepoint2_ros.node.to_rtabmap', '--ros-args', '-r', '__ns:=/rig']
+        for rule in remap:
+            command += ['-r', rule]
         for name, value in values.items():
             command += ['-p', f'{name}:={str(value).lower() if isinstance(value, bool) else value}']
         with open(self.log, 'w') as log:
@@ -299,6 +301,19 @@ def test_with_place_each_image_has_a_global_descriptor_and_those_of_other_weight
 def test_silence_is_seen_in_the_diagnostics(start):
     rig = start()
     rig.spin_until(lambda: any('no keypoints for' in status.message for status in rig.diagnostics))
+
+
+def test_those_who_publish_a_remapped_topic_are_counted(start):
+    rig = start(remap=['keypoints:=features', 'image:=picture'], queue_size=1)
+    features = rig.node.create_publisher(KeypointArray, 'features', 10)
+    rig.node.create_publisher(Image, 'picture', 10)
+    said = ['s on /rig/features (1 publish it)', 'without their image on /rig/picture (1 publish it)']
+
+    def publish():
+        features.publish(rig.frame().keypoints)
+
+    for words, repeat in zip(said, (lambda: None, publish)):
+        rig.spin_until(lambda: any(words in status.message for status in rig.diagnostics), repeat)  # noqa: B023
 
 
 @pytest.mark.parametrize(

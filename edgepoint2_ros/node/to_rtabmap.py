@@ -60,7 +60,7 @@ class Input:
 
     def describe(self) -> str:
         """Return its full name and its number of publishers, for a log."""
-        return f'{self._subscription.topic_name} ({self._node.count_publishers(self._topic)} publish it)'
+        return _describe(self._node, self._topic)
 
 
 class ToRtabmapNode(AcceptsUnchanged, Node):
@@ -187,12 +187,16 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
                 f'synchronised?'
             )
         if silent > SILENCE:
-            topic = self.resolve_topic_name(self._keypoints_topic)
-            publishers = self.count_publishers(self._keypoints_topic)
-            return WARN, f'no keypoints for {silent:.0f} s on {topic} ({publishers} publish it)'
+            return WARN, f'no keypoints for {silent:.0f} s on {_describe(self, self._keypoints_topic)}'
         if new['lost']:
             return WARN, f'{new["lost"]} messages lost in transit'
         return OK, f'{new["published"]} images/s'
+
+
+def _describe(node: Node, topic: str) -> str:
+    """Return the full name of a topic, which is given before remapping, and its number of publishers, for a log."""
+    publishers = node.get_publishers_info_by_topic(topic)  # count_publishers would not remap the name
+    return f'{node.resolve_topic_name(topic)} ({len(publishers)} publish it)'
 
 
 def main(args: list[str] | None = None) -> int:
