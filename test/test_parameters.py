@@ -88,6 +88,8 @@ def test_cameras_have_names_that_topics_can_have():
     [
         ('max_keypoints', '77', 77),
         ('score_threshold', '-3', -3.0),
+        ('score_threshold', '-1e1', -10.0),
+        ('max_keypoints', '0x10', 16),
         ('autostart', 'false', False),
         ('cameras', '[left, right]', ['left', 'right']),
         ('cameras', "['']", ['']),
@@ -108,7 +110,10 @@ def test_a_launch_argument_is_read_as_in_a_parameter_file(name, text, value):
         ('max_keypoints', 'many', "max_keypoints: expected integer from 1, got 'many'"),
         ('autostart', '1', 'autostart: expected true or false, got 1'),
         ('cameras', "['0','1']", r"cameras: expected a list .* which begin with no digit.*, got \['0', '1'\]"),
+        ('max_keypoints', '1:30', "max_keypoints: expected integer from 1, got '1:30'"),
         ('cameras', 'left', "cameras: expected a list like .*, got 'left'"),
+        ('cameras', '[{name: left}]', r"cameras: expected a list like .*, got \[{'name': 'left'}\]"),
+        ('cameras', '[2001-99-99]', 'cameras: expected a list like '),
         ('cameras', '[left', r"cameras: expected a list like .*, got '\[left'"),
     ],
 )

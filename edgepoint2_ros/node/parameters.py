@@ -9,7 +9,9 @@ import math
 import re
 from array import array
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -99,10 +101,24 @@ class Parameter:
 
         if self.type is str:
             return self.check(text)
+        if self.type in (int, float):
+            return self.check(_to_number(text))
         try:
-            return self.check(yaml.safe_load(text))
-        except yaml.YAMLError:
-            return self.check(text)
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):  # PyYAML raises all of these
+            value = text
+        if isinstance(value, list) and type(self.default[0]) is float:
+            value = [_to_number(part) if isinstance(part, str) else part for part in value]
+            value = [float(part) if type(part) is int else part for part in value]
+        return self.check(value)
+
+
+def _to_number(text: str) -> int | float | str:
+    """Return a number as rcl reads it; PyYAML takes 1e-2 for a string, and 1:30 for a number."""
+    for kind in (partial(int, base=0), float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def _are_variances(values: list[Any]) -> bool:
@@ -115,7 +131,7 @@ def _are_one_or_two(names: list[Any]) -> bool:
 
 def _are_cameras(names: list[Any]) -> bool:
     return names == [''] or (
-        0 < len(names) == len(set(names)) and all(type(name) is str and _CAMERA.fullmatch(name) for name in names)
+        all(type(name) is str and _CAMERA.fullmatch(name) for name in names) and 0 < len(names) == len(set(names))
     )
 
 
