@@ -9,16 +9,18 @@ and a folder with nothing else in it.
 try:
     from edgepoint2_ros.bridges.rtabmap_plugin import detect, extract, init, match
 except Exception as error:  # RTAB-Map crashes while it reports an exception whose traceback is not ASCII
+    import contextlib
     import sys
 
     import numpy as np
 
-    print(
-        f'edgepoint2: no features and no matches, {type(error).__name__}: {error}. RTAB-Map runs Python '
-        f'{sys.version.split()[0]}; `edgepoint2 rtabmap` prints the PYTHONPATH that it needs.',
-        file=sys.stderr,
-        flush=True,
-    )
+    with contextlib.suppress(Exception):  # stderr may be closed
+        print(
+            f'edgepoint2: no features and no matches, {type(error).__name__}: {error}. RTAB-Map runs Python '
+            f'{sys.version.split()[0]}; `edgepoint2 rtabmap` prints the PYTHONPATH that it needs.',
+            file=sys.stderr,
+            flush=True,
+        )
 
     def init(*_: object) -> None:
         """Do nothing: there is nothing to prepare."""

@@ -98,6 +98,23 @@ def test_a_model_without_a_vocabulary_detects_and_matches(gray, capsys, tmp_path
     assert 'no vocabulary of places' in capsys.readouterr().err
 
 
+def test_a_failure_at_the_first_image_does_not_change_the_size_of_the_global_descriptor(gray, capsys):
+    plugin = Plugin({})
+    broken = plugin.extract(np.zeros((64, 64, 3), np.float64))
+    assert broken.shape == plugin.extract(gray[:, :, None]).shape == (1, 512)
+    assert 'no global descriptor' in capsys.readouterr().err
+
+
+def test_the_command_names_weights_by_a_path_that_holds_everywhere(tmp_path, monkeypatch, capsys):
+    for source in SHIPPED.glob('T-32.*'):
+        shutil.copy(source, tmp_path)
+    monkeypatch.chdir(tmp_path.parent)
+    assert main(['rtabmap', '--weights', tmp_path.name]) == 0
+    assert f'export EDGEPOINT2_WEIGHTS={tmp_path}\n' in capsys.readouterr().out
+    assert main(['rtabmap', '--weights', 'shipped']) == 0
+    assert 'export EDGEPOINT2_WEIGHTS=shipped\n' in capsys.readouterr().out
+
+
 def test_the_command_prints_parameters_that_name_the_file(capsys):
     assert main(['rtabmap', '--model', 'T-48', '--threads', '1']) == 0
     printed = capsys.readouterr().out
@@ -211,6 +228,12 @@ def test_a_package_that_is_not_found_gives_no_features_and_says_why(folder, host
     file = tmp_path / folder / FILE.name
     shutil.copy(FILE, file)
     file.write_text(f'import sys\nsys.path.insert(0, {str(tmp_path / folder)!r})\n' + file.read_text())
+    code = f'import sys; sys.path.insert(0, {str(file.parent)!r}); import {file.stem}; print({file.stem}.match())'
+    unread, stderr = os.pipe()
+    os.close(unread)
+    closed = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60)
+    os.close(stderr)
+    assert (closed.returncode, closed.stdout) == (0, '[]\n')
     found, errors = host('detect-wrong', file=file)
     assert {line.split(': ')[1] for line in found.splitlines()} == {'0'}
     assert 'ImportError: no such package' in errors

@@ -163,6 +163,8 @@ class Plugin:
             aborts if two nodes of its map have descriptors of different sizes.
         """
         try:
+            with self._lock:
+                self._open()  # first: the vocabulary has the size of what is returned, whatever fails
             if isinstance(image, np.ndarray) and image.dtype == np.int8:
                 image = image.view(np.uint8)
             if isinstance(image, np.ndarray) and image.ndim == 3 and image.size and image.shape[2] == 3:

@@ -17,6 +17,7 @@ from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.engines import BACKENDS
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
+from edgepoint2_ros.models import WEIGHTS
 from edgepoint2_ros.places import open_vocabulary
 
 PLUGIN = 'edgepoint2_rtabmap.py'
@@ -87,6 +88,8 @@ def to_environment(settings: ExtractorSettings) -> list[str]:
     if folders:
         lines.append(f'PYTHONPATH={shlex.quote(os.pathsep.join(folders))}${{PYTHONPATH:+:$PYTHONPATH}}')
     for name, value in vars(settings).items():
+        if name == 'weights' and value not in WEIGHTS:
+            value = os.path.abspath(os.path.expanduser(value))  # RTAB-Map runs elsewhere
         if value != getattr(DEFAULTS, name):
             lines.append(f'{PREFIX}{name.upper()}={shlex.quote(str(value))}')
     return lines
