@@ -76,6 +76,19 @@ def test_after_time_jumps_back_depth_of_the_future_is_no_later_depth(order):
     assert play(moments, after) == [(33 * k, 33 * k, 33 * k + 15) for k in range(40)]
 
 
+def test_what_is_missing_is_what_the_oldest_keypoints_lack():
+    moments = Moments(0, 5)
+    assert moments.missing == ''
+    play(moments, [('k', 1)])
+    assert moments.missing == 'no image'
+    play(moments, [('i', 1), ('k', 2)])
+    assert moments.missing == 'no depth'
+    play(moments, [('d', 1)])
+    assert moments.missing == 'no image'
+    play(moments, [('i', 2), ('d', 2)])
+    assert moments.missing == ''
+
+
 def test_the_last_depth_of_a_stamp_counts():
     moments = Moments(20 * MS, 5)
     assert moments.add_depth(7, 'old') == moments.add_depth(7, 'new') == moments.add_image(7, 'image') == []

@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 import rclpy
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from node_rig import end_rigs
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -301,6 +301,29 @@ def test_with_place_each_image_has_a_global_descriptor_and_those_of_other_weight
 def test_silence_is_seen_in_the_diagnostics(start):
     rig = start()
     rig.spin_until(lambda: any('no keypoints for' in status.message for status in rig.diagnostics))
+
+
+@pytest.mark.parametrize(('missing', 'topic'), [('image', '/rig/image'), ('depth', '/rig/depth')])
+def test_while_nothing_gets_through_the_input_that_is_missing_is_named(missing, topic, start):
+    rig = start(queue_size=1000)
+    rig.connect()
+
+    def publish():
+        frame = rig.frame()
+        rig.info.publish(frame.info)
+        if missing == 'depth':
+            rig.image.publish(frame.rgb)
+        rig.keypoints.publish(frame.keypoints)
+
+    rig.diagnostics.clear()
+    words = f's: keypoints wait for a match on {topic} (1 publish it)'
+    rig.spin_until(lambda: any(words in status.message for status in rig.diagnostics), publish)
+    assert rig.diagnostics[-1].level == DiagnosticStatus.WARN
+    rig.diagnostics.clear()
+    rig.spin_until(
+        lambda: any(status.level == DiagnosticStatus.OK for status in rig.diagnostics),
+        lambda: rig.publish(rig.frame()),
+    )
 
 
 def test_those_who_publish_a_remapped_topic_are_counted(start):

@@ -34,6 +34,11 @@ class Moments:
         self._images: dict[int, Any] = {}
         self._depths: dict[int, Any] = {}
 
+    @property
+    def missing(self) -> str:
+        """What the keypoints that have waited longest wait for, one of MISSING; '' if none wait."""
+        return self._lack(self._waiting[0][0]) if self._waiting else ''
+
     def add_image(self, stamp: int, image: Any) -> list[Moment]:
         """Take an image and return what is complete now, oldest first."""
         self._keep(self._images, stamp, image)
@@ -92,4 +97,7 @@ class Moments:
         return self._depths[time] if is_final and abs(time - stamp) <= self._interval else None
 
     def _miss(self, stamp: int) -> None:
-        self.missed['no depth' if stamp in self._images else 'no image'] += 1
+        self.missed[self._lack(stamp)] += 1
+
+    def _lack(self, stamp: int) -> str:
+        return 'no depth' if stamp in self._images else 'no image'

@@ -81,6 +81,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         self._dropped = dict.fromkeys(REASONS, 0)
         self._last_error = ''
         self._last_arrival = time.monotonic()
+        self._unanswered: float | None = None  # when the first keypoints since the last answer came
         self._told = self._dropped | {'failed': 0, 'lost': 0, 'published': 0}  # in the diagnostics so far
         self._publisher = self.create_publisher(self._messages.RGBDImage, 'rgbd_image', 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -112,6 +113,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
     def _take_keypoints(self, message: KeypointArray) -> None:
         self._received += 1
         self._last_arrival = time.monotonic()
+        self._unanswered = self._unanswered or self._last_arrival
         self._publish(self._moments.add_keypoints(to_nanoseconds(message.header.stamp), message))
 
     def _publish(self, moments: list[Moment]) -> None:
@@ -132,6 +134,7 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
                 continue
             self._publisher.publish(result)
             self._published += 1
+            self._unanswered = None
 
     def _open_vocabulary(self, model: str) -> Vocabulary:
         """Return the vocabulary of the first keypoints' model; it refuses those of another."""
@@ -173,7 +176,8 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
         Args:
             new: how often each event happened in it.
         """
-        silent = time.monotonic() - self._last_arrival
+        now, missing = time.monotonic(), self._moments.missing
+        silent, unanswered = now - self._last_arrival, now - (self._unanswered or now)
         if new['failed']:
             return ERROR, f'{new["failed"]} callbacks failed: {self.failures.last}'
         if new['bad'] or new['no camera_info']:
@@ -188,6 +192,9 @@ class ToRtabmapNode(AcceptsUnchanged, Node):
             )
         if silent > SILENCE:
             return WARN, f'no keypoints for {silent:.0f} s on {_describe(self, self._keypoints_topic)}'
+        if unanswered > SILENCE and missing:
+            part = self._image if missing == 'no image' else self._second
+            return WARN, f'nothing published for {unanswered:.0f} s: keypoints wait for a match on {part.describe()}'
         if new['lost']:
             return WARN, f'{new["lost"]} messages lost in transit'
         return OK, f'{new["published"]} images/s'
