@@ -206,7 +206,7 @@ def test_what_the_middleware_loses_bad_masks_and_dark_images_are_warnings():
 
 def test_what_the_first_inference_at_a_size_takes_is_no_overload():
     health = Health(0.0)
-    health.begin_warm_up('the first inference at 640 x 480 pixels')
+    health.begin_warm_up('the first inference at 640 x 480 pixels', 0.5)
     for number in range(4):
         health.arrive(0.2 * number)
     health.drop('newer', 3)
@@ -216,7 +216,7 @@ def test_what_the_first_inference_at_a_size_takes_is_no_overload():
     )
     health.arrive(1.1)
     health.drop('newer')
-    health.end_warm_up(1.234)
+    health.end_warm_up(1.734)
     health.serve(500, TIMES)
     assert verdict(health, 2.0) == (
         OK,
@@ -226,6 +226,24 @@ def test_what_the_first_inference_at_a_size_takes_is_no_overload():
         health.arrive(2.5)
     health.drop('newer', 3)
     assert verdict(health, 3.0)[0] == WARN  # from now on it is
+
+
+def test_a_camera_that_crops_each_image_differently_is_overloaded_like_another():
+    health = Health(0.0)
+    for second in range(3):
+        for number in range(10):
+            begun = second + number / 10
+            health.arrive(begun)
+            health.arrive(begun + 0.05)
+            health.drop('newer')
+            health.begin_warm_up(f'the first inference at {640 + number} x 480 pixels', begun)
+            if number < 9:  # the last one is still running
+                health.end_warm_up(begun + 0.09)
+                health.serve(500, TIMES)
+        level, reason = verdict(health, second + 0.95)
+        assert ('10 of 20 images dropped: they arrive faster' in reason) == (level == WARN) == (second > 0)
+        health.end_warm_up(second + 0.99)
+        health.serve(500, TIMES)
 
 
 def test_masks_that_are_lost_or_stamped_after_every_image_are_warnings():

@@ -12,6 +12,7 @@ STAGES = ('wait', 'read', 'extract', 'publish', 'latency', 'age')
 REASONS = ('newer', 'full', 'bad', 'error', 'stopped')  # why an image can be dropped
 
 SILENCE = 2.0  # seconds without an image after which a camera counts as silent
+LONG = 0.3  # seconds of the first inference at an image size that excuse dropped images whenever it is
 TOLERATED = 0.1  # share of images that may be dropped for newer ones, as happens when frames come in bursts
 
 LARGE = 'images above 0.5 MB need more shared memory in the process of the camera (config/fastdds.xml)'
@@ -39,7 +40,8 @@ class Period:
         masks_bad: masks that could not be read in it.
         masks_lost: masks that the middleware lost in it.
         unmasked: images answered in it without a mask, because all masks received are stamped later.
-        warm_up: the slow first inference at an image size, if one was running in it; else ''.
+        warm_up: the slow first inference at an image size, if one was running in it; else ''. A camera that crops each
+            image differently has one all the time: then only those that are LONG count.
         silent: seconds since the last image, or since subscribing if none has come; 0 while idle.
         idle: no image was answered, because nobody subscribes to the results and none is requested.
     """
@@ -92,8 +94,10 @@ class Health:
         # (keypoints, *times in seconds) of each image processed in this period
         self._frames: list[tuple[float, ...]] = []
         self._before = self._counters()
-        self._warm_up = ''  # what the engine is doing for the first time
-        self._warmed_up = ''  # and what to report of it in this period
+        self._warm_up: tuple[str, float] | None = None  # what the engine is doing for the first time, and since when
+        self._warmed_up = ''  # what it did so in this period
+        self._longest = 0.0  # seconds of what it did so
+        self._new = True  # whether it did nothing so in the period before
 
     def arrive(self, now: float, size: int = 0) -> None:
         """Count an image that was received, of a size in bytes."""
@@ -126,13 +130,17 @@ class Health:
         self.unmasked += 1
         self.mask_lead = lead
 
-    def begin_warm_up(self, what: str) -> None:
+    def begin_warm_up(self, what: str, now: float) -> None:
         """Note that a slow warm-up of the engine has begun: images are dropped meanwhile."""
-        self._warm_up, self._warmed_up = what, f'{what} is running'
+        self._warm_up = what, now
 
-    def end_warm_up(self, seconds: float) -> None:
-        """Note that the warm-up is done, and how long it took."""
-        self._warm_up, self._warmed_up = '', f'{self._warm_up} took {seconds * 1e3:.0f} ms'
+    def end_warm_up(self, now: float) -> None:
+        """Note that the warm-up is done."""
+        if self._warm_up is not None:
+            what, begun = self._warm_up
+            self._warmed_up = f'{what} took {(now - begun) * 1e3:.0f} ms'
+            self._longest = max(self._longest, now - begun)
+            self._warm_up = None
 
     @property
     def may_be_large(self) -> bool:
@@ -148,7 +156,7 @@ class Health:
         """Return what happened since the last period ended, and begin a new one."""
         frames, self._frames = self._frames, []
         before, self._before = self._before, self._counters()
-        warm_up, self._warmed_up = self._warmed_up, self._warmed_up if self._warm_up else ''
+        warm_up = self._end_warm_ups(now)
         seconds, self._since = max(now - self._since, 1e-3), now
         change = {name: self._before[name] - before[name] for name in before}
         self.last_rate_out = len(frames) / seconds
@@ -167,6 +175,16 @@ class Health:
             silent=0.0 if self.idle else now - (self._begun if self.last_arrival is None else self.last_arrival),
             idle=self.idle and not frames,
         )
+
+    def _end_warm_ups(self, now: float) -> str:
+        """Return what the period's warm_up is, and begin a new period."""
+        longest, self._longest = self._longest, 0.0
+        ended, self._warmed_up = self._warmed_up, ''
+        new, self._new = self._new, not ended
+        said, running = ended, self._warm_up  # which the worker may end meanwhile
+        if running is not None:
+            said, longest = f'{running[0]} is running', max(longest, now - running[1])
+        return said if new or longest > LONG else ''
 
     def _counters(self) -> dict[str, int]:
         return {

@@ -150,12 +150,12 @@ class Worker:
         height, width = image.shape[:2]
         begun = time.monotonic()
         for camera in self._cameras:
-            camera.health.begin_warm_up(f'the first inference at {width} x {height} pixels')
+            camera.health.begin_warm_up(f'the first inference at {width} x {height} pixels', begun)
         try:
             return self._extractor.extract(image, mask)
         finally:
             for camera in self._cameras:
-                camera.health.end_warm_up(time.monotonic() - begun)
+                camera.health.end_warm_up(time.monotonic())
 
     def _mask(
         self, camera: CameraTopics, stamp: int, image: np.ndarray, settings: SimpleNamespace
