@@ -44,7 +44,7 @@ def test_an_image_whose_partner_is_missing_does_not_hold_up_the_next():
         ('L200', 'R200'),
         ('L400', 'R400'),
     ]
-    assert (pairs.alone, pairs.forgotten) == (1, 1)
+    assert (pairs.alone, pairs.forgotten, pairs.forgotten_right) == (1, 0, 1)
 
 
 def test_without_a_right_camera_the_left_one_goes_on_alone():
@@ -55,12 +55,20 @@ def test_without_a_right_camera_the_left_one_goes_on_alone():
 def test_without_a_left_camera_nothing_piles_up():
     pairs = Pairs()
     assert fill(pairs, *(f'R{10 * k}' for k in range(1, 1000))) == []
-    assert pairs.forgotten > 980
+    assert pairs.forgotten_right > 980
 
 
 def test_after_time_jumps_back_images_are_paired_again():
     pairs = Pairs()
     fill(pairs, 'L9000', 'R9000', 'L9100', 'L9200')
+    assert pairs.waiting == 2
     assert fill(pairs, 'L100', 'R100', 'L200', 'R200') == [('L100', 'R100'), ('L200', 'R200')]
+    assert (pairs.alone, pairs.forgotten, pairs.forgotten_right, pairs.waiting) == (0, 2, 0, 0)
     with pytest.raises(EdgePoint2Error, match=r'0\.050 s older'):
         fill(pairs, 'L300', 'L250')
+
+
+def test_right_images_that_wait_when_time_jumps_back_are_counted_as_such():
+    pairs = Pairs()
+    fill(pairs, 'R9000', 'R9100', 'R100')
+    assert (pairs.alone, pairs.forgotten, pairs.forgotten_right) == (0, 0, 2)

@@ -17,6 +17,7 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from node_rig import end_rigs, wait_until
+from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, PointCloud
 from std_msgs.msg import Header
@@ -329,6 +330,38 @@ def test_images_out_of_order_are_left_out(start_rig):
     rig.send(see(cloud, 6), START + 6 * STEP)
     rig.wait_for('keypoints dropped: they are 0.050 s older than the last ones')
     assert max(rig.answer(see(cloud, 8), 8).age) == 4
+
+
+def test_the_counts_of_a_stereo_pair_add_up_side_by_side(ros):
+    cloud, node = Cloud(), TrackerNode(parameter_overrides=[Parameter('cameras', value=['left', 'right'])])
+    for part, info in zip(node.calibrations, (calibration(), calibration(SHIFT))):
+        part.take(info)
+
+    def message(number: int, shift: float = 0.0) -> KeypointArray:
+        stamp = START + number * STEP
+        header = Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9))
+        return encode(see(cloud, number, shift), header)
+
+    def values() -> dict[str, str]:
+        published = []
+        node._diagnostics = SimpleNamespace(publish=published.append)
+        node._report()
+        return {pair.key: int(pair.value) for pair in published[0].status[0].values}
+
+    for number in range(100, 103):
+        node._take_right(message(number, SHIFT))
+        node._take(message(number))
+    for number in (103, 104, 0):  # the left ones of the right camera wait, then time jumps back
+        node._take(message(number))
+    for number in (1, 2, 1):
+        node._take_right(message(number, SHIFT))
+    node._take(message(2))
+    found = values()
+    assert (found['images'], found['published'], found['dropped: out of order']) == (7, 5, 2)
+    assert (found['without a right image'], found['waiting for a right image']) == (1, 0)
+    assert (found['right images without a left one'], found['right images out of order']) == (1, 1)
+    assert found['images'] == found['published'] + found['dropped: out of order']
+    node.destroy_node()
 
 
 def test_a_right_image_of_another_model_is_refused_and_the_next_pair_tracked(start_rig):

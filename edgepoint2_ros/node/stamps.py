@@ -47,13 +47,19 @@ class Pairs:
 
     Attributes:
         alone: left images that went on alone.
-        forgotten: dropped right images, and left ones that waited when time jumped back.
+        forgotten: left images that waited when time jumped back.
+        forgotten_right: right images without a left one, and those that waited when time jumped back.
     """
 
     def __init__(self) -> None:
-        self.alone = self.forgotten = 0
+        self.alone = self.forgotten = self.forgotten_right = 0
         self._left: deque[tuple[int, Any]] = deque()  # (stamp, item), in order
         self._right: deque[tuple[int, Any]] = deque()
+
+    @property
+    def waiting(self) -> int:
+        """Left images that wait for their right ones."""
+        return len(self._left)
 
     def add_left(self, stamp: int, item: Any) -> list[tuple[Any, Any]]:
         """Take a left image and return what is ready: (left, right) items, None for a missing right one."""
@@ -65,14 +71,15 @@ class Pairs:
 
     def _add(self, queue: deque[tuple[int, Any]], stamp: int, item: Any) -> list[tuple[Any, Any]]:
         if queue and is_back(stamp, queue[-1][0]):
-            self._forget_after(stamp + REORDERED)
+            self.forgotten += _forget_after(self._left, stamp + REORDERED)
+            self.forgotten_right += _forget_after(self._right, stamp + REORDERED)
         queue.append((stamp, item))
         ready = []
         while self._left and (self._right or len(self._left) > WAIT):
             left, found = self._left[0]
             while self._right and self._right[0][0] < left - APART:
                 self._right.popleft()
-                self.forgotten += 1
+                self.forgotten_right += 1
             if self._right and self._right[0][0] <= left + APART:
                 ready.append((found, self._right.popleft()[1]))
             elif self._right or len(self._left) > WAIT:
@@ -83,12 +90,14 @@ class Pairs:
             self._left.popleft()
         while len(self._right) > 2 * WAIT:
             self._right.popleft()
-            self.forgotten += 1
+            self.forgotten_right += 1
         return ready
 
-    def _forget_after(self, stamp: int) -> None:
-        for queue in (self._left, self._right):
-            waiting = [entry for entry in queue if entry[0] <= stamp]
-            self.forgotten += len(queue) - len(waiting)
-            queue.clear()
-            queue.extend(waiting)
+
+def _forget_after(queue: deque[tuple[int, Any]], stamp: int) -> int:
+    """Drop what is later than a stamp; return how much that was."""
+    waiting = [entry for entry in queue if entry[0] <= stamp]
+    forgotten = len(queue) - len(waiting)
+    queue.clear()
+    queue.extend(waiting)
+    return forgotten

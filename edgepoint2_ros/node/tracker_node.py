@@ -7,7 +7,6 @@ import os
 import sys
 from array import array
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 # Before numpy is loaded: the matrices here are small, and further threads only spin while they wait.
@@ -43,8 +42,8 @@ REASONS = ('no calibration', 'other size', 'bad', 'out of order')  # why keypoin
 class TrackerNode(AcceptsUnchanged, Node):
     """Tracks the keypoints that arrive."""
 
-    def __init__(self) -> None:
-        super().__init__('tracker')
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__('tracker', **kwargs)
         self.failures = Failures(self)
         values = declare(self, TRACKER)
         self._cameras, self._rectified = list(values['cameras']), values['rectified']
@@ -56,6 +55,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._weights = ''  # of the keypoints followed
         self._received = self._published = self._tracks = 0
         self._dropped = dict.fromkeys(REASONS, 0)
+        self._right_out_of_order = 0
         self._last_error, self._silent, self._told = '', 0.0, (0, 0)
         self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
         self._vins = self.create_publisher(PointCloud, 'feature_tracker/feature', 10) if values['vins'] else None
@@ -65,7 +65,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self.calibrations = [
             Calibration(self, f'{prefix}camera_info', self._rectified, self._calibrate) for prefix in prefixes
         ]
-        receivers: tuple[Callable[[Any], None], ...] = (self._take, partial(self._pair, self._pairs.add_right))
+        receivers: tuple[Callable[[Any], None], ...] = self._take, self._take_right
         self._losses = [Losses() for _ in prefixes]
         # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
         for prefix, receive, losses in zip(prefixes, receivers, self._losses):
@@ -104,14 +104,28 @@ class TrackerNode(AcceptsUnchanged, Node):
         if len(self._cameras) == 1:
             self._follow(message, None)
         else:
-            self._pair(self._pairs.add_left, message)
+            try:
+                self._pair(self._pairs.add_left, message)
+            except EdgePoint2Error as error:
+                self._drop('out of order', error)
+
+    def _take_right(self, message: KeypointArray) -> None:
+        try:
+            self._pair(self._pairs.add_right, message)
+        except EdgePoint2Error as error:
+            self._right_out_of_order += 1
+            self.get_logger().warning(f'right keypoints dropped: {error}', throttle_duration_sec=LOG_PERIOD)
 
     def _pair(self, add: Callable[[int, Any], list[tuple[Any, Any]]], message: KeypointArray) -> None:
-        try:
-            ready = add(to_nanoseconds(message.header.stamp), message)
-        except EdgePoint2Error as error:
-            self._drop('out of order', error)
-            return
+        """Take the keypoints of one side and follow the pairs that are ready.
+
+        Raises:
+            EdgePoint2Error: they are out of order.
+        """
+        forgotten = self._pairs.forgotten
+        ready = add(to_nanoseconds(message.header.stamp), message)
+        for _ in range(self._pairs.forgotten - forgotten):
+            self._drop('out of order', 'time jumped back while they waited for those of the right camera')
         for left, right in ready:
             if right is None:
                 self.get_logger().warning(
@@ -200,7 +214,9 @@ class TrackerNode(AcceptsUnchanged, Node):
         }
         if len(self._cameras) == 2:
             values['without a right image'] = self._pairs.alone
-            values['right images without a left one'] = self._pairs.forgotten
+            values['waiting for a right image'] = self._pairs.waiting
+            values['right images without a left one'] = self._pairs.forgotten_right
+            values['right images out of order'] = self._right_out_of_order
         self._diagnostics.publish(to_diagnostics(self, [to_status(self, 'tracks', level, reason, values)]))
 
 
