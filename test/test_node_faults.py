@@ -16,6 +16,8 @@ rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 from diagnostic_msgs.msg import DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from node_rig import ROOT, TIMEOUT, Flood, Usage, wait_until
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
@@ -507,3 +509,20 @@ def test_a_state_that_cannot_be_reached_is_explained_in_the_diagnostics(start, r
     status = camera.status('engine', lambda status: status.level == DiagnosticStatus.ERROR)
     assert "weights '/no/such/model.onnx': expected auto or shipped or official" in status.message
     assert camera.state() == 'unconfigured'
+
+
+def test_a_node_that_was_shut_down_is_not_said_to_be_ok_and_no_camera_to_be_the_engine(ros):
+    from edgepoint2_ros.node.extractor_node import ExtractorNode
+
+    cameras = Parameter('cameras', value=['engine', 'left'])
+    node = ExtractorNode(namespace='engine', parameter_overrides=[cameras])
+    assert node.start(lambda: False)
+    node.report()
+    names = [status.name.removeprefix('/engine/extractor: ') for status in node.statuses]
+    assert names == ['engine', 'image of engine', 'left']
+    assert node.trigger_shutdown() == TransitionCallbackReturn.SUCCESS
+    node.report()
+    [engine] = node.statuses
+    assert engine.level == DiagnosticStatus.WARN
+    assert engine.message == 'finalized: only a new process can take images again'
+    node.destroy_node()

@@ -148,6 +148,7 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
     @explained
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._release()
+        self._state = 'finalized'
         return TransitionCallbackReturn.SUCCESS
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -195,7 +196,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             else:
                 self.get_logger().warning(f'{camera.label}: {reason}')
         camera.publish_stats(period)
-        return self._status(camera.label, level, reason, camera.describe(period))
+        task = 'image of engine' if camera.label == 'engine' else camera.label
+        return self._status(task, level, reason, camera.describe(period))
 
     def _release(self) -> None:
         self.stop()
@@ -223,6 +225,8 @@ class ExtractorNode(parameters.AcceptsUnchanged, LifecycleNode):
             return self._status('engine', ERROR, f'{failed} callbacks failed: {self.failures.last}', values)
         if self._waits_for:
             return self._status('engine', WARN, self._waits_for, values)
+        if self._state == 'finalized':
+            return self._status('engine', WARN, 'finalized: only a new process can take images again', values)
         return self._status('engine', ERROR if self._failure else OK, self._failure or self._state, values)
 
     def _be_ready(self) -> None:
