@@ -149,6 +149,7 @@ def convert_kitti(drive: Path, output: Path, count: int, seed: int) -> str:
     if folder is None:
         raise EdgePoint2Error(f'{drive}: expected the images of a KITTI drive in image_0/')
     names = [path.name for path in find_images([folder])]
+    refuse_spaces(names)
     try:
         recorded = np.loadtxt(drive / 'poses.txt', ndmin=2)[: len(names)].reshape(-1, 3, 4)
         first = (drive / 'calib.txt').read_text().splitlines()[0].removeprefix('P0:')
@@ -169,6 +170,13 @@ def convert_kitti(drive: Path, output: Path, count: int, seed: int) -> str:
     drawn = [good[k] for k in sorted(np.random.default_rng(seed).permutation(len(good))[:count])]
     (output / 'pairs.txt').write_text('\n'.join([HEADER, *drawn]) + '\n')
     return f'{len(names)} images; {len(drawn)} of {len(good)} pairs'
+
+
+def refuse_spaces(names: list[str]) -> None:
+    """Raise EdgePoint2Error for names that a list of pairs cannot hold."""
+    for name in names:
+        if len(name.split()) != 1:
+            raise EdgePoint2Error(f'{name!r}: expected file names without spaces, which separate the fields of a pair')
 
 
 def in_order(names: list[str]) -> list[str]:
@@ -202,6 +210,7 @@ def main() -> int:
         else:
             found = find_images([options.photos])
             names = in_order([str(path.relative_to(options.photos)) for path in found])[:: options.every]
+            refuse_spaces(names)
             one_camera = not options.cameras_differ
             model = reconstruct(options.photos, options.output, names, options.window, options.camera, one_camera)
         least, most = options.overlap

@@ -98,6 +98,14 @@ def test_no_photographs(make_pairs, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / 'out').exists()
 
 
+def test_names_with_spaces_are_refused(make_pairs, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'photos').mkdir()
+    cv2.imwrite(str(tmp_path / 'photos' / 'IMG 0.png'), np.zeros((240, 320, 3), np.uint8))
+    assert run(make_pairs, monkeypatch, tmp_path / 'photos', tmp_path / 'out') == 1
+    assert "'IMG 0.png': expected file names without spaces" in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
 def test_numbers_in_names_are_in_order(make_pairs):
     names = ['frame10.png', 'frame9.png', 'a/2.png', 'frame100.png', '7.png']
     assert make_pairs.in_order(names) == ['7.png', 'a/2.png', 'frame9.png', 'frame10.png', 'frame100.png']
