@@ -12,7 +12,7 @@ for _module in ('launch', 'launch_ros'):
 
 LAUNCH = Path(__file__).parents[1] / 'launch'
 TIMEOUT = 60.0
-# What `ros2 launch` does with a file that includes others, and with arguments; it stops once so many nodes were started.
+# What `ros2 launch` does with a file that includes others, until ENOUGH nodes were started.
 CODE = """
 import sys
 import launch
