@@ -32,7 +32,7 @@ from edgepoint2_ros.messages import encode
 from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.extractor_node import ExtractorNode
 from edgepoint2_ros.node.survival import Failures, spin
-from edgepoint2_ros.node.visual_odometry import VisualOdometryNode, to_quaternion
+from edgepoint2_ros.node.visual_odometry_node import VisualOdometryNode, to_quaternion
 
 
 @pytest.fixture
@@ -109,6 +109,26 @@ def ask(peer, service: str, kind, request):
     future = client.call_async(request)
     wait_until(future.done, lambda: rclpy.spin_once(peer, timeout_sec=0.05))
     return future.result()
+
+
+def interrupt_import(module: str, number: int, **options) -> tuple[int, str]:
+    """Run a module's main, with a signal when it begins to import numpy; return the exit code and all it prints."""
+    code = f"""
+import os, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == 'numpy':
+            os.kill(os.getpid(), {int(number)})
+
+sys.meta_path.insert(0, Interrupt())
+from {module} import main
+sys.exit(main())
+"""
+    command = [sys.executable, '-c', code]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, **options)
+    return process.returncode, process.stdout + process.stderr
 
 
 def make_node(name: str):
@@ -250,6 +270,12 @@ def test_every_callback_of_the_visual_odometry_may_fail(peer):
         wait_until(lambda: odometry, trigger)
         request = GetParameters.Request(names=['start_depth'])
         assert ask(peer, '/visual_odometry/get_parameters', GetParameters, request).values[0].double_value == 1.0
+
+
+@pytest.mark.parametrize('module', ['visual_odometry', 'tracker_node'])
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_node_imports_what_it_needs_ends_it_quietly(module, number):
+    assert interrupt_import(f'edgepoint2_ros.node.{module}', number) == (0, '')
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from node_rig import end_rigs
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from test_rtabmap import Frame
+from test_survival import interrupt_import
 
 from edgepoint2_ros.models import find_model
 from edgepoint2_ros.msg import KeypointArray
@@ -337,6 +338,10 @@ def test_those_who_publish_a_remapped_topic_are_counted(start):
 
     for words, repeat in zip(said, (lambda: None, publish)):
         rig.spin_until(lambda: any(words in status.message for status in rig.diagnostics), repeat)  # noqa: B023
+
+
+def test_a_signal_while_the_node_imports_what_it_needs_ends_it_quietly(rtabmap_msgs):
+    assert interrupt_import('edgepoint2_ros.node.to_rtabmap', signal.SIGINT, env=rtabmap_msgs) == (0, '')
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from edgepoint2_ros.msg import KeypointArray
 from edgepoint2_ros.node.camera_info import read_camera
 from edgepoint2_ros.node.frames import to_matrix
 from edgepoint2_ros.node.parameters import VISUAL_ODOMETRY
-from edgepoint2_ros.node.visual_odometry import AHEAD, UNKNOWN, VisualOdometryNode, to_velocity
+from edgepoint2_ros.node.visual_odometry_node import AHEAD, UNKNOWN, VisualOdometryNode, to_velocity
 
 ROOT = Path(__file__).parents[1]
 START = 1_700_000_000_123_456_789  # stamp of image 0, nanoseconds

@@ -70,17 +70,19 @@ def run(name: str, make_node: Callable[[], Any], args: list[str] | None = None) 
 
     Args:
         name: of the program.
-        make_node: returns the node, which has an attribute ``failures``.
+        make_node: imports what it needs and returns the node, which has an attribute ``failures``.
         args: of the command line, for ROS.
     """
+    # Before anything slow is imported, which a signal would end with a traceback; and with rclpy's own handlers its
+    # executor occasionally stays asleep.
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+
     import rclpy
     from rclpy.executors import SingleThreadedExecutor
     from rclpy.signals import SignalHandlerOptions
 
-    # With rclpy's own handlers its executor occasionally stays asleep.
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     provide_log_folder()
     try:
         rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
