@@ -55,7 +55,8 @@ def _start(context: Any, node: str, parameters: list[Parameter]) -> list[Any]:
         text = LaunchConfiguration(parameter.name).perform(context)
         if text != NOT_GIVEN:
             value = parameter.parse(text)  # launch's own error would not name the argument
-            value_type = LISTS[type(parameter.default[0])] if parameter.type is list else parameter.type
+            default = parameter.default
+            value_type = LISTS[type(default[0])] if isinstance(default, tuple) else parameter.type
             values[parameter.name] = ParameterValue(value, value_type=value_type)
     file = os.path.expanduser(LaunchConfiguration('params_file').perform(context))
     if file != NOT_GIVEN and not os.path.isfile(file):  # launch would start the node without it

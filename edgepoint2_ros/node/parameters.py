@@ -107,7 +107,7 @@ class Parameter:
             value = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError):  # PyYAML raises all of these
             value = text
-        if isinstance(value, list) and type(self.default[0]) is float:
+        if isinstance(value, list) and isinstance(self.default, tuple) and type(self.default[0]) is float:
             value = [_to_number(part) if isinstance(part, str) else part for part in value]
             value = [float(part) if type(part) is int else part for part in value]
         return self.check(value)
