@@ -272,7 +272,7 @@ def test_every_callback_of_the_visual_odometry_may_fail(peer):
         assert ask(peer, '/visual_odometry/get_parameters', GetParameters, request).values[0].double_value == 1.0
 
 
-@pytest.mark.parametrize('module', ['visual_odometry', 'tracker_node'])
+@pytest.mark.parametrize('module', ['visual_odometry', 'tracker'])
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_a_node_imports_what_it_needs_ends_it_quietly(module, number):
     assert interrupt_import(f'edgepoint2_ros.node.{module}', number) == (0, '')

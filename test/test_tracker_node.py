@@ -27,7 +27,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray, Tracks
 from edgepoint2_ros.node.camera_info import read_stereo
-from edgepoint2_ros.node.tracker import CHANNELS, VINS_IDS, TrackerNode, to_vins
+from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, TrackerNode, to_vins
 from edgepoint2_ros.odometry import Camera
 from edgepoint2_ros.tracking import Tracker
 
@@ -55,7 +55,7 @@ def start_rig(ros, tmp_path):
 def command(settings: dict, namespace: str = 'any') -> list[str]:
     values = [part for name, value in settings.items() for part in ('-p', f'{name}:={value}')]
     return [
-        *(sys.executable, '-m', 'edgepoint2_ros.node.tracker_node', '--ros-args', '-r', f'__ns:=/{namespace}'),
+        *(sys.executable, '-m', 'edgepoint2_ros.node.tracker', '--ros-args', '-r', f'__ns:=/{namespace}'),
         *values,
     ]
 
