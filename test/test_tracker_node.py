@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -27,7 +26,8 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.messages import encode, to_nanoseconds
 from edgepoint2_ros.msg import KeypointArray, Tracks
 from edgepoint2_ros.node.camera_info import read_stereo
-from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, TrackerNode, to_vins
+from edgepoint2_ros.node.diagnostics import to_status
+from edgepoint2_ros.node.tracker_node import CHANNELS, VINS_IDS, TrackerNode, to_message, to_vins
 from edgepoint2_ros.odometry import Camera
 from edgepoint2_ros.tracking import Tracker
 
@@ -268,21 +268,44 @@ def test_descriptors_of_another_size_in_the_first_message_do_not_end_the_trackin
     assert [values[name] for name in ('images', 'published', 'dropped: bad')] == ['5', '4', '1']
 
 
+def follow_diagnostics(node: TrackerNode, monkeypatch):
+    """Return a function that returns the values of a node's diagnostics, and the age of its oldest track."""
+    found = {}
+
+    def keep_ages(tracks, *rest):
+        found['oldest'] = int(tracks.ages.max())
+        return to_message(tracks, *rest)
+
+    def keep_values(node, task, level, reason, values):
+        found.update(values)
+        return to_status(node, task, level, reason, values)
+
+    monkeypatch.setattr('edgepoint2_ros.node.tracker_node.to_message', keep_ages)
+    monkeypatch.setattr('edgepoint2_ros.node.tracker_node.to_status', keep_values)
+
+    def values() -> dict[str, int]:
+        node.report()
+        return found
+
+    return values
+
+
 @pytest.mark.parametrize('error', [cv2.error('no'), np.linalg.LinAlgError('no'), ValueError('no')])
 def test_an_image_that_tracking_fails_on_is_counted_and_the_next_one_is_tracked_anew(error, ros, monkeypatch):
     def fail(*_):
         raise error
 
-    cloud, published = Cloud(), []
-    node = TrackerNode()
+    cloud, node = Cloud(), TrackerNode()
+    values = follow_diagnostics(node, monkeypatch)
     node.calibrations[0].take(calibration())
-    monkeypatch.setattr(node, '_publisher', SimpleNamespace(publish=published.append))
+    node.take(encode(see(cloud, 0), Header()))
     with monkeypatch.context() as patch:
-        patch.setattr(Tracker, '_follow', fail)
-        node._take(encode(see(cloud, 0), Header()))
-    node._take(encode(see(cloud, 1), Header()))
-    assert (node._received, node._published, node._dropped['bad'], node.failures.count) == (2, 1, 1, 1)
-    assert set(published[0].age) == {1}
+        patch.setattr(Tracker, 'track', fail)
+        node.take(encode(see(cloud, 1), Header()))
+    node.take(encode(see(cloud, 2), Header()))
+    found = values()
+    assert (found['images'], found['published'], found['dropped: bad'], node.failures.count) == (3, 2, 1, 1)
+    assert found['oldest'] == 1
     node.destroy_node()
 
 
@@ -332,7 +355,7 @@ def test_images_out_of_order_are_left_out(start_rig):
     assert max(rig.answer(see(cloud, 8), 8).age) == 4
 
 
-def test_the_counts_of_a_stereo_pair_add_up_side_by_side(ros):
+def test_the_counts_of_a_stereo_pair_add_up_side_by_side(ros, monkeypatch):
     cloud, node = Cloud(), TrackerNode(parameter_overrides=[Parameter('cameras', value=['left', 'right'])])
     for part, info in zip(node.calibrations, (calibration(), calibration(SHIFT))):
         part.take(info)
@@ -342,20 +365,15 @@ def test_the_counts_of_a_stereo_pair_add_up_side_by_side(ros):
         header = Header(stamp=Time(sec=stamp // 10**9, nanosec=stamp % 10**9))
         return encode(see(cloud, number, shift), header)
 
-    def values() -> dict[str, str]:
-        published = []
-        node._diagnostics = SimpleNamespace(publish=published.append)
-        node._report()
-        return {pair.key: int(pair.value) for pair in published[0].status[0].values}
-
+    values = follow_diagnostics(node, monkeypatch)
     for number in range(100, 103):
-        node._take_right(message(number, SHIFT))
-        node._take(message(number))
+        node.take_right(message(number, SHIFT))
+        node.take(message(number))
     for number in (103, 104, 0):  # the left ones of the right camera wait, then time jumps back
-        node._take(message(number))
+        node.take(message(number))
     for number in (1, 2, 1):
-        node._take_right(message(number, SHIFT))
-    node._take(message(2))
+        node.take_right(message(number, SHIFT))
+    node.take(message(2))
     found = values()
     assert (found['images'], found['published'], found['dropped: out of order']) == (7, 5, 2)
     assert (found['without a right image'], found['waiting for a right image']) == (1, 0)

@@ -55,12 +55,12 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
         self._vins = self.create_publisher(PointCloud, 'feature_tracker/feature', 10) if values['vins'] else None
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
-        every_second(self, self._report)
+        every_second(self, self.report)
         prefixes = [f'{name}/' if name else '' for name in self._cameras]
         self.calibrations = [
             Calibration(self, f'{prefix}camera_info', self._rectified, self._calibrate) for prefix in prefixes
         ]
-        receivers: tuple[Callable[[Any], None], ...] = self._take, self._take_right
+        receivers: tuple[Callable[[Any], None], ...] = self.take, self.take_right
         self._losses = [Losses() for _ in prefixes]
         # Reliable, because the middleware loses best-effort messages that exceed its buffers (0.5 MB).
         for prefix, receive, losses in zip(prefixes, receivers, self._losses):
@@ -93,7 +93,8 @@ class TrackerNode(AcceptsUnchanged, Node):
                 return
         self._tracker = Tracker(cameras[0], right, motion, **self._settings, first_id=self._next_id)
 
-    def _take(self, message: KeypointArray) -> None:
+    def take(self, message: KeypointArray) -> None:
+        """Track the keypoints of the camera, or of the left one of a stereo pair."""
         self._received += 1
         self._silent = 0.0
         if len(self._cameras) == 1:
@@ -104,7 +105,8 @@ class TrackerNode(AcceptsUnchanged, Node):
             except EdgePoint2Error as error:
                 self._drop('out of order', error)
 
-    def _take_right(self, message: KeypointArray) -> None:
+    def take_right(self, message: KeypointArray) -> None:
+        """Take the keypoints of the right camera."""
         try:
             self._pair(self._pairs.add_right, message)
         except EdgePoint2Error as error:
@@ -187,7 +189,7 @@ class TrackerNode(AcceptsUnchanged, Node):
                 throttle_duration_sec=LOG_PERIOD,
             )
 
-    def _report(self) -> None:
+    def report(self) -> None:
         """Publish diagnostics of the last second."""
         dropped = sum(self._dropped.values())
         failures = self.failures.count
