@@ -136,7 +136,7 @@ def test_what_is_not_whole_is_not_left_behind(views, tmp_path, suffix):
     broken = {**views, 'd.png': None}
     with pytest.raises(AttributeError):
         write_hloc(path, broken) if suffix == '.h5' else write_colmap(path, broken, [])
-    assert list(path.parent.iterdir()) == []
+    assert list(path.parent.glob('*')) == []
     write_hloc(path, views) if suffix == '.h5' else write_colmap(path, views, [])
     assert list(path.parent.iterdir()) == [path]
 

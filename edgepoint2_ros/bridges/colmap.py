@@ -4,7 +4,6 @@ Images are given by name; both tools look the names up in their image folder. Bo
 ignoring EXIF: see `as_stored`.
 """
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.matching import match
-from edgepoint2_ros.storage import drafting
+from edgepoint2_ros.storage import drafting, write_whole
 
 FOCAL = 1.2  # times the longer side: COLMAP's own guess if nothing is known
 # Wrong matches that agree by chance misplace cameras, and repeated facades are ambiguous. With a ratio of 0.95 half of
@@ -81,18 +80,11 @@ def write_colmap(
         EdgePoint2Error: the file exists or cannot be written, or features come from different weights.
     """
     refuse_existing([path])
-    with _drafting(path) as draft:
-        write_features(draft, images, dict.fromkeys(images, focal) if focal else {}, one_camera)
-        return sum(inliers > 0 for inliers in match_pairs(draft, images, pairs))
-
-
-@contextlib.contextmanager
-def _drafting(path: Path) -> Iterator[Path]:
-    """Yield where to write a new file, see `storage.drafting`; RuntimeErrors of the libraries become ours."""
     try:
         with drafting(path) as draft:
-            yield draft
-    except (RuntimeError, OSError) as error:
+            write_features(draft, images, dict.fromkeys(images, focal) if focal else {}, one_camera)
+            return sum(inliers > 0 for inliers in match_pairs(draft, images, pairs))
+    except (RuntimeError, OSError) as error:  # by pycolmap the former
         raise EdgePoint2Error(f'{path} cannot be written: {" ".join(str(error).split())}') from None
 
 
@@ -197,10 +189,17 @@ def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
     import h5py
 
     refuse_existing([path])
-    with _drafting(path) as draft, h5py.File(draft, 'w') as file:
+    # In memory first: where the disk is full, HDF5 crashes.
+    with h5py.File(path.name, 'w', driver='core', backing_store=False) as file:
         for name, features in images.items():
             group = file.create_group(name)
             group.create_dataset('keypoints', data=features.xy)
             group.create_dataset('scores', data=features.scores)
             group.create_dataset('descriptors', data=np.ascontiguousarray(features.descriptors.T))
             group.create_dataset('image_size', data=np.array(features.image_size))
+        file.flush()
+        content = file.id.get_file_image()
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
