@@ -345,7 +345,8 @@ def test_a_reader_that_hangs_holds_up_nobody(gray, start, rig):
         camera = rig('hang')
         camera.connect()
         camera.wait_until(lambda: camera.node.count_subscribers(camera.topic('keypoints')) == 2)
-        camera.answer(gray)
+        for _ in range(60):  # until the runtime has the memory that it needs
+            camera.answer(gray)
         reader.send_signal(signal.SIGSTOP)
         memory = Usage(process.pid).memory
         for _ in range(60):
