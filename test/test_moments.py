@@ -93,3 +93,16 @@ def test_the_last_depth_of_a_stamp_counts():
     moments = Moments(20 * MS, 5)
     assert moments.add_depth(7, 'old') == moments.add_depth(7, 'new') == moments.add_image(7, 'image') == []
     assert moments.add_keypoints(7, 'keypoints') == [('keypoints', 'image', 'new')]
+
+
+def test_keypoints_may_come_long_after_images_that_do_not_wait_for_them():
+    moments, found = Moments(20 * MS, 10), []
+    for number in range(6):
+        found += moments.add_image(number * 1000 * MS, f'image {number}')
+        found += moments.add_depth(number * 1000 * MS, f'depth {number}')
+        if number >= 2:  # an extractor that is two images behind
+            late = number - 2
+            found += moments.add_keypoints(late * 1000 * MS, f'keypoints {late}')
+    assert [moment.image for moment in found] == [f'image {number}' for number in range(4)]
+    assert [moment.depth for moment in found] == [f'depth {number}' for number in range(4)]
+    assert sum(moments.missed.values()) == 0

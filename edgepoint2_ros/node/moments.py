@@ -51,28 +51,26 @@ class Moments:
 
     def add_keypoints(self, stamp: int, keypoints: Any) -> list[Moment]:
         """Take keypoints and return what is complete now, oldest first."""
-        self._forget_after(stamp + REORDERED)
+        for last, _ in [entry for entry in self._waiting if entry[0] > stamp + REORDERED]:
+            self._miss(last)  # time has jumped back
+        self._waiting = deque(entry for entry in self._waiting if entry[0] <= stamp + REORDERED)
         self._waiting.append((stamp, keypoints))
         if len(self._waiting) > self._capacity:
             self._miss(self._waiting.popleft()[0])
         return self._collect()
 
     def _keep(self, kept: dict[int, Any], stamp: int, item: Any) -> None:
-        """Add an image or depth to those kept; it replaces one of its stamp."""
-        self._forget_after(stamp + REORDERED)
+        """Add an image or depth to those kept; it replaces one of its stamp.
+
+        Those of its own kind that are much later are from before time jumped back. The others may well be later: images
+        do not wait for the extractor.
+        """
+        for later in [other for other in kept if other > stamp + REORDERED]:
+            del kept[later]
         kept.pop(stamp, None)
         kept[stamp] = item
         if len(kept) > self._capacity:
             del kept[next(iter(kept))]
-
-    def _forget_after(self, stamp: int) -> None:
-        """Drop what is later than a stamp: time has jumped back."""
-        for last, _ in [entry for entry in self._waiting if entry[0] > stamp]:
-            self._miss(last)
-        self._waiting = deque(entry for entry in self._waiting if entry[0] <= stamp)
-        for kept in (self._images, self._depths):
-            for later in [other for other in kept if other > stamp]:
-                del kept[later]
 
     def _collect(self) -> list[Moment]:
         ready: list[Moment] = []
