@@ -327,7 +327,7 @@ def test_a_lazy_node_takes_images_only_while_somebody_wants_what_it_makes_of_the
         camera.wait_until(lambda: is_heard(heard))
         camera.status('image', lambda status: (camera.send(gray), re.search(message, status.message))[1])
 
-    taken = 'images/s, latency|images dropped, they come faster'  # the latter on a loaded machine
+    taken = 'images/s, latency|images dropped: they arrive faster'  # the latter on a loaded machine
     check(True, taken)
     camera.node.destroy_subscription(camera.reader)
     check(False, 'idle: no subscribers to keypoints, place or overlay')
