@@ -56,7 +56,16 @@ def write_image(path: Path, image: np.ndarray) -> None:
         raise EdgePoint2Error(f'{path} cannot be written: OpenCV cannot encode {image.shape} as {path.suffix}')
     if not path.parent.is_dir():
         raise EdgePoint2Error(f'{path} cannot be written: there is no folder {path.parent}')
+    write_file(path, data.tobytes())
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        EdgePoint2Error: it cannot be written.
+    """
     try:
-        write_whole(path, data.tobytes())
+        write_whole(path, data)
     except OSError as error:
         raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None

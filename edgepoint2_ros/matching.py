@@ -193,13 +193,13 @@ def _search_boxes(
             raise EdgePoint2Error(
                 f'predicted: expected ({len(first)}, 2), a position for each feature, got {predicted.shape}'
             )
-        shape = () if radius is None else np.shape(radius)
-        if radius is None or shape not in ((), (len(first),)) or not np.all(np.asarray(radius) >= 0):
-            bad = np.count_nonzero(~(np.asarray(radius, np.float64) >= 0))
-            got = f'shape {shape}, {bad} of them not' if shape else radius
+        reach = np.asarray(np.nan if radius is None else radius, np.float64)
+        bad = np.count_nonzero(~(reach >= 0))
+        if bad or reach.shape not in ((), (len(first),)):
+            got = f'shape {reach.shape}, {bad} of them not' if reach.ndim else radius
             raise EdgePoint2Error(f'radius: expected a number from 0, or {len(first)} of them, got {got}')
         known = np.isfinite(predicted).all(axis=1, keepdims=True)
-        predicted, reach = np.where(known, predicted, 0), np.asarray(radius, np.float64).reshape(-1, 1)
+        predicted, reach = np.where(known, predicted, 0), reach.reshape(-1, 1)
         boxes = np.where(known, predicted - reach, np.inf), np.where(known, predicted + reach, -np.inf)
     if disparity is not None:
         least, most = disparity

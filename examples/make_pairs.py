@@ -27,7 +27,6 @@ from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.image_files import find_images
 
-HEADER = '# a b 0 0 K_a K_b T, by examples/make_pairs.py'
 MAX_FEATURES = 4096
 MIN_COMMON = 15  # points that both images of a pair see
 APART = range(2, 13)  # images from one to the other of a pair of KITTI,
@@ -118,14 +117,20 @@ def find_pairs(model: pycolmap.Reconstruction) -> list[Pair]:
     return pairs
 
 
-def write_pairs(path: Path, model: pycolmap.Reconstruction, pairs: list[Pair]) -> None:
-    """Write pairs as `edgepoint2 evaluate --pairs` reads them."""
-    lines = [HEADER]
-    for pair in pairs:
-        a, b = model.images[pair.a], model.images[pair.b]
-        pose = np.vstack([(b.cam_from_world() * a.cam_from_world().inverse()).matrix(), [0, 0, 0, 1]])
-        lines.append(_line(a.name, b.name, _matrix(a.camera), _matrix(b.camera), pose))
-    path.write_text('\n'.join(lines) + '\n')
+def draw(pairs: list, count: int, seed: int) -> list:
+    """Return at most so many of the pairs, drawn at random, in their order."""
+    return [pairs[k] for k in sorted(np.random.default_rng(seed).permutation(len(pairs))[:count])]
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Write lines of pairs as `edgepoint2 evaluate --pairs` reads them."""
+    path.write_text('\n'.join(['# a b 0 0 K_a K_b T, by examples/make_pairs.py', *lines]) + '\n')
+
+
+def _to_line(model: pycolmap.Reconstruction, pair: Pair) -> str:
+    a, b = model.images[pair.a], model.images[pair.b]
+    pose = np.vstack([(b.cam_from_world() * a.cam_from_world().inverse()).matrix(), [0, 0, 0, 1]])
+    return _line(a.name, b.name, _matrix(a.camera), _matrix(b.camera), pose)
 
 
 def _line(a: str, b: str, matrix_a: np.ndarray, matrix_b: np.ndarray, pose: np.ndarray) -> str:
@@ -167,8 +172,8 @@ def convert_kitti(drive: Path, output: Path, count: int, seed: int) -> str:
     if not good:
         raise EdgePoint2Error(f'{drive}: the camera never moves by {MIN_MOVED} m within {APART.stop - 1} images')
     shutil.copytree(folder, output / 'images')
-    drawn = [good[k] for k in sorted(np.random.default_rng(seed).permutation(len(good))[:count])]
-    (output / 'pairs.txt').write_text('\n'.join([HEADER, *drawn]) + '\n')
+    drawn = draw(good, count, seed)
+    write_lines(output / 'pairs.txt', drawn)
     return f'{len(names)} images; {len(drawn)} of {len(good)} pairs'
 
 
@@ -220,9 +225,8 @@ def main() -> int:
     except (EdgePoint2Error, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    draw = np.random.default_rng(options.seed).permutation(len(good))[: options.pairs]
-    drawn = [good[k] for k in sorted(draw)]
-    write_pairs(options.output / 'pairs.txt', model, drawn)
+    drawn = draw(good, options.pairs, options.seed)
+    write_lines(options.output / 'pairs.txt', [_to_line(model, pair) for pair in drawn])
     overlap, angle = (np.median([getattr(pair, name) for pair in drawn]) for name in ('overlap', 'angle'))
     print(
         f'{model.num_reg_images()} images, {model.num_points3D()} points, error '

@@ -33,7 +33,9 @@ def batches():
 def cpu(request, monkeypatch):
     """A CPU without and one with bfloat16."""
     monkeypatch.setattr(module, 'find_cpu', lambda: Cpu('a CPU', frozenset({request.param})))
-    return request.param
+    module.has_bf16.cache_clear()
+    yield request.param
+    module.has_bf16.cache_clear()
 
 
 def test_multiplies_in_bfloat16_only_where_the_hardware_does(cpu):

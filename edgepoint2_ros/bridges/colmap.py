@@ -13,9 +13,9 @@ import numpy as np
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import refuse_existing, write_file
 from edgepoint2_ros.matching import match
-from edgepoint2_ros.storage import drafting, write_whole
+from edgepoint2_ros.storage import drafting
 
 FOCAL = 1.2  # times the longer side: COLMAP's own guess if nothing is known
 # Wrong matches that agree by chance misplace cameras, and repeated facades are ambiguous. With a ratio of 0.95 half of
@@ -199,7 +199,4 @@ def write_hloc(path: Path, images: Mapping[str, Features]) -> None:
             group.create_dataset('image_size', data=np.array(features.image_size))
         file.flush()
         content = file.id.get_file_image()
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
+    write_file(path, content)

@@ -1,5 +1,6 @@
 """What the student learns from: the teacher's maps of the views."""
 
+import functools
 from pathlib import Path
 
 import torch
@@ -72,5 +73,10 @@ def to_gray(views: Tensor) -> Tensor:
 
 def autocast(device: torch.device) -> torch.autocast:
     """Return the precision of a training: bfloat16, but fp32 on a CPU that would emulate it, many times slower."""
-    native = device.type != 'cpu' or not BF16.isdisjoint(find_cpu().flags)
-    return torch.autocast(device.type, torch.bfloat16, enabled=native)
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type != 'cpu' or has_bf16())
+
+
+@functools.cache
+def has_bf16() -> bool:
+    """Tell whether this CPU multiplies bfloat16; asked several times in each step."""
+    return not BF16.isdisjoint(find_cpu().flags)

@@ -97,9 +97,13 @@ def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[
         yield Entry(name, number)
 
 
+def _in_utf8(path: str | Path) -> str:
+    return os.fsencode(path).decode('utf-8', 'replace')
+
+
 def _new_name(path: str, taken: set[str]) -> str:
     """Return a file name made of a path, in UTF-8 and other than those taken, which it joins."""
-    plain = path.replace('/', '_').encode('utf-8', 'surrogateescape').decode('utf-8', 'replace').replace('\ufffd', '_')
+    plain = _in_utf8(path).replace('/', '_').replace('\ufffd', '_')
     name, number = plain, 1
     while name.lower() in taken:  # left/1 beside left_1
         number += 1
@@ -109,7 +113,7 @@ def _new_name(path: str, taken: set[str]) -> str:
 
 
 def _import_video(source: Path, folder: Path, rate: float, report: Report) -> Iterator[Entry]:
-    capture = cv2.VideoCapture(os.fsencode(source).decode('utf-8', 'replace'))
+    capture = cv2.VideoCapture(_in_utf8(source))
     frames = capture.get(cv2.CAP_PROP_FPS)
     if not capture.isOpened():
         raise ImageError(f'{source} is not a video that OpenCV can read')
