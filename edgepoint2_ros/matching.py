@@ -36,6 +36,7 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
+    _check_descriptors(first, second)
     # Descriptors are float even if they came as int8: numpy multiplies integers without BLAS, twenty times slower. In
     # blocks, their cosines stay in the cache, and 10,000 features take no more memory than 1000.
     nearest, found, runner_up = np.empty(len(first), np.int64), *np.empty((2, len(first)), np.float32)
@@ -53,8 +54,6 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
         if ratio < 1:
             cosine[at] = -np.inf
             runner_up[part] = cosine.max(axis=1)
-    if not np.isfinite(best).all():
-        raise EdgePoint2Error('descriptors to be matched hold numbers that are not finite')
     keep = (found == best[nearest]) & (found >= min_cosine)
     if ratio < 1:
         # Unit vectors of cosine c are sqrt(2 - 2 c) apart.
@@ -86,7 +85,7 @@ def match_guided(
         second: M features from the same weights.
         predicted: (N, 2), predicted position of each feature of ``first`` in the second image, pixels. A position that
             is not finite has no candidates.
-        radius: of the search around ``predicted``, pixels in x and in y: one number or (N,).
+        radius: of the search around ``predicted``, pixels in x and in y: one number or (N,); only with ``predicted``.
         fundamental: (3, 3), from pixels of the first image to lines in the second.
         disparity: minimum and maximum of x in the first image minus x in the second, in a rectified stereo pair with
             ``first`` on the left; pixels.
@@ -107,6 +106,7 @@ def match_guided(
         raise EdgePoint2Error('no search constraint: expected predicted and radius, fundamental or disparity')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
+    _check_descriptors(first, second)
     sources = (second,) if fundamental is None and disparity is None else (first, second)
     if not all(np.isfinite(features.xy).all() for features in sources):
         raise EdgePoint2Error('positions of keypoints to match are not finite')
@@ -128,8 +128,6 @@ def match_guided(
         part = slice(begin, begin + PAIRS)
         rows = first.descriptors.take(i[part], axis=0), second.descriptors.take(j[part], axis=0)
         np.einsum('nd,nd->n', *rows, out=cosine[part])
-    if not np.isfinite(cosine).all():
-        raise EdgePoint2Error('descriptors to be matched hold numbers that are not finite')
     if ratio >= 1:  # then candidates below the minimum cosine affect no others
         good = np.flatnonzero(cosine >= min_cosine)
         i, j, cosine = i.take(good), j.take(good), cosine.take(good)
@@ -187,6 +185,8 @@ def _search_boxes(
     if not distance > 0:
         raise EdgePoint2Error(f'distance: expected a positive number of pixels, got {distance}')
     boxes = None
+    if predicted is None and radius is not None:
+        raise EdgePoint2Error('predicted: expected a position for each feature beside the radius, got none')
     if predicted is not None:
         predicted = np.asarray(predicted, np.float64)
         if predicted.shape != (len(first), 2):
@@ -244,6 +244,15 @@ def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarr
     count = np.maximum(end - begin, 0)
     k = np.repeat(np.arange(len(count)), count)
     return k, np.arange(len(k)) + (begin - np.cumsum(count) + count).take(k)
+
+
+def _check_descriptors(*sides: Features) -> None:
+    """Raise EdgePoint2Error unless all rows have a finite length: then all cosines are finite, too."""
+    for features in sides:
+        if not np.isfinite(np.einsum('nd,nd->n', features.descriptors, features.descriptors)).all():
+            raise EdgePoint2Error(
+                'descriptors to be matched hold numbers that are not finite, or too large to multiply'
+            )
 
 
 def check_usable(features: Features) -> None:

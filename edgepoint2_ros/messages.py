@@ -72,9 +72,10 @@ def to_fields(features: Features, encoding: str = 'float32') -> dict[str, Any]:
 
 
 def decode(message: Any) -> Features:
-    """Return the features that a KeypointArray carries, descriptors as float32 rows of unit length.
+    """Return the features that a KeypointArray carries, descriptors as float32.
 
-    Scores and float32 descriptors are views of the message's memory.
+    float16 and int8 rows are brought to unit length; float32 rows stay as they are. Scores and float32 descriptors are
+    views of the message's memory.
 
     Raises:
         MessageError: lengths contradict each other, or the descriptor encoding is unknown.

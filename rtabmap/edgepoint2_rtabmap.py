@@ -34,8 +34,8 @@ except Exception as error:  # RTAB-Map crashes while it reports an exception who
         return np.zeros((0, 2), np.int32)
 
     def extract(_: object) -> np.ndarray:
-        """Return a global descriptor that is like no other."""
-        return np.zeros((1, 1), np.float32)
+        """Return a global descriptor that is like no other, of the size that T-32 has."""
+        return np.zeros((1, 512), np.float32)
 
 
 __all__ = ['detect', 'extract', 'init', 'match']

@@ -36,17 +36,27 @@ CROSS_OPTIONS += ['-static', '-DWITHOUT_MIDDLEWARE']
 @pytest.fixture(scope='module', params=['native', *CROSS_TARGETS])
 def reader(request, tmp_path_factory):
     """Build test/cpp against the installed package; return a function that runs it on messages."""
-    folder = tmp_path_factory.mktemp('reader')
+    return build_reader(tmp_path_factory.mktemp('reader'), request.param)
+
+
+@pytest.fixture(scope='module', params=['', '-ffast-math'])
+def careful_reader(request, reader, tmp_path_factory):
+    """Return the reader, also built with an option that lets compilers assume that no number is infinite or NaN."""
+    return build_reader(tmp_path_factory.mktemp('careful'), 'native', request.param) if request.param else reader
+
+
+def build_reader(folder: Path, target: str, flags: str = ''):
     command = [folder / 'reader']
-    if request.param == 'native':
+    if target == 'native':
         configure = ['cmake', '-S', ROOT / 'test' / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}']
+        configure.append(f'-DCMAKE_CXX_FLAGS={flags}')
         configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')  # a ROS 2 from pip; in a sourced one it does no harm
         builds = [configure, ['cmake', '--build', folder]]
     else:
-        compiler = f'{request.param}-linux-gnu-g++'
+        compiler = f'{target}-linux-gnu-g++'
         headers = [f'-I{path}' for path in Path(sys.prefix, 'include').iterdir()]
         builds = [[compiler, *CROSS_OPTIONS, *headers, ROOT / 'test' / 'cpp' / 'reader.cpp', '-o', *command]]
-        command.insert(0, f'qemu-{request.param}-static')
+        command.insert(0, f'qemu-{target}-static')
     environment = dict(os.environ)
     environment.setdefault('AMENT_PREFIX_PATH', sys.prefix)
     for build in builds:
@@ -191,24 +201,30 @@ def test_of_equally_near_features_the_first_gets_the_match_in_both_languages(rea
             'radius: expected a number from 0, or 5 of them, got 3',
         ),
         ({'predicted': np.zeros((5, 2)), 'radius': np.nan}, 'radius: expected a number from 0, or 5 of them'),
+        ({'radius': 20.0, 'fundamental': FUNDAMENTAL}, 'predicted: expected'),
         ({'disparity': (3.0, 2.0)}, 'disparity: expected minimum and maximum, got 3.000000 and 2.000000'),
+        ({'disparity': (0.0, np.nan)}, 'disparity: expected minimum and maximum, got'),
         ({'disparity': (0.0, 2.0), 'distance': 0.0}, 'distance: expected a positive number of pixels'),
+        ({'disparity': (0.0, 2.0), 'distance': np.nan}, 'distance: expected a positive number of pixels'),
     ],
 )
-def test_a_guide_that_makes_no_sense_is_refused(guide, words, reader, tmp_path):
+def test_a_guide_that_makes_no_sense_is_refused(guide, words, careful_reader, tmp_path):
     message = encode(make(5), Header())
-    assert words in reader('guided', message, message, options=(write_guide(tmp_path, guide),), code=1)
+    assert words in careful_reader('guided', message, message, options=(write_guide(tmp_path, guide),), code=1)
+    with pytest.raises(EdgePoint2Error):
+        match_guided(make(5), make(5), **guide)
 
 
-@pytest.mark.parametrize('value', [np.nan, np.inf])
 @pytest.mark.parametrize(
-    ('name', 'words'),
-    [('xy', 'positions of keypoints to match are not finite'), ('descriptors', 'hold numbers that are not finite')],
+    ('name', 'words', 'value'),
+    [('xy', 'positions of keypoints to match are not finite', value) for value in (np.nan, np.inf)]
+    # An infinite number times a negative one is no best match, and the square of 1e30 is no float32.
+    + [('descriptors', 'hold numbers that are not finite', value) for value in (np.nan, np.inf, -np.inf, 1e30)],
 )
-def test_what_is_not_finite_is_not_matched(name, words, value, reader, tmp_path):
-    good = make(5)
+def test_what_is_not_finite_is_not_matched(name, words, value, careful_reader, tmp_path):
+    reader, good = careful_reader, make(5)
     values = getattr(good, name).copy()
-    values[2] = value
+    values[2, 0] = value
     broken = dataclasses.replace(good, **{name: values})
     everywhere = {'disparity': (-1e3, 1e3), 'distance': 1e3}
     guide = write_guide(tmp_path, everywhere)
@@ -225,7 +241,8 @@ def test_what_is_not_finite_is_not_matched(name, words, value, reader, tmp_path)
 
 def test_no_keypoints_give_no_matches(reader, tmp_path):
     some, none = encode(make(5), Header()), encode(make(0), Header())
-    for pair in ((some, none), (none, some), (none, none)):
+    without = encode(dataclasses.replace(make(0), descriptors=np.zeros((0, 0), np.float32)), Header())
+    for pair in ((some, none), (none, some), (none, none), (some, without), (without, some)):
         assert reader('match', *pair) == ''
     assert reader('decode', none) == ''
     for radius in (20.0, np.zeros(0)):

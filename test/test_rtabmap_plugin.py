@@ -91,7 +91,7 @@ def test_a_model_without_a_vocabulary_detects_and_matches(gray, capsys, tmp_path
     (tmp_path / 'T-32.json').write_text(json.dumps({key: card[key] for key in card if key != 'places'}))
     plugin = Plugin({'EDGEPOINT2_WEIGHTS': str(tmp_path)})
     assert len(plugin.detect(gray)[0]) > 300
-    assert plugin.extract(gray[:, :, None]).shape == (1, 1)
+    assert plugin.extract(gray[:, :, None]).shape == (1, 512)
     assert capsys.readouterr().err.count('no vocabulary of places') == 1
     assert main(['rtabmap', '--weights', str(tmp_path)]) == 0
     assert main(['rtabmap', '--weights', str(tmp_path), '--places']) == 1
@@ -103,6 +103,14 @@ def test_a_failure_at_the_first_image_does_not_change_the_size_of_the_global_des
     broken = plugin.extract(np.zeros((64, 64, 3), np.float64))
     assert broken.shape == plugin.extract(gray[:, :, None]).shape == (1, 512)
     assert 'no global descriptor' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('model', 'size'), [('', 512), ('T-48', 768), ('E-64', 1024), ('Z-9', 512)])
+@pytest.mark.parametrize('broken', [{'EDGEPOINT2_THREADS': 'two'}, {'EDGEPOINT2_BACKEND': 'cuda'}])
+def test_without_an_extractor_the_global_descriptor_has_the_size_of_its_model(broken, model, size, gray, capsys):
+    plugin = Plugin({'EDGEPOINT2_MODEL': model, **broken})
+    np.testing.assert_array_equal(plugin.extract(gray[:, :, None]), np.zeros((1, size), np.float32))
+    assert capsys.readouterr().err.count('\n') == 1
 
 
 def test_the_command_names_weights_by_a_path_that_holds_everywhere(tmp_path, monkeypatch, capsys):

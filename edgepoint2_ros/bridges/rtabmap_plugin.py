@@ -22,8 +22,9 @@ from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import MAX_PIXELS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match as match_features
+from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.odometry import MIN_COSINE
-from edgepoint2_ros.places import Vocabulary, open_vocabulary
+from edgepoint2_ros.places import CENTRES, Vocabulary, open_vocabulary
 
 PREFIX = 'EDGEPOINT2_'
 # RTAB-Map keeps the best 1000 of an image for its odometry and 500 for its map, unless told otherwise.
@@ -159,8 +160,8 @@ class Plugin:
             image: (H, W, 1) or (H, W, 3) BGR; RTAB-Map says that its bytes are int8.
 
         Returns:
-            (1, S) float32 of unit length, contiguous; zeros if anything went wrong. S is always the same: RTAB-Map
-            aborts if two nodes of its map have descriptors of different sizes.
+            (1, S) float32 of unit length, contiguous; zeros if anything went wrong. S depends on the model alone,
+            which a map must therefore keep: RTAB-Map aborts if two nodes have descriptors of different sizes.
         """
         try:
             with self._lock:
@@ -176,7 +177,15 @@ class Plugin:
                 return np.ascontiguousarray(self._vocabulary.describe(features)[None], np.float32)
         except BaseException as error:
             self._complain('no global descriptor', error)
-        return np.zeros((1, self._vocabulary.size if self._vocabulary else 1), np.float32)
+        return np.zeros((1, self._vocabulary.size if self._vocabulary else self._expected_size()), np.float32)
+
+    def _expected_size(self) -> int:
+        """Return the size of the global descriptors of the model that the environment names, if it could be opened."""
+        try:
+            variant = find_variant(self._environment.get(f'{PREFIX}MODEL') or DEFAULTS.model)
+        except EdgePoint2Error:
+            variant = find_variant(DEFAULTS.model)
+        return CENTRES * variant.descriptor_size
 
     def _find(self, image: np.ndarray) -> Features | None:
         """Return the features of an image, found once for detector and global descriptor; None without an extractor."""

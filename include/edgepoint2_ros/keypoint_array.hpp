@@ -1,6 +1,6 @@
 // From a KeypointArray message to matches, in plain C++17: no rclcpp, no OpenCV, nothing to link.
 //
-//   auto features = edgepoint2_ros::decode(message);        // checked; descriptors are float rows of unit length
+//   auto features = edgepoint2_ros::decode(message);        // checked; descriptors are rows of floats
 //   auto matches = edgepoint2_ros::match(last, features);   // mutual nearest neighbours
 //   cv::Mat rows(int(features.size()), int(features.descriptor_size), CV_32F, features.descriptors.data());
 //
@@ -44,7 +44,7 @@ struct Features
   std::vector<float> y;             // N: pixels downwards
   std::vector<float> score;         // N: raw detector logits
   std::size_t descriptor_size = 0;  // D
-  std::vector<float> descriptors;   // N rows of D numbers, each row of unit length
+  std::vector<float> descriptors;   // N rows of D numbers, each of unit length
 
   std::size_t size() const {return x.size();}
 
@@ -86,6 +86,22 @@ inline float to_float(std::uint32_t bits)
   return value;
 }
 
+/// Whether a number is finite, by its bits: with -ffast-math, compilers take std::isfinite for always true.
+inline bool is_finite(double number)
+{
+  std::uint64_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return (bits >> 52 & 0x7ffu) != 0x7ffu;
+}
+
+/// Whether a number is not one, in the same way.
+inline bool is_nan(double number)
+{
+  std::uint64_t bits;
+  std::memcpy(&bits, &number, sizeof bits);
+  return (bits & 0x7fffffffffffffffu) > 0x7ff0000000000000u;
+}
+
 inline float half_to_float(std::uint32_t half)
 {
   const std::uint32_t sign = (half & 0x8000u) << 16;
@@ -116,13 +132,13 @@ inline void to_unit_length(float * row, std::size_t size)
 /// The best and the second best cosine of one feature with those of the other image, and whose the best is.
 struct Nearest
 {
-  float cosine = -std::numeric_limits<float>::infinity();
-  float next = -std::numeric_limits<float>::infinity();
+  float cosine = std::numeric_limits<float>::lowest();
+  float next = std::numeric_limits<float>::lowest();
   std::size_t index = 0;
 
   void offer(float candidate, std::size_t candidate_index)
   {
-    if (!(candidate > next)) {  // nearly always; also what is not a number
+    if (!(candidate > next)) {  // nearly always
       return;
     }
     if (candidate > cosine) {
@@ -137,8 +153,10 @@ struct Nearest
 
 }  // namespace detail
 
-/// Checks a message and returns what it carries; float16 and int8 descriptors become float rows of unit length.
+/// Checks a message and returns what it carries, descriptors as floats.
 /**
+ * float16 and int8 rows are brought to unit length; float32 rows stay as they are, exact.
+ *
  * \throws Error lengths contradict each other, or the descriptor encoding is unknown.
  */
 inline Features decode(const msg::KeypointArray & message)
@@ -159,11 +177,12 @@ inline Features decode(const msg::KeypointArray & message)
               "descriptor encoding " + std::to_string(message.descriptor_encoding) +
               ": expected 0 (float32), 1 (float16) or 2 (int8)");
   }
-  const std::size_t numbers = count * message.descriptor_size;
-  if (message.descriptors.size() != numbers * bytes) {
+  // In 64 bits, where the product of two sizes cannot wrap.
+  const std::uint64_t expected = std::uint64_t{count} * message.descriptor_size * bytes;
+  if (message.descriptors.size() != expected) {
     throw Error(
             "descriptors have " + std::to_string(message.descriptors.size()) + " bytes: expected " +
-            std::to_string(numbers * bytes) + " for " + std::to_string(count) + " keypoints of " +
+            std::to_string(expected) + " for " + std::to_string(count) + " keypoints of " +
             std::to_string(message.descriptor_size) + " numbers of " + std::to_string(bytes) + " bytes");
   }
 
@@ -176,8 +195,8 @@ inline Features decode(const msg::KeypointArray & message)
   features.y = message.y;
   features.score = message.score;
   features.descriptor_size = message.descriptor_size;
-  features.descriptors.resize(numbers);
-  for (std::size_t i = 0; i < numbers; ++i) {
+  features.descriptors.resize(message.descriptors.size() / bytes);
+  for (std::size_t i = 0; i < features.descriptors.size(); ++i) {
     const std::uint8_t * number = message.descriptors.data() + i * bytes;
     if (bytes == 1) {
       features.descriptors[i] = static_cast<float>(*number < 128 ? *number : *number - 256);
@@ -197,14 +216,32 @@ inline Features decode(const msg::KeypointArray & message)
 namespace detail
 {
 
+/// Returns the dot product of two rows, in eight partial sums, so that compilers may vectorise it.
+inline float dot(const float * a, const float * b, std::size_t size)
+{
+  float sums[8] = {};
+  std::size_t d = 0;
+  for (; d + 8 <= size; d += 8) {
+    for (std::size_t k = 0; k < 8; ++k) {
+      sums[k] += a[d + k] * b[d + k];
+    }
+  }
+  float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
+  for (; d < size; ++d) {
+    sum += a[d] * b[d];
+  }
+  return sum;
+}
+
 inline void check_whole(const Features & features)
 {
-  if (features.y.size() != features.size() || features.descriptors.size() != features.size() * features.descriptor_size)
-  {
+  const std::size_t count = features.size(), size = features.descriptor_size, numbers = features.descriptors.size();
+  const bool fits = count == 0 || size == 0 ? numbers == 0 : numbers / count == size && numbers % count == 0;
+  if (features.y.size() != count || !fits) {
     throw Error(
-            "features to match: expected as many y as x and " + std::to_string(features.descriptor_size) +
-            " numbers of descriptors for each, got " + std::to_string(features.size()) + " x, " +
-            std::to_string(features.y.size()) + " y and " + std::to_string(features.descriptors.size()) + " numbers");
+            "features to match: expected as many y as x and " + std::to_string(size) +
+            " numbers of descriptors for each, got " + std::to_string(count) + " x, " +
+            std::to_string(features.y.size()) + " y and " + std::to_string(numbers) + " numbers");
   }
 }
 
@@ -215,7 +252,7 @@ inline void check_comparable(const Features & first, const Features & second)
             "features of " + first.model + " [" + first.digest + "] cannot be matched with features of " +
             second.model + " [" + second.digest + "]: descriptors of different weights cannot be compared");
   }
-  if (first.descriptor_size != second.descriptor_size) {
+  if (first.size() > 0 && second.size() > 0 && first.descriptor_size != second.descriptor_size) {
     throw Error(
             "descriptors of " + std::to_string(first.descriptor_size) + " numbers cannot be matched with those of " +
             std::to_string(second.descriptor_size));
@@ -227,17 +264,19 @@ inline void check_comparable(const Features & first, const Features & second)
 inline void check_positions(const Features & features)
 {
   for (std::size_t i = 0; i < features.size(); ++i) {
-    if (!std::isfinite(features.x[i]) || !std::isfinite(features.y[i])) {
+    if (!is_finite(features.x[i]) || !is_finite(features.y[i])) {
       throw Error("positions of keypoints to match are not finite");
     }
   }
 }
 
+/// Throws unless all rows have a finite length: then all cosines are finite, too.
 inline void check_descriptors(const Features & features)
 {
-  for (const float number : features.descriptors) {
-    if (!std::isfinite(number)) {
-      throw Error("descriptors to be matched hold numbers that are not finite");
+  for (std::size_t i = 0; i < features.size(); ++i) {
+    const float * row = features.descriptor(i);
+    if (!is_finite(dot(row, row, features.descriptor_size))) {
+      throw Error("descriptors to be matched hold numbers that are not finite, or too large to multiply");
     }
   }
 }
@@ -353,7 +392,8 @@ struct Guide
   /// Predicted position of each feature of the first image, pixels; one that is not finite has no candidates.
   /// Empty: no predictions.
   std::vector<double> predicted_x, predicted_y;
-  /// Of the search around these positions, pixels in x and in y: one number for all features, or one for each.
+  /// Of the search around these positions, pixels in x and in y: one number for all features, or one for each. Only
+  /// with predictions.
   std::vector<double> radius;
   /// The fundamental matrix, row by row, from pixels of the first image to lines in the second.
   std::optional<std::array<double, 9>> fundamental;
@@ -367,23 +407,6 @@ struct Guide
 namespace detail
 {
 
-/// Returns the dot product of two rows, in eight partial sums, so that compilers may vectorise it.
-inline float dot(const float * a, const float * b, std::size_t size)
-{
-  float sums[8] = {};
-  std::size_t d = 0;
-  for (; d + 8 <= size; d += 8) {
-    for (std::size_t k = 0; k < 8; ++k) {
-      sums[k] += a[d + k] * b[d + k];
-    }
-  }
-  float sum = ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7]));
-  for (; d < size; ++d) {
-    sum += a[d] * b[d];
-  }
-  return sum;
-}
-
 struct Box
 {
   double left, top, right, bottom;
@@ -394,16 +417,18 @@ struct Box
 /// Returns the search window of each feature, from predicted positions and rows.
 inline std::vector<Box> search_boxes(const Features & first, const Guide & guide)
 {
-  constexpr double everywhere = std::numeric_limits<double>::infinity();
+  constexpr double everywhere = std::numeric_limits<double>::max();
   const std::size_t count = first.size();
   const bool is_predicted = !guide.predicted_x.empty() || !guide.predicted_y.empty() || !guide.radius.empty();
   if (!is_predicted && !guide.fundamental && !guide.disparity && count > 0) {  // no features have no predictions
     throw Error("no search constraint: expected predicted and radius, fundamental or disparity");
   }
-  if (!(guide.distance > 0)) {
+  if (!(guide.distance > 0) || is_nan(guide.distance)) {
     throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
   }
-  if (guide.disparity && !((*guide.disparity)[0] <= (*guide.disparity)[1])) {
+  if (guide.disparity && (!((*guide.disparity)[0] <= (*guide.disparity)[1]) ||
+    is_nan((*guide.disparity)[0]) || is_nan((*guide.disparity)[1])))
+  {
     throw Error(
             "disparity: expected minimum and maximum, got " + std::to_string((*guide.disparity)[0]) + " and " +
             std::to_string((*guide.disparity)[1]));
@@ -419,7 +444,7 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
       throw Error(wanted + std::to_string(guide.radius.size()));
     }
     for (const double radius : guide.radius) {
-      if (!(radius >= 0)) {
+      if (!(radius >= 0) || is_nan(radius)) {
         throw Error(wanted + std::to_string(radius));
       }
     }
@@ -430,7 +455,7 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
     if (is_predicted) {
       const double x = guide.predicted_x[i], y = guide.predicted_y[i];
       const double radius = guide.radius.size() == 1 ? guide.radius[0] : guide.radius[i];
-      if (!std::isfinite(x) || !std::isfinite(y)) {
+      if (!is_finite(x) || !is_finite(y)) {
         box = {everywhere, everywhere, -everywhere, -everywhere};
         continue;
       }
@@ -510,12 +535,14 @@ inline void find_candidates(
 inline std::vector<Match> match_guided(
   const Features & first, const Features & second, const Guide & guide, float min_cosine = -1, float ratio = 1)
 {
-  constexpr float lowest = -std::numeric_limits<float>::infinity();
+  constexpr float lowest = std::numeric_limits<float>::lowest();
   detail::check_comparable(first, second);
   const std::vector<detail::Box> boxes = detail::search_boxes(first, guide);
   if (first.size() == 0 || second.size() == 0) {
     return {};
   }
+  detail::check_descriptors(first);
+  detail::check_descriptors(second);
   detail::check_positions(second);
   if (guide.fundamental || guide.disparity) {
     detail::check_positions(first);
@@ -529,9 +556,6 @@ inline std::vector<Match> match_guided(
     std::sort(candidates.begin(), candidates.end());  // ties: the first is offered first
     for (const std::size_t j : candidates) {
       const float cosine = detail::dot(first.descriptor(i), second.descriptor(j), first.descriptor_size);
-      if (!std::isfinite(cosine)) {
-        throw Error("descriptors to be matched hold numbers that are not finite");
-      }
       of_first[i].offer(cosine, j);
       highest[j] = std::max(highest[j], cosine);
     }
