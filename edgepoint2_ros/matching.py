@@ -36,7 +36,8 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
     check_comparable(first, second)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
-    _check_descriptors(first, second)
+    _check_lengths(first, 'matched')
+    _check_lengths(second, 'matched')
     # Descriptors are float even if they came as int8: numpy multiplies integers without BLAS, twenty times slower. In
     # blocks, their cosines stay in the cache, and 10,000 features take no more memory than 1000.
     nearest, found, runner_up = np.empty(len(first), np.int64), *np.empty((2, len(first)), np.float32)
@@ -106,7 +107,8 @@ def match_guided(
         raise EdgePoint2Error('no search constraint: expected predicted and radius, fundamental or disparity')
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
-    _check_descriptors(first, second)
+    _check_lengths(first, 'matched')
+    _check_lengths(second, 'matched')
     sources = (second,) if fundamental is None and disparity is None else (first, second)
     if not all(np.isfinite(features.xy).all() for features in sources):
         raise EdgePoint2Error('positions of keypoints to match are not finite')
@@ -246,20 +248,17 @@ def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return k, np.arange(len(k)) + (begin - np.cumsum(count) + count).take(k)
 
 
-def _check_descriptors(*sides: Features) -> None:
-    """Raise EdgePoint2Error unless all rows have a finite length: then all cosines are finite, too."""
-    for features in sides:
-        if not np.isfinite(np.einsum('nd,nd->n', features.descriptors, features.descriptors)).all():
-            raise EdgePoint2Error(
-                'descriptors to be matched hold numbers that are not finite, or too large to multiply'
-            )
+def _check_lengths(features: Features, purpose: str) -> None:
+    """Raise EdgePoint2Error unless all descriptors have a finite length: then all their cosines are finite, too."""
+    if not np.isfinite(np.einsum('nd,nd->n', features.descriptors, features.descriptors)).all():
+        raise EdgePoint2Error(f'descriptors to be {purpose} hold numbers that are not finite, or too large to multiply')
 
 
 def check_usable(features: Features) -> None:
-    """Raise EdgePoint2Error if positions or descriptors are not finite, or keypoints have descriptors of no numbers."""
-    for name, values in (('keypoints', features.xy), ('descriptors', features.descriptors)):
-        if not np.isfinite(values).all():
-            raise EdgePoint2Error(f'{name} to be tracked hold numbers that are not finite')
+    """Raise EdgePoint2Error if positions are not finite, or descriptors cannot be matched or have no numbers."""
+    if not np.isfinite(features.xy).all():
+        raise EdgePoint2Error('keypoints to be tracked hold numbers that are not finite')
+    _check_lengths(features, 'tracked')
     if len(features) and not features.descriptors.shape[1]:
         raise EdgePoint2Error('descriptors to be tracked: expected at least 1 number each, got 0')
 

@@ -49,7 +49,7 @@ def build_reader(folder: Path, target: str, flags: str = ''):
     command = [folder / 'reader']
     if target == 'native':
         configure = ['cmake', '-S', ROOT / 'test' / 'cpp', '-B', folder, f'-DPython3_EXECUTABLE={sys.executable}']
-        configure.append(f'-DCMAKE_CXX_FLAGS={flags}')
+        configure += [f'-DCMAKE_CXX_FLAGS={flags}'] if flags else []  # otherwise those of the environment
         configure.append(f'-DCMAKE_PREFIX_PATH={sys.prefix}')  # a ROS 2 from pip; in a sourced one it does no harm
         builds = [configure, ['cmake', '--build', folder]]
     else:

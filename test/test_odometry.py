@@ -229,6 +229,7 @@ def test_features_of_other_weights_are_refused():
     [
         ('xy', lambda values: values * np.nan, 'keypoints to be tracked hold numbers that are not finite'),
         ('descriptors', lambda values: values * np.inf, 'descriptors to be tracked hold numbers that are not finite'),
+        ('descriptors', lambda values: values * np.float32(1e30), 'descriptors to be tracked .* too large to multiply'),
         ('descriptors', lambda values: values[:, :0], 'descriptors to be tracked: expected at least 1 number each'),
     ],
 )

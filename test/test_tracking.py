@@ -330,16 +330,16 @@ def test_a_right_image_of_other_weights_is_refused():
         tracker.track(scene.see(0), 0.0, dataclasses.replace(see_right(scene, 0), digest='b'))
 
 
-@pytest.mark.parametrize('name', ['xy', 'descriptors'])
+@pytest.mark.parametrize(('name', 'value'), [('xy', np.nan), ('descriptors', np.nan), ('descriptors', 1e30)])
 @pytest.mark.parametrize('side', ['left', 'right'])
 @pytest.mark.parametrize('number', [0, 3])
-def test_features_that_are_not_finite_are_refused_and_change_nothing(number, side, name):
+def test_features_that_are_not_finite_are_refused_and_change_nothing(number, side, name, value):
     scene, tracker, expected = Scene(), *(Tracker(LENS, RIGHT, BASELINE) for _ in range(2))
     for k in range(5):
         seen = {'left': scene.see(k, camera=LENS), 'right': see_right(scene, k)}
         if k == number:
             values = getattr(seen[side], name).copy()
-            values[7] = np.nan
+            values[7] = value
             broken = seen | {side: dataclasses.replace(seen[side], **{name: values})}
             with pytest.raises(EdgePoint2Error, match='that are not finite'):
                 tracker.track(broken['left'], k / RATE, broken['right'])

@@ -86,21 +86,20 @@ inline float to_float(std::uint32_t bits)
   return value;
 }
 
-/// Whether a number is finite, by its bits: with -ffast-math, compilers take std::isfinite for always true.
-inline bool is_finite(double number)
+/// The bits of a number, without its sign. With -ffast-math, compilers assume that std::isfinite always holds and that
+/// no number is NaN; of integers they assume nothing.
+inline std::uint64_t magnitude_bits(double number)
 {
   std::uint64_t bits;
   std::memcpy(&bits, &number, sizeof bits);
-  return (bits >> 52 & 0x7ffu) != 0x7ffu;
+  return bits & 0x7fffffffffffffffu;
 }
 
-/// Whether a number is not one, in the same way.
-inline bool is_nan(double number)
-{
-  std::uint64_t bits;
-  std::memcpy(&bits, &number, sizeof bits);
-  return (bits & 0x7fffffffffffffffu) > 0x7ff0000000000000u;
-}
+inline constexpr std::uint64_t infinity_bits = 0x7ff0000000000000u;
+
+inline bool is_finite(double number) {return magnitude_bits(number) < infinity_bits;}
+
+inline bool is_nan(double number) {return magnitude_bits(number) > infinity_bits;}
 
 inline float half_to_float(std::uint32_t half)
 {
@@ -236,7 +235,7 @@ inline float dot(const float * a, const float * b, std::size_t size)
 inline void check_whole(const Features & features)
 {
   const std::size_t count = features.size(), size = features.descriptor_size, numbers = features.descriptors.size();
-  const bool fits = count == 0 || size == 0 ? numbers == 0 : numbers / count == size && numbers % count == 0;
+  const bool fits = count == 0 ? numbers == 0 : numbers / count == size && numbers % count == 0;  // no product wraps
   if (features.y.size() != count || !fits) {
     throw Error(
             "features to match: expected as many y as x and " + std::to_string(size) +
@@ -423,15 +422,15 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
   if (!is_predicted && !guide.fundamental && !guide.disparity && count > 0) {  // no features have no predictions
     throw Error("no search constraint: expected predicted and radius, fundamental or disparity");
   }
-  if (!(guide.distance > 0) || is_nan(guide.distance)) {
+  if (is_nan(guide.distance) || guide.distance <= 0) {
     throw Error("distance: expected a positive number of pixels, got " + std::to_string(guide.distance));
   }
-  if (guide.disparity && (!((*guide.disparity)[0] <= (*guide.disparity)[1]) ||
-    is_nan((*guide.disparity)[0]) || is_nan((*guide.disparity)[1])))
-  {
-    throw Error(
-            "disparity: expected minimum and maximum, got " + std::to_string((*guide.disparity)[0]) + " and " +
-            std::to_string((*guide.disparity)[1]));
+  if (guide.disparity) {
+    const auto [least, most] = *guide.disparity;
+    if (is_nan(least) || is_nan(most) || least > most) {
+      throw Error(
+              "disparity: expected minimum and maximum, got " + std::to_string(least) + " and " + std::to_string(most));
+    }
   }
   if (is_predicted) {
     if (guide.predicted_x.size() != count || guide.predicted_y.size() != count) {
@@ -444,7 +443,7 @@ inline std::vector<Box> search_boxes(const Features & first, const Guide & guide
       throw Error(wanted + std::to_string(guide.radius.size()));
     }
     for (const double radius : guide.radius) {
-      if (!(radius >= 0) || is_nan(radius)) {
+      if (is_nan(radius) || radius < 0) {
         throw Error(wanted + std::to_string(radius));
       }
     }
