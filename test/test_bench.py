@@ -2,6 +2,7 @@ import argparse
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from edgepoint2_ros.bench import worker
 from edgepoint2_ros.bench.report import TITLES, format_report
 from edgepoint2_ros.bench.worker import Contender, open_contender
 from edgepoint2_ros.cli import bench, main
@@ -275,6 +277,19 @@ def test_the_official_code_may_be_named_from_here_and_leaves_here_as_it_was(monk
     assert extract(np.zeros((48, 64), np.uint8)).xy.tolist() == [[3.0, 4.0]]
     assert Path.cwd() == tmp_path
     del sys.modules['edgepoint2']
+
+
+@pytest.mark.parametrize('precision', ['int8', 'bf16', 'fp16'])
+def test_the_best_that_fp32_finds_are_found_in_every_precision(official_model, precision, capsys):
+    pytest.importorskip('openvino')
+    official_model('T-32')
+    contender = asdict(Contender('openvino', 'T-32', precision, threads=1))
+    try:
+        worker.main(json.dumps(['inspect', contender, {}]))
+    except SystemExit as error:
+        assert f'this CPU does not accelerate {precision}' in str(error)
+        pytest.skip(str(error))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])['share'] > 99
 
 
 @pytest.mark.slow

@@ -90,15 +90,19 @@ def _time(contender: Contender, keypoints: int, folder: str, frames: int, paces:
     return {'paces': runs, 'peak_mb': peak_mb}
 
 
-def _inspect(contender: Contender, keypoints: int) -> dict[str, Any]:
-    """Return the engine's description, and how much of what fp32 finds on the drawn scene it finds."""
+def _inspect(contender: Contender) -> dict[str, Any]:
+    """Return the engine's description, and how much of the best that fp32 finds on the drawn scene it finds.
+
+    It may return as many as the model can, whatever was timed: one of the best that came last is not lost if its score
+    lost a rank.
+    """
     from edgepoint2_ros.engines import open_engine
     from edgepoint2_ros.engines.check import SCORE_THRESHOLD, compare, draw_scene
     from edgepoint2_ros.models import find_model
 
     model, (width, height) = find_model(contender.model), parse_size(contender.size)
     engine = open_engine(model, contender.kind, contender.precision, contender.threads)
-    arguments = draw_scene(height, width, 1), np.ones((1, 1), np.uint8), keypoints, SCORE_THRESHOLD
+    arguments = draw_scene(height, width, 1), np.ones((1, 1), np.uint8), model.max_keypoints, SCORE_THRESHOLD
     share, cosine = compare(engine.run(*arguments), open_engine(model, 'onnxruntime', 'fp32').run(*arguments))
     return {'engine': engine.description, 'share': 100 * share, 'cosine': cosine}
 

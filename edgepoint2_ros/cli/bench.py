@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         cameras = _share_first(models, options, job)
     timed = [result for result in results if result['runs']]
     runtimes = [result for result in timed if result['contender']['kind'] in ('auto', *BACKENDS)]
-    _add_once(runtimes, 'fidelity', 'inspect', {'threads': 0}, keypoints=options.keypoints)
+    _add_once(runtimes, 'fidelity', 'inspect', {'threads': 0})
     if options.accuracy:
         folder = str(options.accuracy)
         _add_once(timed, 'accuracy', 'score', {'threads': 0, 'size': ''}, keypoints=options.keypoints, folder=folder)
