@@ -53,7 +53,8 @@ class Tracks:
             than a millisecond apart leave it as it was.
         scores: (T,) float32, raw detector logits.
         keypoints: (T,) int64, index of the track's keypoint in the features.
-        right_keypoints: (T,) int64, the same in the features of the right camera; -1 if not seen there.
+        right_keypoints: (T,) int64, the same in the features of the right camera; -1 if not seen there, or not in front
+            of both cameras.
         right_xy: (T, 2) float32, pixels of the right image; NaN if not seen there.
         right_rays, right_velocities: (T, 2) float64, in the frame of the right camera; NaN if there are none; the
             velocity is 0 if the right camera did not see the track before.
@@ -331,8 +332,8 @@ class Tracker:
         parallax = np.cross(seen, turned)
         squared = (parallax**2).sum(axis=1)
         ahead = -(parallax * np.cross(seen, stereo.shift)).sum(axis=1)  # depth times the square
-        angle = np.sqrt(squared / ((turned**2).sum(axis=1) * (seen**2).sum(axis=1)))
-        good = (ahead > np.linalg.norm(stereo.shift) * squared) | (angle * stereo.right.matrix[0, 0] < STEREO_ERROR)
+        # Beyond infinity, where jitter puts half of the far points, there is no depth: VINS-Fusion would assume 5 m.
+        good = ahead > np.linalg.norm(stereo.shift) * squared
         return pairs[good], right_ray[good]
 
     def _undistort(self, xy: np.ndarray) -> np.ndarray:

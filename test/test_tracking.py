@@ -316,6 +316,21 @@ def test_what_the_right_camera_sees_before_it_has_no_partner_behind_it():
     assert np.count_nonzero(tracks.right_keypoints >= 0) < 0.1 * len(tracks)
 
 
+def test_far_points_that_jitter_beyond_infinity_have_no_partner():
+    scene, shift = Scene(), np.eye(4)
+    shift[0, 3] = -0.5
+    tracker, left = Tracker(Camera(MATRIX), Camera(MATRIX), shift), scene.see(0)
+    disparity = np.random.default_rng(0).choice([-1.0, -0.01, 0.0, 0.01, 1.0, 30.0], len(left))
+    right = dataclasses.replace(left, xy=np.float32(left.xy - np.outer(disparity, [1, 0])))
+    tracks = tracker.track(left, 0.0, right)
+    assert len(tracks) > 300
+    paired = tracks.right_keypoints >= 0
+    disparity = disparity[tracks.keypoints]
+    assert not paired[disparity <= 0].any()
+    assert paired[disparity > 0].mean() > 0.9
+    assert (tracks.xy - tracks.right_xy)[paired, 0].min() > 0
+
+
 def test_an_image_without_its_right_one_has_no_partners():
     scene, tracker = Scene(), Tracker(LENS, RIGHT, BASELINE)
     for k, right in enumerate([see_right(scene, 0), None, see_right(scene, 2)]):
