@@ -81,7 +81,7 @@ def main() -> int:
     for photos in options.photos:
         ours = options.output / photos.name
         extractor = ExtractorSettings(options.model, backend=options.backend, max_keypoints=options.max_keypoints)
-        job = Job(photos, ours, extractor=extractor, long_side=options.resize, window=options.window,
+        job = Job(photos, ours, extractor=extractor, resize=options.resize, window=options.window,
                   similar=options.similar, one_camera=options.one_camera)  # fmt: skip
         sift = options.output / f'{photos.name}_sift'
         shutil.rmtree(sift, ignore_errors=True)
@@ -95,6 +95,8 @@ def main() -> int:
                     model = pycolmap.Reconstruction(ours / 'distorted' / 'sparse' / '0')
             except EdgePoint2Error as error:
                 print(error, file=sys.stderr)
+            if not (ours / 'input').is_dir():  # there are no images to map
+                return 1
             total = len(list((ours / 'input').iterdir()))
             rows.append(f'| {photos.name} | {name} | {describe(model, total, time.monotonic() - begun)} |')
             print(rows[-1], file=sys.stderr)

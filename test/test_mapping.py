@@ -107,7 +107,14 @@ def test_photographs_become_a_map_with_the_true_cameras(photographs, walk, tmp_p
     assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
     assert capsys.readouterr().out == output.out
     assert make(photographs, out) == 1
-    assert 'holds a map with another one_camera: True instead of False' in capsys.readouterr().err
+    assert 'holds another map: one_camera was True, now False' in capsys.readouterr().err
+    os.utime(photographs / 'wall.png', (1, 1))
+    assert make(photographs, out, '--one-camera') == 1
+    assert f'{photographs} has changed since: 15 files then, 15 now' in capsys.readouterr().err
+    (photographs / 'wall.png').unlink()
+    assert make(photographs, out, '--one-camera') == 1
+    assert f'{photographs} has changed since: 15 files then, 14 now' in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in out.rglob('*')} == before
 
 
 @pytest.mark.slow
@@ -339,10 +346,11 @@ def test_a_map_of_a_bag_begins_with_the_focal_length_of_its_images(width, expect
 
 
 def test_one_image_is_no_map(photographs, tmp_path, capsys):
-    for path in sorted(photographs.iterdir())[1:]:
-        path.unlink()
-    assert make(photographs, tmp_path / 'out') == 1
-    assert 'a map needs at least 2 images that overlap, got 1' in capsys.readouterr().err
+    for count in (2, 1, 0):  # two have no third to confirm them
+        for path in sorted(photographs.iterdir())[count:]:
+            path.unlink()
+        assert make(photographs, tmp_path / 'out') == 1
+        assert f'a map needs at least 3 images that overlap, got {count}' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -354,6 +362,16 @@ def test_images_that_do_not_overlap_are_no_map(tmp_path, capsys):
         cv2.imwrite(str(folder / f'{name}.png'), getattr(data, name)())
     assert make(folder, tmp_path / 'out') == 1
     assert 'no two of the 5 images overlap' in capsys.readouterr().err
+
+    # What failed stands in no one's way: with other images or options it starts again, and says so.
+    (folder / 'coins.png').unlink()
+    assert make(folder, tmp_path / 'out') == 1
+    complaint = capsys.readouterr().err
+    assert 'starting again: the earlier map failed, and' in complaint
+    assert 'no two of the 4 images overlap' in complaint
+    assert make(folder, tmp_path / 'out', '--one-camera') == 1
+    assert 'one_camera was False, now True' in capsys.readouterr().err
+    assert len(list((tmp_path / 'out' / 'input').iterdir())) == 4
 
 
 @pytest.mark.slow
@@ -382,11 +400,17 @@ def test_what_is_no_source_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('option', 'value'),
-    [('--resize', -1), ('--rate', -2), ('--rate', 'nan'), ('--similar', 0), ('--focal', 0), ('--focal', 'nan')],
+    [('--max-keypoints', 0), ('--resize', -1), ('--rate', -2), ('--rate', 'nan'), ('--similar', 0), ('--focal', 0), ('--focal', 'nan')],
 )
 def test_options_out_of_range_are_refused(option, value, photographs, tmp_path, capsys):
     assert make(photographs, tmp_path / 'out', option, value) == 1
     assert re.search(f'more.*, got {value}', capsys.readouterr().err)
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('options', [('--model', 'X'), ('--resize', 20), ('--topic', '/image')])
+def test_a_mistyped_option_leaves_nothing_behind(options, photographs, tmp_path):
+    assert make(photographs, tmp_path / 'out', *options) == 1
     assert not (tmp_path / 'out').exists()
 
 

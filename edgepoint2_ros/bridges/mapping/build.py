@@ -11,7 +11,7 @@ The folder of a map is laid out as gaussian-splatting's tools make and read thei
     map.json              the job, and its progress
 
 A finished step leaves its result under its final name in one move; after an interruption the same call continues with
-what is missing. Only the mapping itself restarts.
+what is missing. Only the mapping itself restarts. A map that failed starts again if it is asked for otherwise.
 """
 
 import fcntl
@@ -33,7 +33,7 @@ import pycolmap
 from edgepoint2_ros.bridges.colmap import match_pairs, sequential_pairs, write_features
 from edgepoint2_ros.bridges.mapping.page import write_page
 from edgepoint2_ros.bridges.mapping.poses import Pose, write_bag, write_tum
-from edgepoint2_ros.bridges.mapping.sources import Entry, import_images, kind_of, read_focal
+from edgepoint2_ros.bridges.mapping.sources import Entry, fingerprint, import_images, kind_of, read_focal
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings, extract_shrunk
 from edgepoint2_ros.features import Features
@@ -65,7 +65,7 @@ class Job:
         output: folder of the map.
         topic: of the images in a bag; may be empty if it has only one.
         extractor: the settings of the extractor.
-        long_side: images are shrunk to it before extraction, pixels; 0 leaves them as they are.
+        resize: long side that images are shrunk to before extraction, pixels; 0 leaves them as they are.
         rate: images taken per second of a video or a bag; 0 takes all.
         window: images following each one that it is matched with; by default WINDOW for a video or a bag, else 0.
         similar: most similar images that each one is matched with.
@@ -78,7 +78,7 @@ class Job:
     output: Path
     topic: str = ''
     extractor: ExtractorSettings = DEFAULTS
-    long_side: int = LONG_SIDE
+    resize: int = LONG_SIDE
     rate: float = RATE
     window: int | None = None
     similar: int = SIMILAR
@@ -120,14 +120,16 @@ def build_map(job: Job, report: Report = lambda text: None) -> Summary:
     Raises:
         EdgePoint2Error: the source cannot be read, no map can be made from it, or the output belongs to another job.
     """
-    for name, least in (('long_side', 0), ('rate', 0), ('window', 0), ('similar', 1)):
+    for name, least in (('resize', 0), ('rate', 0), ('window', 0), ('similar', 1)):
         value = getattr(job, name)
         if value is not None and not value >= least:
             raise EdgePoint2Error(f'{name}: expected {least} or more, got {value}')
     if job.focal is not None and not 0 < job.focal < np.inf:
         raise EdgePoint2Error(f'focal: expected a length in pixels, more than 0, got {job.focal}')
     kind = kind_of(job.source)
-    with _open_folder(job, kind) as state:
+    if job.topic and kind != 'bag':
+        raise EdgePoint2Error(f'topic: {job.source} is no bag: expected none, got {job.topic!r}')
+    with _open_folder(job, kind, report) as state:
         if 'summary' not in state.content:
             _build(job, kind, state, report)
         summary = state.content['summary']
@@ -136,12 +138,12 @@ def build_map(job: Job, report: Report = lambda text: None) -> Summary:
 
 def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
     output = job.output
+    extractor = Extractor(job.extractor)  # before the images are copied: it may be refused
     entries = _import(job, state, report)
-    _need_two(job, len(entries))
-    extractor = Extractor(job.extractor)
+    _need_three(job, len(entries))
     features = _extract(job, extractor, [entry.name for entry in entries], report)
     names = list(features)
-    _need_two(job, len(names))
+    _need_three(job, len(names))
     window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
     pairs = choose_pairs(features, open_vocabulary(extractor.model), window, job.similar)
 
@@ -182,6 +184,7 @@ def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
         'left_out': [name for name in names if name not in registered],
     }
     write_page(output / 'index.html', job.source.name, extractor.description, state.content['summary'], output)
+    state.content.pop('failed', None)
     state.save()
 
 
@@ -269,9 +272,9 @@ def _import(job: Job, state: '_State', report: Report) -> list[Entry]:
     return [Entry(*entry) for entry in state.content['images']]
 
 
-def _need_two(job: Job, count: int) -> None:
-    if count < 2:
-        raise EdgePoint2Error(f'{job.source}: a map needs at least 2 images that overlap, got {count}')
+def _need_three(job: Job, count: int) -> None:
+    if count < MIN_IMAGES:
+        raise EdgePoint2Error(f'{job.source}: a map needs at least {MIN_IMAGES} images that overlap, got {count}')
 
 
 def _extract(job: Job, extractor: Extractor, names: Sequence[str], report: Report) -> dict[str, Features]:
@@ -282,7 +285,7 @@ def _extract(job: Job, extractor: Extractor, names: Sequence[str], report: Repor
         found = _read_features(file)
         if found is None or found.digest != extractor.digest:
             try:
-                found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.long_side)
+                found = extract_shrunk(extractor, read_image(job.output / 'input' / name), job.resize)
             except ImageError as error:  # too small, or too large
                 report(f'{name} left out: {error}')
                 continue
@@ -359,8 +362,8 @@ class _State:
 
 
 @contextmanager
-def _open_folder(job: Job, kind: str) -> Iterator[_State]:
-    """Yield the state of a map's folder, which is created, or was begun by the same job."""
+def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
+    """Yield the state of a map's folder, which is created, or was begun by the same job, or by another that failed."""
     settings = {
         'source': str(job.source.absolute()),
         'kind': kind,
@@ -369,18 +372,19 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
         'weights': job.extractor.weights,
         'max_keypoints': job.extractor.max_keypoints,
         'score_threshold': job.extractor.score_threshold,
-        'long_side': job.long_side,
-        'rate': job.rate,
+        'resize': job.resize,
+        'rate': job.rate if kind != 'photographs' else None,
         'window': job.window,
         'similar': job.similar,
-        'one_camera': job.one_camera,
+        'one_camera': job.one_camera if kind == 'photographs' else True,
         'focal': job.focal,
     }
+    new = {'format': FORMAT, 'settings': settings, 'files': fingerprint(job.source, job.output)}
     file = job.output / 'map.json'
     if not file.exists():
         refuse_existing([job.output])
         job.output.mkdir(parents=True)
-        _State(file, {'format': FORMAT, 'settings': settings}).save()
+        _State(file, new).save()
     lock = os.open(job.output, os.O_RDONLY)
     try:
         try:
@@ -389,25 +393,51 @@ def _open_folder(job: Job, kind: str) -> Iterator[_State]:
             raise EdgePoint2Error(f'{job.output} is being written by another process') from None
         try:
             content = json.loads(file.read_text())
-            known = content['settings'] if content['format'] == FORMAT else None
+            known = content['settings'], content['files']
+            known = known if content['format'] == FORMAT else None
         except (ValueError, KeyError, TypeError):
             known = None
         if known is None:
             raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it')
-        for name, value in settings.items():
-            if known.get(name) != value:
-                raise EdgePoint2Error(
-                    f'{job.output} holds a map with another {name}: {known.get(name)!r} instead of {value!r}; choose '
-                    f'another path, or remove it'
-                )
+        change = _find_change(job, *known, settings, new['files'])
+        if change and content.get('failed'):
+            report(f'{job.output}: starting again: the earlier map failed, and {change}')
+            _clear(job.output)
+            content = new
+            _State(file, content).save()
+        elif change:
+            raise EdgePoint2Error(f'{job.output} holds another map: {change}; choose another path, or remove it')
         try:
             yield _State(file, content)
         except EdgePoint2Error:
-            if 'images' not in content:  # an unreadable source leaves nothing behind
-                shutil.rmtree(job.output / 'input', ignore_errors=True)
+            if any((job.output / 'features').glob('*')):
+                content['failed'] = True
+                _State(file, content).save()
+            else:  # an unreadable source, or a mistyped option: it leaves nothing behind
+                _clear(job.output)
                 file.unlink()
                 with suppress(OSError):  # it holds something else
                     job.output.rmdir()
             raise
     finally:
         os.close(lock)
+
+
+def _find_change(
+    job: Job, known: dict[str, Any], files: dict[str, Any], settings: dict[str, Any], now: dict[str, Any]
+) -> str:
+    """Return in words what differs from the job that began the map; empty if nothing does."""
+    for name, value in settings.items():
+        if known.get(name) != value:
+            return f'{name} was {known.get(name)!r}, now {value!r}'
+    if files != now:
+        return f'{job.source} has changed since: {files.get("count")} files then, {now["count"]} now'
+    return ''
+
+
+def _clear(output: Path) -> None:
+    """Remove what an earlier call made, apart from map.json."""
+    for name in ('input', 'features', 'distorted', 'undistorted', 'images', 'sparse', 'poses'):
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in ('poses.tum', 'index.html'):
+        (output / name).unlink(missing_ok=True)

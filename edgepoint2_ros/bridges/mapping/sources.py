@@ -1,5 +1,6 @@
 """Where a map's images come from: photographs, a video or a bag, collected in one folder as upright JPEG and PNG."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,22 @@ def kind_of(source: Path) -> str:
     raise EdgePoint2Error(
         f'{source}: expected a folder of photographs, a video ({" ".join(VIDEOS)}) or a bag ({" ".join(BAGS)})'
     )
+
+
+def fingerprint(source: Path, output: Path) -> dict[str, Any]:
+    """Return the number of a source's files, ``count``, and a ``digest`` of their names, sizes and times.
+
+    Those in the folder of the map do not count.
+    """
+    paths = [source]
+    if source.is_dir():
+        paths = find_below(source) if kind_of(source) == 'photographs' else sorted(source.iterdir())
+        paths = [path for path in paths if output.absolute() not in path.absolute().parents and path.is_file()]
+    digest = hashlib.sha256()
+    for path in paths:
+        status = path.stat()
+        digest.update(os.fsencode(path.relative_to(source)) + f' {status.st_size} {status.st_mtime_ns}\n'.encode())
+    return {'count': len(paths), 'digest': digest.hexdigest()}
 
 
 def import_images(source: Path, folder: Path, topic: str, rate: float, report: Report) -> Iterator[Entry]:
