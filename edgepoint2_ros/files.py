@@ -35,11 +35,40 @@ def refuse_existing(paths: Iterable[Path]) -> None:
     """
     seen = set()
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path):  # a link that leads nowhere, too
             raise EdgePoint2Error(f'{path} already exists: choose another path, or remove it')
         if path in seen:
             raise EdgePoint2Error(f'{path} would be written twice: choose another path for one')
         seen.add(path)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for files to come, and those above it, unless it is there.
+
+    Raises:
+        EdgePoint2Error: it cannot be made, or is a file.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EdgePoint2Error(f"expected a folder, or room for one: {error.strerror}: '{path}'") from None
+
+
+def refuse_unwritable(paths: Iterable[Path]) -> None:
+    """Refuse files that exist or could not be written; the folders above them are made.
+
+    Raises:
+        EdgePoint2Error: one exists, is named twice, or cannot be written.
+    """
+    paths = list(paths)
+    refuse_existing(paths)
+    for path in paths:
+        make_folder(path.parent)
+        try:
+            path.open('x').close()
+        except OSError as error:
+            raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
+        path.unlink()
 
 
 def write_image(path: Path, image: np.ndarray) -> None:

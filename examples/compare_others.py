@@ -15,13 +15,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
-from kornia.feature import ALIKED, XFeat
 
 from edgepoint2_ros.cli import evaluate as command
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.matching import match
+
+try:
+    import torch
+    from kornia.feature import ALIKED, XFeat
+except ImportError as error:
+    sys.exit(f'{error}. {__doc__}')
 
 
 class Other:

@@ -25,6 +25,7 @@ import pycolmap
 
 from edgepoint2_ros.bridges.colmap import exhaustive_pairs, sequential_pairs
 from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.files import refuse_existing
 from edgepoint2_ros.image_files import find_images
 
 MAX_FEATURES = 4096
@@ -210,11 +211,15 @@ def main() -> int:
         if options.kitti:
             print(convert_kitti(options.photos, options.output, options.pairs, options.seed))
             return 0
+        found = find_images([options.photos])
+        names = in_order([str(path.relative_to(options.photos)) for path in found])[:: options.every]
         if (options.output / 'sparse').is_dir():
             model = pycolmap.Reconstruction(options.output / 'sparse')
+            if not {image.name for image in model.images.values()} <= set(names):
+                raise EdgePoint2Error(f'{options.output} holds other images than {options.photos}: choose another path')
+            print(f'{options.output}: drawing anew from the reconstruction that is there', file=sys.stderr)
         else:
-            found = find_images([options.photos])
-            names = in_order([str(path.relative_to(options.photos)) for path in found])[:: options.every]
+            refuse_existing([options.output])
             refuse_spaces(names)
             one_camera = not options.cameras_differ
             model = reconstruct(options.photos, options.output, names, options.window, options.camera, one_camera)

@@ -26,7 +26,7 @@ from make_pairs import find_pairs, in_order, reconstruct
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.evaluation.methods import OpenCVMethod
 from edgepoint2_ros.extractor import Extractor, extract_shrunk, fit
-from edgepoint2_ros.image_files import find_below
+from edgepoint2_ros.image_files import find_below, find_images
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.places import open_vocabulary
 from edgepoint2_ros.progress import show_progress
@@ -160,8 +160,14 @@ def main() -> int:
     add('--backend', default='auto')
     options = parser.parse_args()
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
-    paths = dict.fromkeys(path for folder in (*options.sequences, *options.others) for path in find_below(folder))
     images, numbers = [], {}
+    try:
+        for folder in (*options.sequences, *options.others, *options.vocabulary):
+            find_images([folder])
+    except ImageError as error:
+        print(error, file=sys.stderr)
+        return 1
+    paths = dict.fromkeys(path for folder in (*options.sequences, *options.others) for path in find_below(folder))
     for path in paths:
         try:
             images.append(read_gray(path))

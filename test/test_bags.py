@@ -272,6 +272,22 @@ def test_an_image_that_cannot_be_used_is_named_and_left_out(frames, tmp_path):
     assert len(list(read_features(tmp_path / 'keypoints'))) == 10
 
 
+def test_a_bag_of_which_no_image_can_be_used_is_a_failure(frames, tmp_path, capsys):
+    some = record(tmp_path / 'some', frames, damage=(3,))
+    none = record(tmp_path / 'none', frames, damage=tuple(range(12)))
+    assert main(['bag', 'extract', str(some), str(tmp_path / 'a')]) == 0
+    assert main(['bag', 'extract', str(none), str(tmp_path / 'b')]) == 1
+    assert '12 images, 12 of them left out' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('topic', ['a b', '', '/1bad', '/bad//x', 'bad/', '/ünders'])
+def test_a_keypoints_topic_is_one_that_ros_accepts(topic, frames, tmp_path, capsys):
+    bag = record(tmp_path / 'office', frames)
+    assert main(['bag', 'extract', str(bag), str(tmp_path / 'out'), '--keypoints-topic', topic]) == 1
+    assert f'keypoints topic {topic!r}: expected names of letters' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('kind', ['mcap', 'sqlite3', 'ros1'])
 def test_topics_that_are_kept_are_copied(kind, frames, tmp_path):
     bag = record(tmp_path / 'office', frames, kind, temperature=True)

@@ -1,4 +1,5 @@
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,71 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(option, officia
     assert error.startswith('edgepoint2: ')
     assert '/proc/nowhere' in error
     assert error.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ['extract', 'PHOTO', '--output', 'OUT'],
+        ['match', 'PHOTO', 'PHOTO', '--output', 'OUT/matches.png'],
+        ['evaluate', 'T-32', '--models-only', '--synthetic', 'FOLDER', '--output', 'OUT'],
+        ['train', 'T-32', '--images', 'FOLDER', '--output', 'OUT'],
+        ['map', 'FOLDER', 'OUT'],
+        ['demo', '--no-ros', '--picture', 'OUT/demo.png'],
+        ['bench', '--models', 'T-32', '--report', 'OUT/report.md'],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_cannot_be_written_is_said_before_any_work(command, official_model, image_file, tmp_path, capsys):
+    if command[0] == 'train':
+        pytest.importorskip('torch', reason='torch is not installed')
+        pytest.importorskip('onnx', reason='onnx is not installed')
+    if command[0] in ('evaluate', 'map'):
+        pytest.importorskip('poselib' if command[0] == 'evaluate' else 'pycolmap')
+    official_model('T-32')
+    (tmp_path / 'text').write_text('precious')
+    for number in range(3):
+        shutil.copy(image_file, tmp_path / f'{number}.png')
+    for output in (tmp_path / 'text', '/proc/nowhere'):
+        places = {'PHOTO': image_file, 'FOLDER': tmp_path, 'OUT': output}
+        words = ['/'.join(str(places.get(part, part)) for part in word.split('/')) for word in command]
+        assert main(words) == 1
+        out, err = capsys.readouterr()
+        assert out == ''
+        assert re.fullmatch(r'edgepoint2: .*(already exists|expected a folder).*\n', err)
+        assert str(output) in err
+    assert (tmp_path / 'text').read_text() == 'precious'
+
+
+@pytest.mark.parametrize(
+    ('command', 'message'),
+    [
+        (['evaluate', 'T-32', '--synthetic', '.', '--output', 'out', '--seed', '-1'], '--seed: expected 0 or more'),
+        (['train', 'T-32', '--images', '.', '--output', 'out', '--seed', '-1'], '--seed: expected 0 or more'),
+        (['models', 'vocabulary', 'T-32', '--images', '.', '--seed', '-1'], '--seed: expected 0 or more'),
+        (
+            ['models', 'calibrate', 'T-32', '--synthetic', '.', '--photographs', '0'],
+            '--photographs: expected 1 or more',
+        ),
+        (
+            ['models', 'calibrate', 'T-32', '--synthetic', '.', '--scene-pairs', '-1'],
+            '--scene-pairs: expected 1 or more',
+        ),
+        (['demo', '--no-ros', '--seconds', '0'], '--seconds: expected more than 0'),
+        (['demo', '--no-ros', '--seconds', 'nan'], '--seconds: expected more than 0'),
+        (['match', 'a.png', 'b.png', 'c.png'], 'expected two images, got 3'),
+    ],
+)
+def test_numbers_out_of_range_are_named(command, message, monkeypatch, tmp_path, capsys):
+    if command[0] == 'train':
+        pytest.importorskip('torch', reason='torch is not installed')
+        pytest.importorskip('onnx', reason='onnx is not installed')
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 1
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count('\n') == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_photograph_beyond_the_limit_is_shrunk_on_demand(official_model, photograph, tmp_path, capsys):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.files import own_names, refuse_existing, write_image
+from edgepoint2_ros.files import make_folder, own_names, refuse_existing, refuse_unwritable, write_image
 
 
 @pytest.mark.parametrize(
@@ -44,10 +44,36 @@ def test_what_is_there_is_not_written_over(tmp_path):
     new, old = tmp_path / 'new', tmp_path / 'old'
     old.touch()
     refuse_existing([new])
+    (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+    with pytest.raises(EdgePoint2Error, match='link already exists'):
+        refuse_existing([tmp_path / 'link'])
     with pytest.raises(EdgePoint2Error, match='old already exists: choose another path, or remove it'):
         refuse_existing([new, old])
     with pytest.raises(EdgePoint2Error, match='new would be written twice'):
         refuse_existing([new, new])
+
+
+def test_a_folder_is_made_or_there_or_refused(tmp_path):
+    for _ in range(2):
+        make_folder(tmp_path / 'a' / 'b')
+    assert (tmp_path / 'a' / 'b').is_dir()
+    (tmp_path / 'file').touch()
+    for path in (tmp_path / 'file', tmp_path / 'file' / 'c', tmp_path.__class__('/proc/nowhere')):
+        with pytest.raises(EdgePoint2Error, match=f"expected a folder, or room for one: .*: '{path}'"):
+            make_folder(path)
+
+
+def test_files_are_tried_before_the_work(tmp_path):
+    refuse_unwritable([tmp_path / 'deep' / 'new.png'])
+    assert list((tmp_path / 'deep').iterdir()) == []
+    (tmp_path / 'old.png').touch()
+    for name, complaint in (
+        ('old.png', 'already exists'),
+        ('old.png/new.png', 'expected a folder'),
+        ('n' * 300, 'cannot be written: File name too long'),
+    ):
+        with pytest.raises(EdgePoint2Error, match=complaint):
+            refuse_unwritable([tmp_path / name])
 
 
 def test_an_image_may_have_a_name_that_is_not_utf8(tmp_path):

@@ -1,5 +1,6 @@
 """Pairs from a walk through a rendered hall, whose true poses are known."""
 
+import os
 import re
 import shutil
 import sys
@@ -72,14 +73,19 @@ def test_the_poses_are_the_true_ones(make_pairs, hall, tmp_path, monkeypatch, ca
     # What is drawn again from the same reconstruction follows from the seed.
     drawn = []
     for seed in (0, 0, 1):
-        assert (
-            run(make_pairs, monkeypatch, 'anywhere', output, '--pairs', 3, '--overlap', 0.1, 0.9, '--seed', seed) == 0
-        )
+        assert run(make_pairs, monkeypatch, folder, output, '--pairs', 3, '--overlap', 0.1, 0.9, '--seed', seed) == 0
         drawn.append((output / 'pairs.txt').read_text())
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0].splitlines()) == 1 + 3
-    assert run(make_pairs, monkeypatch, 'anywhere', output, '--min-angle', 170) == 1
+    assert run(make_pairs, monkeypatch, folder, output, '--min-angle', 170) == 1
     assert 'no pair of images overlaps as wanted' in capsys.readouterr().err
+
+    # Other images are not taken for these.
+    (tmp_path / 'other').mkdir()
+    cv2.imwrite(str(tmp_path / 'other' / '99.png'), np.zeros((240, 320, 3), np.uint8))
+    for photos, complaint in (('anywhere', 'no such folder or image'), ('other', 'holds other images than')):
+        assert run(make_pairs, monkeypatch, tmp_path / photos, output) == 1
+        assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -90,6 +96,13 @@ def test_images_that_do_not_hold_together(make_pairs, tmp_path, monkeypatch, cap
         cv2.imwrite(str(tmp_path / 'photos' / f'{number}.png'), noise)
     assert run(make_pairs, monkeypatch, tmp_path / 'photos', tmp_path / 'out') == 1
     assert 'the images cannot be connected' in capsys.readouterr().err
+
+
+def test_a_folder_of_something_else_is_left_alone(make_pairs, hall, tmp_path, monkeypatch, capsys):
+    (tmp_path / 'thesis.txt').write_text('precious')
+    assert run(make_pairs, monkeypatch, hall[1], tmp_path) == 1
+    assert 'already exists' in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ['thesis.txt']
 
 
 def test_no_photographs(make_pairs, tmp_path, monkeypatch, capsys):

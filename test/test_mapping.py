@@ -400,7 +400,15 @@ def test_what_is_no_source_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ('option', 'value'),
-    [('--max-keypoints', 0), ('--resize', -1), ('--rate', -2), ('--rate', 'nan'), ('--similar', 0), ('--focal', 0), ('--focal', 'nan')],
+    [
+        ('--max-keypoints', 0),
+        ('--resize', -1),
+        ('--rate', -2),
+        ('--rate', 'nan'),
+        ('--similar', 0),
+        ('--focal', 0),
+        ('--focal', 'nan'),
+    ],
 )
 def test_options_out_of_range_are_refused(option, value, photographs, tmp_path, capsys):
     assert make(photographs, tmp_path / 'out', option, value) == 1

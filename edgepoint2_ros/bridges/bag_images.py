@@ -10,7 +10,7 @@ from edgepoint2_ros.bridges.bag_output import parse_state
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.files import refuse_existing, write_image
+from edgepoint2_ros.files import make_folder, refuse_existing, write_image
 from edgepoint2_ros.images import to_array
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.progress import Report
@@ -98,7 +98,7 @@ def write_images(frames: Sequence[NamedFrame], source: Path, topic: str, folder:
         EdgePoint2Error: a file already exists, or cannot be written.
     """
     refuse_existing(folder / frame.name for frame in frames)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     waiting = {(frame.stamp, frame.moment, frame.number): frame for frame in frames}
     stamps = Counter(frame.stamp for frame in frames)
     alone = {frame.stamp: frame for frame in frames if frame.stamp and stamps[frame.stamp] == 1}

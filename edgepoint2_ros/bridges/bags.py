@@ -4,6 +4,7 @@ Reads what `recordings` reads, rosbag2 and ROS 1, and writes rosbag2 by `bag_out
 call resumes.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from edgepoint2_ros.messages import to_fields
 from edgepoint2_ros.progress import Report
 
 PART = 1000  # images in a part of the output
+
+_TOPIC = re.compile(r'/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)  # a name that ROS accepts
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,9 @@ def _targets(recording: Recording, job: Job) -> dict[str, str]:
             f'{len(topics)} image topics, but {len(job.keypoints_topics)} keypoints topics: name one for each'
         )
     targets = dict(zip(topics, job.keypoints_topics or [f'{topic.rpartition("/")[0]}/keypoints' for topic in topics]))
+    for target in job.keypoints_topics:
+        if not _TOPIC.fullmatch(target):
+            raise BagError(f'keypoints topic {target!r}: expected names of letters, digits and _ between /, like /a/b')
     target, count = Counter(targets.values()).most_common(1)[0]
     if count > 1:
         same = ' and '.join(topic for topic, other in targets.items() if other == target)

@@ -40,7 +40,7 @@ from edgepoint2_ros.engines import BACKENDS, PRECISIONS
 from edgepoint2_ros.engines.tensorrt.gpu import find_gpu
 from edgepoint2_ros.errors import EdgePoint2Error, EngineError, ModelError
 from edgepoint2_ros.extractor import check_size
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import refuse_unwritable
 from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.models.variants import NAMES, find_variant
 from edgepoint2_ros.progress import show_progress
@@ -121,14 +121,7 @@ def _check(options: argparse.Namespace) -> None:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
     files = [*options.plot, *filter(None, (options.json, options.report))]
-    refuse_existing(files)
-    for path in files:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.open('x').close()
-            path.unlink()  # a benchmark that fails leaves nothing
-        except OSError as error:
-            raise EdgePoint2Error(f'{path} cannot be written: {error.strerror}') from None
+    refuse_unwritable(files)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:

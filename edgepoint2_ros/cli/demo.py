@@ -1,6 +1,7 @@
 """Run camera, extractor and consumer as three processes over DDS, or with `--no-ros` in a single one without ROS."""
 
 import argparse
+import math
 import os
 import random
 import subprocess
@@ -13,7 +14,8 @@ from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.demo import alone
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS, ExtractorSettings
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import refuse_unwritable
+from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.scenes.sources import open_source
@@ -25,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `edgepoint2 demo`."""
     add = parser.add_argument
     add_extractor_arguments(parser, max_keypoints=1000)
-    add('--encoding', default='int8', help='descriptor encoding (default: %(default)s)')
+    add('--encoding', choices=ENCODINGS, default='int8', help="of the messages' descriptors (default: %(default)s)")
     add('--source', help='folder of images or video file (default: a virtual flight over photographs)')
     add('--no-ros', action='store_true', help='run in a single process, without ROS')
     add('--seconds', type=float, default=10.0, help='duration (default: %(default)s)')
@@ -38,7 +40,9 @@ def run(options: argparse.Namespace) -> int:
         raise EdgePoint2Error(
             'the demo needs ROS 2 and the built messages: `make demo` sets both up; --no-ros does without them'
         )
-    refuse_existing(filter(None, [options.picture]))
+    if not 0 < options.seconds < math.inf:
+        raise EdgePoint2Error(f'--seconds: expected more than 0, got {options.seconds}')
+    refuse_unwritable(filter(None, [options.picture]))
     open_source(options.source)  # says what is wrong with it before anything starts
     if options.weights == DEFAULTS.weights:
         provide_model(find_variant(options.model))

@@ -26,7 +26,7 @@ from edgepoint2_ros.evaluation.pairs import (
     read_pose_pairs,
 )
 from edgepoint2_ros.extractor import DEFAULTS
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import make_folder, refuse_existing
 from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.progress import show_progress
 
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
         raise EdgePoint2Error(
             'nothing to evaluate on: give --synthetic DIR, --rooms DIR, --hpatches DIR or --pairs FILE'
         )
-    check_minimum(options, max_keypoints=1, resize=0, seeds=1)
+    check_minimum(options, max_keypoints=1, resize=0, seeds=1, seed=0)
     outputs = [options.output / name for name in ('table.txt', 'results.csv', 'report.html')]
     refuse_existing(outputs)
     # These raise now if they are missing, not after the extraction.
@@ -119,11 +119,11 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
     shared = {name: getattr(options, name) for name in SHARED}
     earlier = [report.read_csv(path, shared) for path in options.earlier]
+    make_folder(options.output)
     results, pictures = _run_benchmarks(options, methods)
     for path, more in zip(options.earlier, earlier):
         results += _join(path, more, results)
 
-    options.output.mkdir(parents=True, exist_ok=True)
     known = list(dict.fromkeys(result.method for result in results))
     rivals = find_rivals(known) + [(model.name, other.name) for other in others for model in models]
     table = report.format_table(results, rivals)

@@ -11,7 +11,7 @@ from edgepoint2_ros.cli.arguments import add_extractor_arguments, check_minimum
 from edgepoint2_ros.drawing import draw_keypoints
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings, extract_shrunk
-from edgepoint2_ros.files import own_names, refuse_existing, write_image
+from edgepoint2_ros.files import make_folder, own_names, refuse_existing, write_image
 from edgepoint2_ros.image_files import read_orientation
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.masks import combine, read_mask_file
@@ -48,6 +48,8 @@ def run(options: argparse.Namespace) -> int:
         for folder, suffix in ((options.output, '.npz'), (options.overlay, '.png'))
     )
     refuse_existing([*outputs.values(), *overlays.values()])
+    for folder in filter(None, (options.output, options.overlay)):
+        make_folder(folder)
     masks = [read_mask_file(options.mask)] if options.mask else []
     extractor = Extractor(ExtractorSettings.of(options))
     print(extractor.description)

@@ -10,7 +10,7 @@ from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.drawing import draw_matches, write_caption
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor, ExtractorSettings
-from edgepoint2_ros.files import refuse_existing, write_image
+from edgepoint2_ros.files import refuse_unwritable, write_image
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.matching import GEOMETRIES, match, verify
 from edgepoint2_ros.scenes.sources import find_photographs
@@ -31,10 +31,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         EdgePoint2Error: not two images, or one that cannot be read.
     """
-    refuse_existing([options.output])
     paths = options.images or _sample()
     if len(paths) != 2:
         raise EdgePoint2Error(f'match: expected two images, got {len(paths)}')
+    refuse_unwritable([options.output])
     images = [read_image(path) for path in paths]
     extractor = Extractor(ExtractorSettings.of(options))
     for image in images:

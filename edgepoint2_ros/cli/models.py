@@ -127,6 +127,7 @@ def _import(options: argparse.Namespace) -> int:
 def _calibrate(options: argparse.Namespace) -> int:
     if not options.synthetic and not options.pairs:
         raise EdgePoint2Error('nothing to calibrate on: give --synthetic DIR and --pairs FILE')
+    check_minimum(options, scene_pairs=1, photographs=1, max_keypoints=1)
     specs = options.models
     if specs == ['all']:
         specs = [f'{variant}@shipped' for variant in VARIANTS if is_shipped(variant)]
@@ -167,7 +168,7 @@ def _download(options: argparse.Namespace) -> int:
 
 
 def _vocabulary(options: argparse.Namespace) -> int:
-    check_minimum(options, most=1, centres=1)
+    check_minimum(options, most=1, centres=1, seed=0)
     found = find_images(options.images)
     drawn = np.sort(np.random.default_rng(options.seed).permutation(len(found))[: options.most])
     for variant in VARIANTS if options.names == ['all'] else [find_variant(name) for name in options.names]:

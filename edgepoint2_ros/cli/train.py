@@ -19,7 +19,7 @@ from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.distillation.photos import Photos, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import make_folder, refuse_existing
 from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.models import card_path, find_model, is_shipped
 from edgepoint2_ros.models.official import find_weights
@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if not (options.output / CHECKPOINT).exists():
         outputs = [options.output / f'{variant}.{end}' for variant in variants for end in ('pth', 'onnx')]
         refuse_existing([*outputs, *map(card_path, outputs[1::2])])
+    make_folder(options.output)
 
     torch.manual_seed(options.seed)  # decides the random weights
     student = Student(variants)
@@ -146,7 +147,7 @@ def _load(weights: str, trainable: bool = False) -> EdgePoint2:
 
 
 def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
-    check_minimum(options, steps=1, pairs=1, layouts=0, checkpoint_every=1, threads=0, workers=0)
+    check_minimum(options, steps=1, pairs=1, layouts=0, seed=0, checkpoint_every=1, threads=0, workers=0)
     if not 0 < rate < 1:
         raise TrainingError(f'--learning-rate: expected more than 0 and less than 1, got {rate}')
     return Schedule(

@@ -12,6 +12,7 @@ exports again: models, by their cards (.json), or weights (.pth) with the card o
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 
 from edgepoint2_ros.engines.check import CARD_SHAPE, draw_scene, pack
 from edgepoint2_ros.engines.onnxruntime import OnnxRuntimeEngine
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.models import CARD_FORMAT, MAX_KEYPOINTS, card_path, format_card, open_model
 from edgepoint2_ros.network.edgepoint2 import EdgePoint2
 from edgepoint2_ros.network.maps import build_maps, calibrate
@@ -108,8 +110,14 @@ def main() -> None:
     parser.add_argument('--output', type=Path, required=True, metavar='FOLDER')
     parser.add_argument('--card', nargs='*', default=[], metavar='KEY=VALUE', help='card entries to add or change')
     options = parser.parse_args()
-    for source in options.sources:
-        print(export_again(source, options.output, dict(entry.split('=', 1) for entry in options.card)))
+    odd = next((entry for entry in options.card if '=' not in entry), None)
+    if odd is not None:
+        parser.error(f'--card: expected KEY=VALUE, got {odd}')
+    try:
+        for source in options.sources:
+            print(export_again(source, options.output, dict(entry.split('=', 1) for entry in options.card)))
+    except EdgePoint2Error as error:
+        sys.exit(str(error))
 
 
 if __name__ == '__main__':

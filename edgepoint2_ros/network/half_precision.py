@@ -5,6 +5,7 @@ the way. So the fp16 model is rewritten as an fp32 one that rounds every fp16 re
 accumulates in fp32 rounds no more than that, and less where it fuses layers.
 """
 
+import argparse
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepoint2_ros.engines.check import compare
 from edgepoint2_ros.engines.onnxruntime import import_onnxruntime
+from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.keypoints import Rows
 from edgepoint2_ros.models import STRIDE, find_model
@@ -74,9 +76,14 @@ def open_model(model: onnx.ModelProto) -> Callable[[np.ndarray], Rows]:
     return run
 
 
-def main(paths: list[str]) -> None:
+def main() -> None:
     """Print the table of docs/internals/fp16.md for the given photographs."""
-    images = [read_image(path) for path in paths]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('images', nargs='+', metavar='IMAGE')
+    try:
+        images = [read_image(path) for path in parser.parse_args().images]
+    except EdgePoint2Error as error:
+        sys.exit(str(error))
     print('| variant | keypoints found again, mean | worst image | cosine of descriptors, mean | worst image |')
     print('|---|---|---|---|---|')
     for variant in VARIANTS:
@@ -89,4 +96,4 @@ def main(paths: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    main(sys.argv[1:])
+    main()

@@ -37,7 +37,7 @@ from edgepoint2_ros.bridges.mapping.sources import Entry, fingerprint, import_im
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings, extract_shrunk
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.files import refuse_existing
+from edgepoint2_ros.files import make_folder, refuse_existing
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.places import Vocabulary, most_similar, open_vocabulary
 from edgepoint2_ros.progress import Report, show_progress
@@ -379,11 +379,11 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
         'one_camera': job.one_camera if kind == 'photographs' else True,
         'focal': job.focal,
     }
-    new = {'format': FORMAT, 'settings': settings, 'files': fingerprint(job.source, job.output)}
+    new: dict[str, Any] = {'format': FORMAT, 'settings': settings, 'files': fingerprint(job.source, job.output)}
     file = job.output / 'map.json'
     if not file.exists():
         refuse_existing([job.output])
-        job.output.mkdir(parents=True)
+        make_folder(job.output)
         _State(file, new).save()
     lock = os.open(job.output, os.O_RDONLY)
     try:
@@ -393,13 +393,11 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
             raise EdgePoint2Error(f'{job.output} is being written by another process') from None
         try:
             content = json.loads(file.read_text())
-            known = content['settings'], content['files']
-            known = known if content['format'] == FORMAT else None
+            if content['format'] != FORMAT:
+                raise ValueError
+            change = _find_change(job, content, new)
         except (ValueError, KeyError, TypeError):
-            known = None
-        if known is None:
-            raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it')
-        change = _find_change(job, *known, settings, new['files'])
+            raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it') from None
         if change and content.get('failed'):
             report(f'{job.output}: starting again: the earlier map failed, and {change}')
             _clear(job.output)
@@ -423,15 +421,13 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
         os.close(lock)
 
 
-def _find_change(
-    job: Job, known: dict[str, Any], files: dict[str, Any], settings: dict[str, Any], now: dict[str, Any]
-) -> str:
-    """Return in words what differs from the job that began the map; empty if nothing does."""
-    for name, value in settings.items():
-        if known.get(name) != value:
-            return f'{name} was {known.get(name)!r}, now {value!r}'
-    if files != now:
-        return f'{job.source} has changed since: {files.get("count")} files then, {now["count"]} now'
+def _find_change(job: Job, known: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return in words what differs from the job that began a map, by the content of its map.json; empty if nothing."""
+    for name, value in new['settings'].items():
+        if known['settings'][name] != value:
+            return f'{name} was {known["settings"][name]!r}, now {value!r}'
+    if known['files'] != new['files']:
+        return f'{job.source} has changed since: {known["files"]["count"]} files then, {new["files"]["count"]} now'
     return ''
 
 
