@@ -10,6 +10,7 @@ try:
     from edgepoint2_ros.bridges.rtabmap_plugin import detect, extract, init, match
 except Exception as error:  # RTAB-Map crashes while it reports an exception whose traceback is not ASCII
     import contextlib
+    import os
     import sys
 
     import numpy as np
@@ -34,8 +35,9 @@ except Exception as error:  # RTAB-Map crashes while it reports an exception who
         return np.zeros((0, 2), np.int32)
 
     def extract(_: object) -> np.ndarray:
-        """Return a global descriptor that is like no other, of the size that T-32 has."""
-        return np.zeros((1, 512), np.float32)
+        """Return a global descriptor that is like no other, of the size that the model has."""
+        size = {'48': 768, '64': 1024}.get(os.environ.get('EDGEPOINT2_MODEL', '')[-2:], 512)
+        return np.zeros((1, size), np.float32)
 
 
 __all__ = ['detect', 'extract', 'init', 'match']

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,17 @@ def test_without_an_extractor_the_global_descriptor_has_the_size_of_its_model(br
     plugin = Plugin({'EDGEPOINT2_MODEL': model, **broken})
     np.testing.assert_array_equal(plugin.extract(gray[:, :, None]), np.zeros((1, size), np.float32))
     assert capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.mark.parametrize(('model', 'size'), [(None, 512), ('T-32', 512), ('T-48', 768), ('E-64', 1024), ('Z', 512)])
+def test_without_the_package_the_global_descriptor_has_the_size_of_its_model(model, size, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'edgepoint2_ros.bridges.rtabmap_plugin', None)
+    monkeypatch.delenv('EDGEPOINT2_MODEL', raising=False)
+    if model:
+        monkeypatch.setenv('EDGEPOINT2_MODEL', model)
+    plugin = runpy.run_path(str(FILE))
+    np.testing.assert_array_equal(plugin['extract'](None), np.zeros((1, size), np.float32))
+    assert 'prints the PYTHONPATH' in capsys.readouterr().err
 
 
 def test_the_command_names_weights_by_a_path_that_holds_everywhere(tmp_path, monkeypatch, capsys):
