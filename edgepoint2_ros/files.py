@@ -1,6 +1,7 @@
 """The files that commands write: each has a unique name, and none overwrites anything."""
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -46,10 +47,12 @@ def make_folder(path: Path) -> None:
     """Make a folder for files to come, and those above it, unless it is there.
 
     Raises:
-        EdgePoint2Error: it cannot be made, or is a file.
+        EdgePoint2Error: it cannot be made, is a file, or cannot be written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
     except OSError as error:
         raise EdgePoint2Error(f"expected a folder, or room for one: {error.strerror}: '{path}'") from None
 

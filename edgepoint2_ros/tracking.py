@@ -333,7 +333,7 @@ class Tracker:
         squared = (parallax**2).sum(axis=1)
         ahead = -(parallax * np.cross(seen, stereo.shift)).sum(axis=1)  # depth times the square
         # Beyond infinity, where jitter puts half of the far points, there is no depth: VINS-Fusion would assume 5 m.
-        good = ahead > np.linalg.norm(stereo.shift) * squared
+        good = (ahead > 0) & (ahead * turned[:, 2] + stereo.shift[2] * squared > 0)
         return pairs[good], right_ray[good]
 
     def _undistort(self, xy: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -373,6 +374,30 @@ def test_images_that_do_not_overlap_are_no_map(tmp_path, capsys):
     assert 'one_camera was False, now True' in capsys.readouterr().err
     assert len(list((tmp_path / 'out' / 'input').iterdir())) == 4
 
+    # But what others have put there stays, and what is not of this map is not taken for it.
+    for other in ('sparse', 'input/more.png'):
+        (tmp_path / 'out' / other).mkdir()
+        assert make(folder, tmp_path / 'out') == 1
+        assert f'{other} does not come from the map that failed' in capsys.readouterr().err
+        assert (tmp_path / 'out' / other).exists()
+        (tmp_path / 'out' / other).rmdir()
+    assert make(tmp_path / 'out' / 'input', tmp_path / 'out') == 1
+    assert 'choose another path for the map' in capsys.readouterr().err
+    assert len(list((tmp_path / 'out' / 'input').iterdir())) == 4
+
+    # A mistyped option does not make a map a failed one, nor an interrupted one an empty one.
+    state = tmp_path / 'out' / 'map.json'
+    content = json.loads(state.read_text())
+    del content['failed']
+    state.write_text(json.dumps(content))
+    for path in (tmp_path / 'out' / 'features').iterdir():
+        path.unlink()
+    before = set((tmp_path / 'out').rglob('*'))
+    for options in (('--threads', 999), ('--precision', 'fp8'), ('--resize', 300)):
+        assert make(folder, tmp_path / 'out', '--one-camera', *options) == 1
+        assert set((tmp_path / 'out').rglob('*')) == before
+        assert json.loads(state.read_text()) == content
+
 
 @pytest.mark.slow
 def test_a_camera_that_stands_still_is_no_map(frames, tmp_path, capsys):
@@ -414,6 +439,30 @@ def test_options_out_of_range_are_refused(option, value, photographs, tmp_path, 
     assert make(photographs, tmp_path / 'out', option, value) == 1
     assert re.search(f'more.*, got {value}', capsys.readouterr().err)
     assert not (tmp_path / 'out').exists()
+
+
+def test_files_beside_the_images_and_other_ways_to_write_a_path_change_no_map(photographs, tmp_path):
+    from edgepoint2_ros.bridges.mapping.sources import fingerprint
+
+    inside = photographs / 'out'
+    before = fingerprint(photographs, inside)
+    assert before['count'] == 12
+    (photographs / 'notes.txt').touch()
+    (inside / 'input').mkdir(parents=True)
+    shutil.copy(photographs / sorted(os.listdir(photographs))[0], inside / 'input')
+    assert fingerprint(photographs, photographs / '..' / photographs.name / 'out') == before
+    (tmp_path / 'link').symlink_to(inside)
+    assert fingerprint(photographs, tmp_path / 'link') == before
+
+    bag = tmp_path / 'bag'
+    bag.mkdir()
+    (bag / 'bag_0.db3').write_bytes(b'1')
+    before = fingerprint(bag, tmp_path)
+    (bag / 'bag_0.db3-shm').touch()  # by SQLite, as it reads
+    (bag / 'metadata.yaml').touch()
+    assert fingerprint(bag, tmp_path) == before
+    (bag / 'bag_1.db3').touch()
+    assert fingerprint(bag, tmp_path)['count'] == 2
 
 
 @pytest.mark.parametrize('options', [('--model', 'X'), ('--resize', 20), ('--topic', '/image')])

@@ -14,7 +14,7 @@ from edgepoint2_ros.cli.arguments import add_extractor_arguments
 from edgepoint2_ros.demo import alone
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS, ExtractorSettings
-from edgepoint2_ros.files import refuse_unwritable
+from edgepoint2_ros.files import make_folder, refuse_unwritable
 from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.models.official import provide_model
 from edgepoint2_ros.models.variants import find_variant
@@ -42,7 +42,10 @@ def run(options: argparse.Namespace) -> int:
         )
     if not 0 < options.seconds < math.inf:
         raise EdgePoint2Error(f'--seconds: expected more than 0, got {options.seconds}')
-    refuse_unwritable(filter(None, [options.picture]))
+    if options.picture:
+        refuse_unwritable([options.picture])
+    else:
+        make_folder(Path(PICTURE).parent)
     open_source(options.source)  # says what is wrong with it before anything starts
     if options.weights == DEFAULTS.weights:
         provide_model(find_variant(options.model))

@@ -53,6 +53,7 @@ MIN_IMAGES = 3  # of a map; two have no third to confirm them
 # which COLMAP requires 16 and which a camera moving forward never reaches; and inliers of each further image.
 ATTEMPTS = ((16.0, 30), (4.0, 20))
 MIN_POINTS = 10  # of a map per image
+MADE = ('input', 'features', 'distorted')  # by a map that fails
 MOVE = 'The camera must move aside, not only turn'
 
 
@@ -129,23 +130,26 @@ def build_map(job: Job, report: Report = lambda text: None) -> Summary:
     kind = kind_of(job.source)
     if job.topic and kind != 'bag':
         raise EdgePoint2Error(f'topic: {job.source} is no bag: expected none, got {job.topic!r}')
-    with _open_folder(job, kind, report) as state:
+    if job.output.resolve() in (job.source.resolve(), *job.source.resolve().parents):
+        raise EdgePoint2Error(f'{job.source} lies in {job.output}: choose another path for the map')
+    extractor = Extractor(job.extractor)
+    vocabulary = open_vocabulary(extractor.model)
+    with _open_folder(job, kind, extractor.digest, report) as state:
         if 'summary' not in state.content:
-            _build(job, kind, state, report)
+            _build(job, kind, extractor, vocabulary, state, report)
         summary = state.content['summary']
         return Summary(**{**summary, 'left_out': tuple(summary['left_out'])})
 
 
-def _build(job: Job, kind: str, state: '_State', report: Report) -> None:
+def _build(job: Job, kind: str, extractor: Extractor, vocabulary: Vocabulary, state: '_State', report: Report) -> None:
     output = job.output
-    extractor = Extractor(job.extractor)  # before the images are copied: it may be refused
     entries = _import(job, state, report)
     _need_three(job, len(entries))
     features = _extract(job, extractor, [entry.name for entry in entries], report)
     names = list(features)
     _need_three(job, len(names))
     window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
-    pairs = choose_pairs(features, open_vocabulary(extractor.model), window, job.similar)
+    pairs = choose_pairs(features, vocabulary, window, job.similar)
 
     database = output / 'distorted' / 'database.db'
     if not database.exists():
@@ -362,14 +366,14 @@ class _State:
 
 
 @contextmanager
-def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
+def _open_folder(job: Job, kind: str, digest: str, report: Report) -> Iterator[_State]:
     """Yield the state of a map's folder, which is created, or was begun by the same job, or by another that failed."""
     settings = {
-        'source': str(job.source.absolute()),
+        'source': os.path.abspath(job.source),
         'kind': kind,
         'topic': job.topic,
         'model': job.extractor.model,
-        'weights': job.extractor.weights,
+        'weights': digest,
         'max_keypoints': job.extractor.max_keypoints,
         'score_threshold': job.extractor.score_threshold,
         'resize': job.resize,
@@ -381,7 +385,8 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
     }
     new: dict[str, Any] = {'format': FORMAT, 'settings': settings, 'files': fingerprint(job.source, job.output)}
     file = job.output / 'map.json'
-    if not file.exists():
+    is_new = not file.exists()
+    if is_new:
         refuse_existing([job.output])
         make_folder(job.output)
         _State(file, new).save()
@@ -400,7 +405,7 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
             raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it') from None
         if change and content.get('failed'):
             report(f'{job.output}: starting again: the earlier map failed, and {change}')
-            _clear(job.output)
+            _clear(job.output, content)
             content = new
             _State(file, content).save()
         elif change:
@@ -411,8 +416,8 @@ def _open_folder(job: Job, kind: str, report: Report) -> Iterator[_State]:
             if any((job.output / 'features').glob('*')):
                 content['failed'] = True
                 _State(file, content).save()
-            else:  # an unreadable source, or a mistyped option: it leaves nothing behind
-                _clear(job.output)
+            elif is_new:  # a source without images leaves nothing behind
+                shutil.rmtree(job.output / 'input', ignore_errors=True)
                 file.unlink()
                 with suppress(OSError):  # it holds something else
                     job.output.rmdir()
@@ -431,9 +436,19 @@ def _find_change(job: Job, known: dict[str, Any], new: dict[str, Any]) -> str:
     return ''
 
 
-def _clear(output: Path) -> None:
-    """Remove what an earlier call made, apart from map.json."""
-    for name in ('input', 'features', 'distorted', 'undistorted', 'images', 'sparse', 'poses'):
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in ('poses.tum', 'index.html'):
-        (output / name).unlink(missing_ok=True)
+def _clear(output: Path, content: dict[str, Any]) -> None:
+    """Remove what a map that failed has left, apart from map.json.
+
+    Raises:
+        EdgePoint2Error: the folder holds something else, which stays, as does all the rest.
+    """
+    input_files = {f'input/{entry[0]}' for entry in content.get('images', ())}
+    for path in (*output.iterdir(), *(output / 'input').glob('*')):
+        name = str(path.relative_to(output))
+        if name not in {'map.json', *MADE, *input_files}:
+            raise EdgePoint2Error(f'{path} does not come from the map that failed in {output}: choose another path')
+    # Should this be interrupted, the next call clears the rest.
+    _State(output / 'map.json', {**content, 'files': {'count': 0, 'digest': ''}}).save()
+    for name in MADE:
+        if (output / name).exists():
+            shutil.rmtree(output / name)

@@ -57,12 +57,15 @@ def kind_of(source: Path) -> str:
 def fingerprint(source: Path, output: Path) -> dict[str, Any]:
     """Return the number of a source's files, ``count``, and a ``digest`` of their names, sizes and times.
 
-    Those in the folder of the map do not count.
+    Those in the folder of the map do not count, nor, in a bag, any but its recordings.
     """
     paths = [source]
-    if source.is_dir():
-        paths = find_below(source) if kind_of(source) == 'photographs' else sorted(source.iterdir())
-        paths = [path for path in paths if output.absolute() not in path.absolute().parents and path.is_file()]
+    if source.is_dir() and kind_of(source) == 'bag':
+        # SQLite makes more files while they are read.
+        paths = [path for path in sorted(source.iterdir()) if path.suffix in BAGS or path.name.endswith('-wal')]
+    elif source.is_dir():
+        below = output.resolve()
+        paths = [path for path in find_below(source) if below not in path.resolve().parents]
     digest = hashlib.sha256()
     for path in paths:
         status = path.stat()
