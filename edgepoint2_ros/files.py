@@ -58,7 +58,7 @@ def make_folder(path: Path) -> None:
 
 
 def refuse_unwritable(paths: Iterable[Path]) -> None:
-    """Refuse files that exist or could not be written; the folders above them are made.
+    """Refuse files that exist or could not be written.
 
     Raises:
         EdgePoint2Error: one exists, is named twice, or cannot be written.
@@ -66,7 +66,6 @@ def refuse_unwritable(paths: Iterable[Path]) -> None:
     paths = list(paths)
     refuse_existing(paths)
     for path in paths:
-        make_folder(path.parent)
         try:
             path.open('x').close()
         except OSError as error:

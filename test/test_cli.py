@@ -167,7 +167,7 @@ def test_what_cannot_be_written_is_said_before_any_work(command, official_model,
         assert main(words) == 1
         out, err = capsys.readouterr()
         assert out == ''
-        assert re.fullmatch(r'edgepoint2: .*(already exists|expected a folder).*\n', err)
+        assert re.fullmatch(r'edgepoint2: .*(already exists|expected a folder|cannot be written).*\n', err)
         assert str(output) in err
     assert (tmp_path / 'text').read_text() == 'precious'
 

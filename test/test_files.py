@@ -64,12 +64,13 @@ def test_a_folder_is_made_or_there_or_refused(tmp_path):
 
 
 def test_files_are_tried_before_the_work(tmp_path):
-    refuse_unwritable([tmp_path / 'deep' / 'new.png'])
-    assert list((tmp_path / 'deep').iterdir()) == []
+    refuse_unwritable([tmp_path / 'new.png'])
+    assert list(tmp_path.iterdir()) == []
     (tmp_path / 'old.png').touch()
     for name, complaint in (
         ('old.png', 'already exists'),
-        ('old.png/new.png', 'expected a folder'),
+        ('old.png/new.png', 'cannot be written: Not a directory'),
+        ('no/folder.png', 'cannot be written: No such file'),
         ('n' * 300, 'cannot be written: File name too long'),
     ):
         with pytest.raises(EdgePoint2Error, match=complaint):

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -121,6 +121,9 @@ def _check(options: argparse.Namespace) -> None:
         if path.suffix not in SUFFIXES:
             raise EdgePoint2Error(f'--plot: expected a file {" or ".join(SUFFIXES)}, got {path}')
     files = [*options.plot, *filter(None, (options.json, options.report))]
+    for path in files:
+        with suppress(OSError):  # then the file cannot be written
+            path.parent.mkdir(parents=True, exist_ok=True)
     refuse_unwritable(files)
 
 

@@ -26,7 +26,7 @@ from edgepoint2_ros.evaluation.pairs import (
     read_pose_pairs,
 )
 from edgepoint2_ros.extractor import DEFAULTS
-from edgepoint2_ros.files import refuse_existing, refuse_unwritable
+from edgepoint2_ros.files import make_folder, refuse_existing
 from edgepoint2_ros.image_files import find_images
 from edgepoint2_ros.progress import show_progress
 
@@ -119,7 +119,7 @@ def run(options: argparse.Namespace, others: Sequence[Method] = ()) -> int:
     methods = [*models, *others, *(OpenCVMethod(name, options.max_keypoints) for name in opencv)]
     shared = {name: getattr(options, name) for name in SHARED}
     earlier = [report.read_csv(path, shared) for path in options.earlier]
-    refuse_unwritable(outputs)
+    make_folder(options.output)
     results, pictures = _run_benchmarks(options, methods)
     for path, more in zip(options.earlier, earlier):
         results += _join(path, more, results)
