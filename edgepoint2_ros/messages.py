@@ -10,6 +10,7 @@ from edgepoint2_ros.features import Features
 
 # Index in this tuple = the message's constant: FLOAT32, FLOAT16, INT8. On the wire numbers are little-endian.
 ENCODINGS = ('float32', 'float16', 'int8')
+NAME = r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*'  # of a topic or a namespace, as ROS accepts it; with re.ASCII
 REORDERED = 500_000_000  # ns; a stamp may be this much before the last one; beyond that, time itself has jumped back
 _DTYPES = (np.dtype('<f4'), np.dtype('<f2'), np.dtype('i1'))
 

@@ -160,14 +160,13 @@ def main() -> int:
     add('--backend', default='auto')
     options = parser.parse_args()
     pycolmap.logging.minloglevel = pycolmap.logging.FATAL.value
-    images, numbers = [], {}
+    seen, images, numbers = (*options.sequences, *options.others), [], {}
     try:
-        for folder in (*options.sequences, *options.others, *options.vocabulary):
-            find_images([folder])
+        found = {folder: find_images([folder]) for folder in (*seen, *options.vocabulary)}
     except ImageError as error:
         print(error, file=sys.stderr)
         return 1
-    paths = dict.fromkeys(path for folder in (*options.sequences, *options.others) for path in find_below(folder))
+    paths = dict.fromkeys(path for folder in seen for path in found[folder])
     for path in paths:
         try:
             images.append(read_gray(path))
@@ -177,7 +176,7 @@ def main() -> int:
         numbers[path] = len(images) - 1
     try:
         revisits = find_revisits(options.sequences, numbers, options.output, options.gap)
-        words = [path for folder in options.vocabulary for path in find_below(folder)]
+        words = [path for folder in options.vocabulary for path in found[folder]]
         methods = {model: places(images, model, options.backend) for model in options.models}
     except EdgePoint2Error as error:
         print(error, file=sys.stderr)

@@ -25,6 +25,12 @@ def image_file(photograph, tmp_path):
     return tmp_path / 'photo.png'
 
 
+def skip_without_packages_of(command: str):
+    packages = {'evaluate': ('poselib', 'matplotlib'), 'map': ('pycolmap', 'rosbags'), 'train': ('torch', 'onnx')}
+    for package in packages.get(command, ()):
+        pytest.importorskip(package, reason=f'{package} is not installed')
+
+
 def test_extract_writes_features_and_an_overlay(official_model, image_file, tmp_path, capsys):
     official_model('T-32')
     arguments = [
@@ -152,11 +158,7 @@ def test_a_folder_that_cannot_be_written_is_an_error_of_one_line(option, officia
     ids=lambda command: command[0],
 )
 def test_what_cannot_be_written_is_said_before_any_work(command, official_model, image_file, tmp_path, capsys):
-    if command[0] == 'train':
-        pytest.importorskip('torch', reason='torch is not installed')
-        pytest.importorskip('onnx', reason='onnx is not installed')
-    for package in {'evaluate': ('poselib', 'matplotlib'), 'map': ('pycolmap', 'rosbags')}.get(command[0], ()):
-        pytest.importorskip(package)
+    skip_without_packages_of(command[0])
     official_model('T-32')
     (tmp_path / 'text').write_text('precious')
     for number in range(3):
@@ -192,9 +194,7 @@ def test_what_cannot_be_written_is_said_before_any_work(command, official_model,
     ],
 )
 def test_numbers_out_of_range_are_named(command, message, monkeypatch, tmp_path, capsys):
-    if command[0] == 'train':
-        pytest.importorskip('torch', reason='torch is not installed')
-        pytest.importorskip('onnx', reason='onnx is not installed')
+    skip_without_packages_of(command[0])
     monkeypatch.chdir(tmp_path)
     assert main(command) == 1
     err = capsys.readouterr().err

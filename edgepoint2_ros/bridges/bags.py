@@ -21,12 +21,10 @@ from edgepoint2_ros.errors import BagError, EdgePoint2Error
 from edgepoint2_ros.extractor import DEFAULTS, Extractor, ExtractorSettings
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.images import to_array
-from edgepoint2_ros.messages import to_fields
+from edgepoint2_ros.messages import NAME, to_fields
 from edgepoint2_ros.progress import Report
 
 PART = 1000  # images in a part of the output
-
-_TOPIC = re.compile(r'/?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)  # a name that ROS accepts
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ def _targets(recording: Recording, job: Job) -> dict[str, str]:
         )
     targets = dict(zip(topics, job.keypoints_topics or [f'{topic.rpartition("/")[0]}/keypoints' for topic in topics]))
     for target in job.keypoints_topics:
-        if not _TOPIC.fullmatch(target):
+        if not re.fullmatch(f'/?{NAME}', target, re.ASCII):
             raise BagError(f'keypoints topic {target!r}: expected names of letters, digits and _ between /, like /a/b')
     target, count = Counter(targets.values()).most_common(1)[0]
     if count > 1:

@@ -83,7 +83,7 @@ def _extract(options: argparse.Namespace) -> int:
     check_minimum(options, part=1, jobs=1)
     jobs = [_job(options, source, output) for source, output in _outputs(options.bags, options.output).items()]
     if len(jobs) == 1 and not options.dask:
-        return 0 if _report(jobs[0], extract_with_progress(jobs[0])) else 1
+        return _report(jobs[0], extract_with_progress(jobs[0]))
     failed = 0
     with _executor(options) as executor:
         running = {executor.submit(extract_quietly, job): job for job in jobs}
@@ -92,7 +92,7 @@ def _extract(options: argparse.Namespace) -> int:
             try:
                 progress, warnings = future.result()
                 print(*warnings, sep='\n', end='\n' * bool(warnings), file=sys.stderr)
-                failed += not _report(job, progress)
+                failed += _report(job, progress)
             except Exception as error:  # whatever happens to one bag, the others are extracted
                 failed += 1
                 print(f'edgepoint2: {job.source}: {in_words(error)}', file=sys.stderr)
@@ -160,11 +160,11 @@ def extract_quietly(job: Job) -> tuple[Progress, list[str]]:
     return progress, warnings
 
 
-def _report(job: Job, progress: Progress) -> bool:
-    """Print the outcome of a bag; return whether any of its images could be used, or it has none."""
+def _report(job: Job, progress: Progress) -> int:
+    """Print the outcome of a bag; return 1 if it has images and none could be used, else 0."""
     bad = f', {progress.bad} of them left out' if progress.bad else ''
     print(f'{job.output}: {progress.images} images{bad}')
-    return progress.bad < progress.images or not progress.images
+    return int(0 < progress.images == progress.bad)
 
 
 def _info(options: argparse.Namespace) -> int:

@@ -33,8 +33,8 @@ TOPICS = ('image', 'mask', 'keypoints')  # that a parameter can rename
 
 _TYPE_NAMES = {str: 'string', int: 'integer', float: 'number', bool: 'true or false', list: 'list of strings'}
 _NAMES = "unique names of letters, digits, _ and /, which begin with no digit; or ['']"
-_CAMERA = re.compile(r'[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
-_TOPIC = re.compile(r'(~?/)?[A-Za-z_]\w*(/[A-Za-z_]\w*)*', re.ASCII)
+_CAMERA = re.compile(messages.NAME, re.ASCII)
+_TOPIC = re.compile(rf'(~?/)?{messages.NAME}', re.ASCII)
 _TABLE = re.compile('(?<=<!-- parameters -->\n).*?(?=<!-- /parameters -->)', re.DOTALL)
 
 

@@ -144,10 +144,10 @@ def build_map(job: Job, report: Report = lambda text: None) -> Summary:
 def _build(job: Job, kind: str, extractor: Extractor, vocabulary: Vocabulary, state: '_State', report: Report) -> None:
     output = job.output
     entries = _import(job, state, report)
-    _need_three(job, len(entries))
+    _need_enough(job, len(entries))
     features = _extract(job, extractor, [entry.name for entry in entries], report)
     names = list(features)
-    _need_three(job, len(names))
+    _need_enough(job, len(names))
     window = job.window if job.window is not None else (0 if kind == 'photographs' else WINDOW)
     pairs = choose_pairs(features, vocabulary, window, job.similar)
 
@@ -276,7 +276,7 @@ def _import(job: Job, state: '_State', report: Report) -> list[Entry]:
     return [Entry(*entry) for entry in state.content['images']]
 
 
-def _need_three(job: Job, count: int) -> None:
+def _need_enough(job: Job, count: int) -> None:
     if count < MIN_IMAGES:
         raise EdgePoint2Error(f'{job.source}: a map needs at least {MIN_IMAGES} images that overlap, got {count}')
 
@@ -403,19 +403,20 @@ def _open_folder(job: Job, kind: str, digest: str, report: Report) -> Iterator[_
             change = _find_change(job, content, new)
         except (ValueError, KeyError, TypeError):
             raise EdgePoint2Error(f'{file} does not belong to a map: choose another path, or remove it') from None
+        state = _State(file, content)
         if change and content.get('failed'):
             report(f'{job.output}: starting again: the earlier map failed, and {change}')
-            _clear(job.output, content)
-            content = new
-            _State(file, content).save()
+            _clear(job.output, state)
+            state.content = new
+            state.save()
         elif change:
             raise EdgePoint2Error(f'{job.output} holds another map: {change}; choose another path, or remove it')
         try:
-            yield _State(file, content)
+            yield state
         except EdgePoint2Error:
             if any((job.output / 'features').glob('*')):
-                content['failed'] = True
-                _State(file, content).save()
+                state.content['failed'] = True
+                state.save()
             elif is_new:  # a source without images leaves nothing behind
                 shutil.rmtree(job.output / 'input', ignore_errors=True)
                 file.unlink()
@@ -436,19 +437,20 @@ def _find_change(job: Job, known: dict[str, Any], new: dict[str, Any]) -> str:
     return ''
 
 
-def _clear(output: Path, content: dict[str, Any]) -> None:
+def _clear(output: Path, state: _State) -> None:
     """Remove what a map that failed has left, apart from map.json.
 
     Raises:
         EdgePoint2Error: the folder holds something else, which stays, as does all the rest.
     """
-    input_files = {f'input/{entry[0]}' for entry in content.get('images', ())}
+    input_files = {f'input/{entry[0]}' for entry in state.content.get('images', ())}
     for path in (*output.iterdir(), *(output / 'input').glob('*')):
         name = str(path.relative_to(output))
         if name not in {'map.json', *MADE, *input_files}:
             raise EdgePoint2Error(f'{path} does not come from the map that failed in {output}: choose another path')
     # Should this be interrupted, the next call clears the rest.
-    _State(output / 'map.json', {**content, 'files': {'count': 0, 'digest': ''}}).save()
+    state.content['files'] = {'count': 0, 'digest': ''}
+    state.save()
     for name in MADE:
         if (output / name).exists():
             shutil.rmtree(output / name)
