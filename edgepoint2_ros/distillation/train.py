@@ -25,7 +25,16 @@ from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
 from edgepoint2_ros.distillation.student import Student, descriptor_rows
-from edgepoint2_ros.distillation.teacher import RememberingTeacher, Teacher, autocast, to_gray
+from edgepoint2_ros.distillation.teacher import (
+    RememberingTeacher,
+    Teacher,
+    TeacherNetwork,
+    autocast,
+    descriptor_size,
+    look,
+    name_networks,
+    to_gray,
+)
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.network import EdgePoint2
 from edgepoint2_ros.network.reference import best_places, sample
@@ -93,7 +102,7 @@ class Schedule:
 
 def train(
     student: Student,
-    teacher: EdgePoint2,
+    teachers: Sequence[TeacherNetwork],
     photos: Photos,
     schedule: Schedule,
     output: Path,
@@ -107,46 +116,54 @@ def train(
     Writes ``checkpoint.pt`` and ``log.csv`` (one row per step) to ``output``.
 
     Args:
+        teachers: the first one teaches keypoints, all of them descriptors.
         device: ``cpu`` or ``cuda``.
         workers: processes that make pairs; 0 makes them between the steps.
         checkpoint_every: steps; a kill loses at most this many.
         progress: wraps the iteration over steps, also given the number of steps already done.
 
     Raises:
-        TrainingError: the teacher's descriptors are smaller than the student's; the checkpoint is from another
-            training; log.csv is not a training log; or a loss is not finite: the message names the step and the
-            images.
+        TrainingError: the first teacher is no EdgePoint2; the teachers' descriptors together are smaller than the
+            student's; the checkpoint is from another training; log.csv is not a training log; or a loss is not finite:
+            the message names the step and the images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
-    if teacher.variant.descriptor_size < largest.descriptor_size:
+    if not isinstance(teachers[0], EdgePoint2):
         raise TrainingError(
-            f'the teacher {teacher.variant} has smaller descriptors than {largest}: expected at least '
-            f'{largest.descriptor_size} values, such as E-64'
+            f'the first teacher finds the keypoints: expected a variant of EdgePoint2, got {teachers[0].variant}'
         )
-    identity = _identity(student, teacher, photos, schedule)
+    if descriptor_size(teachers) < largest.descriptor_size:
+        given = ', '.join(str(teacher.variant) for teacher in teachers)
+        raise TrainingError(
+            f'the teacher {given} has smaller descriptors than {largest}: expected at least {largest.descriptor_size} '
+            'values, such as E-64'
+        )
+    identity = _identity(student, teachers, photos, schedule)
     torch.manual_seed(schedule.seed)
     output.mkdir(parents=True, exist_ok=True)
-    for network in (student, teacher):
+    for network in (student, *teachers):
         network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
     student.train()
-    teacher.eval().requires_grad_(False)
+    for teacher in teachers:
+        teacher.eval().requires_grad_(False)
     norms = [module for module in student.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = 0.01  # few images per step: average over many steps
     optimisers = make_optimisers(student, schedule)
     checkpoint = output / CHECKPOINT
     weights = schedule.weights(student.variants[0].size)
-    start, bases = _resume(checkpoint, student, optimisers, identity)
+    start, basis = _resume(checkpoint, student, optimisers, identity)
     if not start and schedule.recipe == 'scenes':
         views = PairDataset(photos, schedule.seed + 1, BASIS_VIEWS // 2)
-        bases = fit_bases(student, teacher, (views[i].clean for i in range(len(views))))
+        basis = fit_basis(student, teachers, (views[i].clean for i in range(len(views))))
 
     dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs, schedule.layouts)
     remaining = Subset(dataset, range(start * schedule.pairs, len(dataset)))
     loader = DataLoader(remaining, schedule.pairs, num_workers=workers, pin_memory=device == 'cuda')
-    tutor = Teacher(teacher, clean=schedule.recipe == 'scenes')
     if schedule.recipe == 'scenes' and dataset.layouts < len(dataset):
-        tutor = RememberingTeacher(teacher, dataset.layouts, output)
+        tutor: Teacher = RememberingTeacher(teachers, dataset.layouts, output, basis)
+    else:
+        tutor = Teacher(teachers, clean=schedule.recipe == 'scenes', basis=basis)
     with _open_log(output / 'log.csv', start, list(weights)) as file:
         rows = csv.writer(file)
         for step, batch in zip(progress(range(start, schedule.steps), start), loader, strict=True):
@@ -157,7 +174,7 @@ def train(
             # The points of a step depend only on the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
             pairs = Pair(*(part.to(device) for part in batch))
-            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, bases)
+            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights)
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
@@ -171,35 +188,36 @@ def train(
             rows.writerow([step, f'{schedule.rate(step):.3g}', *(f'{losses[name].item():.5f}' for name in weights)])
             if (step + 1) % checkpoint_every == 0 or step + 1 == schedule.steps:
                 file.flush()
-                _save(checkpoint, step + 1, student, optimisers, identity, bases)
+                _save(checkpoint, step + 1, student, optimisers, identity, basis)
     return student.eval()
 
 
 @torch.no_grad()
-def fit_bases(student: Student, teacher: EdgePoint2, views: Iterable[Tensor]) -> list[Tensor]:
-    """Return for each variant the basis (D of the teacher, D) in which its descriptors are the teacher's.
+def fit_basis(student: Student, teachers: Sequence[TeacherNetwork], views: Iterable[Tensor]) -> Tensor:
+    """Return the basis (C of the teachers, D of the largest variant) in which the student's descriptors are theirs.
 
-    It spans the principal subspace of the teacher's unit descriptors over the views. The last layer of each of the
-    student's heads is set to the least-squares solution for it, so that what a student has already learned is kept.
+    It spans the principal subspace of the teachers' joined unit descriptors over the views, the largest last: a variant
+    of d values learns the last d. The last layer of each of the student's heads is set to the least-squares solution
+    for them, so that what a student has already learned is kept.
 
     Args:
         views: batches of gray images (B, H, W) uint8.
     """
-    device = next(teacher.parameters()).device
+    device = next(teachers[0].parameters()).device
     grays = [to_gray(view.to(device)) for view in views]
-    maps = [F.normalize(teacher(gray)[1], dim=1) for gray in grays]
+    with autocast(device):
+        maps = [F.normalize(look(teachers, gray)[1], dim=1) for gray in grays]
     rows = torch.cat([descriptor_rows(m)[::7] for m in maps])
-    bases = [principal_basis(rows, variant.descriptor_size).contiguous() for variant in student.variants]
+    basis = principal_basis(rows, max(variant.descriptor_size for variant in student.variants)).contiguous()
+    projected = [torch.einsum('bchw,cd->bdhw', m, basis) for m in maps]
     training = student.training
     student.eval()
-    student.fit_last_layers((g, [project(m, basis) for basis in bases]) for g, m in zip(grays, maps, strict=True))
+    student.fit_last_layers(
+        (gray, [F.normalize(m[:, -variant.descriptor_size :], dim=1) for variant in student.variants])
+        for gray, m in zip(grays, projected, strict=True)
+    )
     student.train(training)
-    return bases
-
-
-def project(descriptor_map: Tensor, basis: Tensor) -> Tensor:
-    """Return a map (B, C, H, W) projected onto a basis (C, D): (B, D, H, W) of unit length."""
-    return F.normalize(torch.einsum('bchw,cd->bdhw', descriptor_map, basis), dim=1)
+    return basis
 
 
 def make_optimisers(student: Student, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -217,16 +235,15 @@ def pair_losses(
     batch: Pair,
     generator: torch.Generator,
     weights: Iterable[str],
-    bases: Sequence[Tensor] = (),
 ) -> dict[str, Tensor]:
     """Return the losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
 
     Args:
-        taught: the teacher's scores and descriptor maps of the batch, see `Teacher.maps`.
+        taught: the teacher's scores and descriptor maps of the batch, see `Teacher.maps`; for the losses ``regression``
+            and ``map`` in the basis of `fit_basis`.
         batch: :class:`Pair` with a batch axis first.
         generator: a CPU generator that draws the random points.
         weights: names of the losses to compute.
-        bases: for each variant the teacher's fixed basis, for the losses ``regression`` and ``map``.
     """
     device = batch.views.device
     with autocast(device):
@@ -256,13 +273,14 @@ def pair_losses(
         if 'procrustes' in sums:
             # One subspace for both views, so that a point keeps the teacher's similarity across them.
             rows = torch.cat([F.normalize(part, dim=1) for part in lesson])
-        for number, descriptor_map in enumerate(maps):
+        for descriptor_map in maps:
             learnt = sampled(descriptor_map)
+            size = descriptor_map.shape[1]
             if 'regression' in sums:
-                targets = (part @ bases[number] for part in lesson)
+                targets = (part[:, -size:] for part in lesson)
                 sums['regression'] += sum(map(cosine_distance, targets, learnt)) / 2
             if 'procrustes' in sums:
-                target = low_rank(rows, learnt[0].shape[1]).split(len(xy[0]))
+                target = low_rank(rows, size).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += cosine_distance(*learnt)
             if 'contrastive' in sums:
@@ -273,19 +291,23 @@ def pair_losses(
         y, x = torch.randint(2, (2,), generator=generator).tolist()
         taught_cells = descriptor_rows(teacher_map[..., y::2, x::2])
         distances = [
-            cosine_distance(taught_cells @ basis, descriptor_rows(descriptor_map[..., y::2, x::2]))
-            for basis, descriptor_map in zip(bases, maps, strict=True)
+            cosine_distance(
+                taught_cells[:, -descriptor_map.shape[1] :], descriptor_rows(descriptor_map[..., y::2, x::2])
+            )
+            for descriptor_map in maps
         ]
         losses['map'] = torch.stack(distances).mean()
     losses['detection'] = detection_loss(scores, teacher_scores)
     return losses
 
 
-def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: Schedule) -> dict[str, str | float]:
+def _identity(
+    student: Student, teachers: Sequence[TeacherNetwork], photos: Photos, schedule: Schedule
+) -> dict[str, str | float]:
     """Return what must not change when a training is resumed."""
     return {
         'variants': ' '.join(variant.name for variant in student.variants),
-        'teacher': f'{teacher.variant} [{weights_digest(teacher)}]',
+        'teacher': name_networks(teachers),
         'images': sha256('\n'.join(photos.names).encode())[:16],
         'first weights': ' '.join(weights_digest(student.extract(variant)) for variant in student.variants),
         **asdict(schedule),
@@ -294,10 +316,10 @@ def _identity(student: Student, teacher: EdgePoint2, photos: Photos, schedule: S
 
 def _resume(
     checkpoint: Path, student: Student, optimisers: Sequence[torch.optim.Optimizer], identity: dict[str, Any]
-) -> tuple[int, list[Tensor]]:
-    """Load the checkpoint if there is one and return the step to resume at, and the bases."""
+) -> tuple[int, Tensor | None]:
+    """Load the checkpoint if there is one and return the step to resume at, and the basis."""
     if not checkpoint.exists():
-        return 0, []
+        return 0, None
     try:
         state = torch.load(checkpoint, map_location='cpu', weights_only=True)
         before = state['identity']
@@ -311,14 +333,14 @@ def _resume(
         raise TrainingError(
             f'{checkpoint} is from another training ({"; ".join(changed)}): choose another output folder'
         )
-    if 'optimisers' not in state:
+    if not {'optimisers', 'basis'} <= state.keys():
         raise TrainingError(f'{checkpoint} is from an earlier version: choose another output folder')
     student.load_state_dict(state['student'])
     for optimiser, own in zip(optimisers, state['optimisers'], strict=True):
         optimiser.load_state_dict(own)
     log.info('continuing %s at step %d', checkpoint, state['step'])
     device = next(student.parameters()).device
-    return state['step'], [basis.to(device) for basis in state['bases']]
+    return state['step'], None if state['basis'] is None else state['basis'].to(device)
 
 
 def _save(
@@ -327,7 +349,7 @@ def _save(
     student: Student,
     optimisers: Sequence[torch.optim.Optimizer],
     identity: dict[str, Any],
-    bases: list[Tensor],
+    basis: Tensor | None,
 ) -> None:
     """Write the checkpoint so that a kill at any moment leaves either the old or the new one."""
     state = {
@@ -335,7 +357,7 @@ def _save(
         'identity': identity,
         'student': student.state_dict(),
         'optimisers': [optimiser.state_dict() for optimiser in optimisers],
-        'bases': bases,
+        'basis': basis,
     }
     with replacing(checkpoint) as file:
         torch.save(state, file)

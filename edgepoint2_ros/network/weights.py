@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -103,13 +104,18 @@ def weights_digest(network: EdgePoint2) -> str:
 
     Weights restored from a model have the model's, until they change.
     """
-    digest = hashlib.sha256(network.variant.name.encode())
-    for name, tensor in sorted(network.state_dict().items()):
+    own = state_digest(network.variant.name, network.state_dict())
+    return network.digests.get(own, own)
+
+
+def state_digest(network: str, state: Mapping[str, torch.Tensor]) -> str:
+    """Return the identity of the weights of a network of some name: 16 hex digits."""
+    digest = hashlib.sha256(network.encode())
+    for name, tensor in sorted(state.items()):
         if not name.endswith('num_batches_tracked'):  # counts training steps; not part of the function
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().numpy().astype('<f4').tobytes())
-    own = digest.hexdigest()[:16]
-    return network.digests.get(own, own)
+    return digest.hexdigest()[:16]
 
 
 def _variant_of(state: dict[str, torch.Tensor]) -> Variant | None:
