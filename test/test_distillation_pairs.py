@@ -17,6 +17,7 @@ from edgepoint2_ros.distillation.pairs import (  # noqa: E402
     correspond,
     make_pair,
     random_homography,
+    sharpen,
 )
 from edgepoint2_ros.distillation.photos import Photos, load_photos  # noqa: E402
 from edgepoint2_ros.errors import ImageError  # noqa: E402
@@ -179,6 +180,18 @@ class TestPairs:
             homography = random_homography(np.random.default_rng(seed))
             assert (corners @ homography.T)[:, 2].min() > 0
             assert np.linalg.det(homography) > 0
+
+    def test_most_are_sharpened_both_views_alike(self):
+        plain = cv2.GaussianBlur(textured(WIDTH, HEIGHT), (0, 0), 1)
+        gains = []
+        for seed in range(40):
+            views = np.stack([plain, plain[:, ::-1]])
+            sharpen(views, np.random.default_rng(seed))
+            assert (views[1] == views[0][:, ::-1]).all()
+            gains.append(cv2.Laplacian(views[0], cv2.CV_32F).std() / cv2.Laplacian(plain, cv2.CV_32F).std())
+        assert min(gains) == 1
+        assert 0.4 < np.mean(np.array(gains) > 1) < 0.8
+        assert max(gains) > 1.5
 
     def test_changed_light_keeps_size_and_type(self):
         view = textured(WIDTH, HEIGHT)
