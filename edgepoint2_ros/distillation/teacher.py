@@ -40,7 +40,7 @@ class Teacher:
         with autocast(views.device):
             scores, descriptors = look(self._networks, to_gray(views))
         if self._basis is not None:
-            descriptors = torch.einsum('bchw,cd->bdhw', descriptors, self._basis)
+            descriptors = project(descriptors, self._basis)
         return scores, descriptors
 
 
@@ -84,6 +84,11 @@ def look(networks: Sequence[TeacherNetwork], gray: Tensor) -> tuple[Tensor, Tens
     """
     maps = [network(gray) for network in networks]
     return maps[0][0], torch.cat([F.normalize(descriptors.float(), dim=1) for _, descriptors in maps], dim=1)
+
+
+def project(descriptors: Tensor, basis: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) projected onto a basis (C, D): (B, D, H, W)."""
+    return torch.einsum('bchw,cd->bdhw', descriptors, basis)
 
 
 def descriptor_size(networks: Sequence[TeacherNetwork]) -> int:

@@ -33,6 +33,7 @@ from edgepoint2_ros.distillation.teacher import (
     descriptor_size,
     look,
     name_networks,
+    project,
     to_gray,
 )
 from edgepoint2_ros.errors import EdgePoint2Error
@@ -209,7 +210,7 @@ def fit_basis(student: Student, teachers: Sequence[TeacherNetwork], views: Itera
         maps = [F.normalize(look(teachers, gray)[1], dim=1) for gray in grays]
     rows = torch.cat([descriptor_rows(m)[::7] for m in maps])
     basis = principal_basis(rows, max(variant.descriptor_size for variant in student.variants)).contiguous()
-    projected = [torch.einsum('bchw,cd->bdhw', m, basis) for m in maps]
+    projected = [project(m, basis) for m in maps]
     training = student.training
     student.eval()
     student.fit_last_layers(
