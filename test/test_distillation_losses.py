@@ -12,6 +12,7 @@ from edgepoint2_ros.distillation.losses import (  # noqa: E402
     orthogonal_procrustes_loss,
     principal_basis,
     procrustes,
+    relational_loss,
 )
 
 
@@ -141,6 +142,36 @@ class TestContrastiveLoss:
         a, b = unit_rows(8, 4, 1), unit_rows(8, 4, 2)
         one = contrastive_loss(a, b, self.far_apart, self.far_apart)
         assert contrastive_loss(b, a, self.far_apart, self.far_apart).item() == pytest.approx(one.item(), abs=1e-6)
+
+
+class TestRelationalLoss:
+    def test_is_zero_for_any_rotation_and_any_length_of_the_students_rows(self):
+        points, others = unit_rows(20, 8, 1), unit_rows(30, 8, 2)
+        rotation = random_rotation(8)
+        loss = relational_loss(points @ rotation * 3, others @ rotation * 0.5, points, others)
+        assert loss.item() == pytest.approx(0, abs=1e-5)
+
+    def test_compares_descriptors_of_different_sizes(self):
+        points, others = unit_rows(20, 4, 1), unit_rows(30, 4, 2)
+        longer = random_rotation(8)[:4]
+        assert relational_loss(points, others, points @ longer, others @ longer).item() == pytest.approx(0, abs=1e-5)
+
+    def test_of_a_student_that_finds_all_places_alike_has_its_closed_form(self):
+        # The teacher prefers one place of two: e against 1.
+        teacher, others = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+        student, alike = torch.ones(1, 3), torch.ones(2, 3)
+        p = math.e / (math.e + 1)
+        expected = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+        loss = relational_loss(student, alike, teacher, others, temperature=1)
+        assert loss.item() == pytest.approx(expected, abs=1e-6)
+
+    def test_teaches_the_student_and_not_the_teacher(self):
+        student, own = unit_rows(20, 4, 1).requires_grad_(), unit_rows(30, 4, 2).requires_grad_()
+        teacher, others = unit_rows(20, 8, 3), unit_rows(30, 8, 4)
+        before = relational_loss(student, own, teacher, others)
+        for gradient, rows in zip(torch.autograd.grad(before, (student, own)), (student, own), strict=True):
+            rows.data -= 0.1 * gradient
+        assert relational_loss(student, own, teacher, others) < before
 
 
 class TestDetectionLoss:

@@ -90,6 +90,29 @@ def contrastive_loss(
     return (F.cross_entropy(logits, partners) + F.cross_entropy(logits.T, partners)) / 2
 
 
+def relational_loss(
+    student: Tensor, student_others: Tensor, teacher: Tensor, teacher_others: Tensor, temperature: float = 0.07
+) -> Tensor:
+    """Return how far the student's ranking of places in another view is from the teacher's; 0 if they are equal.
+
+    The mean Kullback-Leibler divergence of the softmax of cosines. No correspondences are needed, and the teacher's
+    descriptors may be longer than the student's.
+    Source: Tian et al., "Contrastive representation distillation", arXiv 1910.10699, without its labels.
+
+    Args:
+        student, teacher: (N, D) and (N, C) descriptors of the same points of one view.
+        student_others, teacher_others: (M, D) and (M, C) descriptors of the same places of the other view.
+        temperature: cosines are divided by it.
+    """
+
+    def ranking(points: Tensor, others: Tensor) -> Tensor:
+        cosines = F.normalize(points, dim=1) @ F.normalize(others, dim=1).T
+        return F.log_softmax(cosines / temperature, dim=1)
+
+    own, taught = ranking(student, student_others), ranking(teacher, teacher_others)
+    return F.kl_div(own, taught, reduction='batchmean', log_target=True)
+
+
 def detection_loss(student: Tensor, teacher: Tensor, floor: float = -8.0) -> Tensor:
     """Return how far the student's score map is from the teacher's; 0 if they are equal.
 

@@ -23,6 +23,7 @@ ROTATION_SD = np.deg2rad(18)
 MAX_SCALE = 1.6
 SHIFT = 0.2  # of the view's size, at most
 PERSPECTIVE_SD = 0.3  # change of depth from the view's centre to its right edge, times two
+UNCHANGED = 0.7  # share of views that keep their light
 
 
 class Pair(NamedTuple):
@@ -164,7 +165,9 @@ def sharpen(views: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the view, uint8 (H, W), as another camera would record it under other light."""
+    """Return the view, uint8 (H, W), as another camera would record it under other light; most often as it is."""
+    if rng.random() < UNCHANGED:
+        return view
     image: np.ndarray = view.astype(np.float32) / 255
     if rng.random() < 0.8:
         image **= np.exp(rng.normal(0, 0.4), dtype=np.float32)

@@ -20,6 +20,7 @@ from edgepoint2_ros.distillation.losses import (
     low_rank,
     orthogonal_procrustes_loss,
     principal_basis,
+    relational_loss,
 )
 from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
@@ -45,13 +46,14 @@ from edgepoint2_ros.storage import replacing, sha256
 log = logging.getLogger(__name__)
 
 PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
-SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
+SCENES = {'regression': 4.0, 'map': 2.0, 'relational': 1.0, 'similarity': 1.0, 'detection': 1.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
 RECIPES = ('scenes', 'paper')
 BASIS_VIEWS = 64  # views that determine the fixed basis of the teacher's descriptors
 TEACHER_POINTS = 256  # per pair, at keypoints of the teacher
 RANDOM_POINTS = 192  # and anywhere, so that descriptors are good between keypoints, too
+RELATED = 4  # pixels of the descriptor map: one cell of so many squared is compared with the points of the other view
 MIN_POINTS = 96  # a pair with fewer common points says little about a rotation of 64 dimensions
 CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
@@ -263,6 +265,8 @@ def pair_losses(
         if visible.sum() < MIN_POINTS:
             continue
         xy = (places[visible], moved[visible])
+        y, x = torch.randint(RELATED, (2,), generator=generator).tolist()
+        cells = (..., slice(y, None, RELATED), slice(x, None, RELATED))
 
         def sampled(
             descriptor_map: Tensor, index: int = index, xy: tuple[Tensor, Tensor] = xy
@@ -284,6 +288,10 @@ def pair_losses(
                 target = low_rank(rows, size).split(len(xy[0]))
                 sums['procrustes'] += sum(map(orthogonal_procrustes_loss, target, learnt)) / 2
             sums['similarity'] += cosine_distance(*learnt)
+            if 'relational' in sums:
+                for view, other in ((0, 2 * index + 1), (1, 2 * index)):
+                    own, teachers = (descriptor_rows(m[other, None][cells]) for m in (descriptor_map, teacher_map))
+                    sums['relational'] += relational_loss(learnt[view], own, lesson[view], teachers) / 2
             if 'contrastive' in sums:
                 sums['contrastive'] += contrastive_loss(*learnt, *xy)
             counted += 1
