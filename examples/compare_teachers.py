@@ -34,7 +34,7 @@ try:
     from edgepoint2_ros.distillation.losses import principal_basis
     from edgepoint2_ros.distillation.photos import load_photos
     from edgepoint2_ros.distillation.teacher import TeacherNetwork, look
-    from edgepoint2_ros.network.reference import sample
+    from edgepoint2_ros.network.reference import network_input, sample
 except ImportError as error:
     sys.exit(f'{error}. {__doc__}')
 
@@ -60,14 +60,12 @@ class Teachers:
 
     def describe(self, image: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """Return the joined unit descriptors (N, C) of all networks at pixels (N, 2) of a uint8 image."""
-        height, width = image.shape[:2]
-        size = (height // 32 * 32, width // 32 * 32)
-        gray = torch.from_numpy(image.reshape(height, width, -1)).float().mean(dim=2).div(255)[None, None]
-        gray = F.interpolate(gray, size, mode='bilinear', align_corners=True)
+        gray = network_input(image).contiguous(memory_format=torch.channels_last)
+        size = (gray.shape[3], gray.shape[2])
         with torch.inference_mode():
-            descriptors = look(self._networks, gray.contiguous(memory_format=torch.channels_last))[1][0]
-            scaled = torch.from_numpy(xy).float() * torch.tensor([size[1] / width, size[0] / height])
-            sampled = sample(descriptors, scaled, size[::-1])
+            descriptors = look(self._networks, gray)[1][0]
+            scaled = torch.from_numpy(xy).float() * torch.tensor([size[0] / image.shape[1], size[1] / image.shape[0]])
+            sampled = sample(descriptors, scaled, size)
         parts = sampled.split([network.variant.descriptor_size for network in self._networks], dim=1)
         return torch.cat([F.normalize(part, dim=1) for part in parts], dim=1).numpy()
 

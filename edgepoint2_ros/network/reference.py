@@ -25,19 +25,25 @@ def extract_dense(
         top_k: maximum number of keypoints.
         score_threshold: keypoints score above it (raw logits).
     """
+    gray = network_input(image)
+    size = (gray.shape[3], gray.shape[2])
+    scores, descriptor_map = network(gray)
+    xy = best_places(scores[0, 0], top_k, score_threshold)
+    column, row = xy.long().T
+    descriptors = F.normalize(sample(descriptor_map[0], xy, size), dim=1)
+    scale = torch.tensor([image.shape[1] / size[0], image.shape[0] / size[1]])
+    return (xy * scale).numpy(), scores[0, 0, row, column].numpy(), descriptors.numpy()
+
+
+def network_input(image: np.ndarray) -> Tensor:
+    """Return a uint8 image (H, W) or (H, W, 3) in gray, (1, 1, h, w) from 0 to 1, reduced to multiples of 32."""
     height, width = image.shape[:2]
     pixels = torch.from_numpy(np.ascontiguousarray(image.reshape(height, width, -1))).permute(2, 0, 1)[None]
     gray = (pixels.float() / 255).mean(dim=1, keepdim=True)
     size = (height // 32 * 32, width // 32 * 32)
     if size != (height, width):
         gray = F.interpolate(gray, size, mode='bilinear', align_corners=True)
-
-    scores, descriptor_map = network(gray)
-    xy = best_places(scores[0, 0], top_k, score_threshold)
-    column, row = xy.long().T
-    descriptors = F.normalize(sample(descriptor_map[0], xy, size[::-1]), dim=1)
-    scale = torch.tensor([width / size[1], height / size[0]])
-    return (xy * scale).numpy(), scores[0, 0, row, column].numpy(), descriptors.numpy()
+    return gray
 
 
 def best_places(scores: Tensor, count: int, threshold: float = -torch.inf) -> Tensor:
