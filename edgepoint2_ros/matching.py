@@ -30,16 +30,16 @@ def match(first: Features, second: Features, min_cosine: float = -1.0, ratio: fl
         (P, 2) int64: row (i, j) matches feature i of ``first`` with feature j of ``second``; i ascending, no j twice.
 
     Raises:
-        EdgePoint2Error: the features come from different models or weights, or descriptors are not finite or differ in
-            size.
+        EdgePoint2Error: the features come from different models or weights, descriptors are no floats, not finite or
+            differ in size, or a limit is out of range.
     """
     check_comparable(first, second)
+    _check_limits(min_cosine, ratio)
     if len(first) == 0 or len(second) == 0:
         return np.empty((0, 2), np.int64)
     _check_lengths(first, 'matched')
     _check_lengths(second, 'matched')
-    # Descriptors are float even if they came as int8: numpy multiplies integers without BLAS, twenty times slower. In
-    # blocks, their cosines stay in the cache, and 10,000 features take no more memory than 1000.
+    # In blocks, their cosines stay in the cache, and 10,000 features take no more memory than 1000.
     nearest, found, runner_up = np.empty(len(first), np.int64), *np.empty((2, len(first)), np.float32)
     best = np.full(len(second), -np.inf, np.float32)
     block = max(1, BLOCK // len(second))
@@ -100,6 +100,7 @@ def match_guided(
         EdgePoint2Error: no constraint is given, shapes or numbers are invalid, or as for `match`.
     """
     check_comparable(first, second)
+    _check_limits(min_cosine, ratio)
     boxes = _search_boxes(first, predicted, radius, disparity, distance)
     if fundamental is not None and np.shape(fundamental) != (3, 3):
         raise EdgePoint2Error(f'fundamental: expected (3, 3), got {np.shape(fundamental)}')
@@ -129,7 +130,7 @@ def match_guided(
     for begin in range(0, len(i), PAIRS):
         part = slice(begin, begin + PAIRS)
         rows = first.descriptors.take(i[part], axis=0), second.descriptors.take(j[part], axis=0)
-        np.einsum('nd,nd->n', *rows, out=cosine[part])
+        np.einsum('nd,nd->n', *rows, out=cosine[part], casting='same_kind')
     if ratio >= 1:  # then candidates below the minimum cosine affect no others
         good = np.flatnonzero(cosine >= min_cosine)
         i, j, cosine = i.take(good), j.take(good), cosine.take(good)
@@ -249,9 +250,21 @@ def _stretches(begin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def _check_lengths(features: Features, purpose: str) -> None:
-    """Raise EdgePoint2Error unless all descriptors have a finite length: then all their cosines are finite, too."""
+    """Raise EdgePoint2Error unless descriptors are floats of finite length: then all their cosines are finite, too."""
+    if features.descriptors.dtype.kind != 'f':  # int8 of a message: its numbers are 127 times as large, and overflow
+        raise EdgePoint2Error(
+            f'descriptors to be {purpose}: expected float32, as messages.decode returns them, got '
+            f'{features.descriptors.dtype}'
+        )
     if not np.isfinite(np.einsum('nd,nd->n', features.descriptors, features.descriptors)).all():
         raise EdgePoint2Error(f'descriptors to be {purpose} hold numbers that are not finite, or too large to multiply')
+
+
+def _check_limits(min_cosine: float, ratio: float) -> None:
+    if np.isnan(min_cosine):
+        raise EdgePoint2Error(f'min_cosine: expected a number, got {min_cosine}')
+    if not 0 < ratio <= 1:
+        raise EdgePoint2Error(f'ratio: expected more than 0 and at most 1, got {ratio}')
 
 
 def check_usable(features: Features) -> None:

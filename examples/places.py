@@ -120,8 +120,10 @@ def find_revisits(sequences: Sequence[Path], numbers: dict[Path, int], output: P
     """Return for each sequence its queries: by number the images of the same place, and those too near in time."""
     found = []
     for folder in sequences:
-        names = in_order([path.name for path in find_below(folder)])
+        names = in_order([str(path.relative_to(folder)) for path in find_below(folder) if path in numbers])
         kept = output / folder.name
+        if kept.exists() and not (kept / 'sparse').exists():
+            raise EdgePoint2Error(f'{kept} holds no finished reconstruction: remove it')
         model = pycolmap.Reconstruction(kept / 'sparse') if kept.exists() else reconstruct(folder, kept, names)
         order = {name: place for place, name in enumerate(names)}
         queries = {}
@@ -178,10 +180,10 @@ def main() -> int:
         revisits = find_revisits(options.sequences, numbers, options.output, options.gap)
         words = [path for folder in options.vocabulary for path in found[folder]]
         methods = {model: places(images, model, options.backend) for model in options.models}
+        methods |= {'ORB, bag of words': bag_of_words(images, words), 'shrunk image': shrunk_images(images)}
     except EdgePoint2Error as error:
         print(error, file=sys.stderr)
         return 1
-    methods |= {'ORB, bag of words': bag_of_words(images, words), 'shrunk image': shrunk_images(images)}
     everything = {query: known for queries in revisits for query, known in queries.items()}
     print(f'{len(everything)} queries among {len(images)} images; recall at 1 / 5, percent')
     columns = [*((folder.name, queries) for folder, queries in zip(options.sequences, revisits)), ('all', everything)]

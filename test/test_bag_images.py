@@ -1,6 +1,7 @@
 """The images behind a bag of keypoints: no two of one name, and each file the image that it is called after."""
 
 import re
+import sys
 
 import cv2
 import numpy as np
@@ -135,6 +136,17 @@ class TestExport:
         assert f'{stamped(4)} already exists' in capsys.readouterr().err
         assert [path.read_text() for path in (tmp_path / 'files').iterdir()] == ['precious']
         assert not (tmp_path / 'a.h5').exists()
+
+    @pytest.mark.parametrize('name', ['a.h5', 'a.db'])
+    def test_writes_no_image_where_the_rest_cannot_follow(self, name, frames, tmp_path, monkeypatch, capsys):
+        list(extract(Job(record(tmp_path / 'office', frames), tmp_path / 'keypoints', keep=('*',))))
+        (tmp_path / 'file').write_text('')
+        assert export(tmp_path / 'keypoints', tmp_path / 'file' / name, '--images', tmp_path / 'files') == 1
+        monkeypatch.setitem(sys.modules, {'a.h5': 'h5py', 'a.db': 'pycolmap'}[name], None)
+        files = ['--images', str(tmp_path / 'files')]
+        assert main(['bag', 'export', str(tmp_path / 'keypoints'), str(tmp_path / name), *files]) == 1
+        assert 'Traceback' not in capsys.readouterr().err
+        assert not (tmp_path / 'files').exists()
 
     def test_asks_where_it_is_not_clear_what_is_meant(self, frames, tmp_path, capsys):
         bag = record(tmp_path / 'office', frames, topics=('/left/image', '/right/image'))

@@ -280,6 +280,19 @@ def test_a_bag_of_which_no_image_can_be_used_is_a_failure(frames, tmp_path, caps
     assert '12 images, 12 of them left out' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('storage', ['mcap', 'sqlite3'])
+@pytest.mark.parametrize('damage', [(0, 1), (4, 5), (0, 1, 4, 5, 10, 11)])
+def test_parts_without_a_message_have_no_part_in_the_times_of_the_bag(damage, storage, frames, tmp_path):
+    bag = record(tmp_path / 'office', frames, damage=damage)
+    list(extract(Job(bag, tmp_path / 'out', storage=storage, part=2), lambda text: None))
+    info = bag_output.load_metadata(tmp_path / 'out')
+    with open_recording(tmp_path / 'out') as recording:
+        moments = [moment for _, moment, _ in recording.messages({'/camera/keypoints'})]
+    assert info['message_count'] == len(moments) == 12 - len(damage)
+    assert info['starting_time']['nanoseconds_since_epoch'] == min(moments)
+    assert info['duration']['nanoseconds'] == max(moments) - min(moments)
+
+
 @pytest.mark.parametrize('topic', ['a b', '', '/1bad', '/bad//x', 'bad/', '/ünders'])
 def test_a_keypoints_topic_is_one_that_ros_accepts(topic, frames, tmp_path, capsys):
     bag = record(tmp_path / 'office', frames)

@@ -290,3 +290,20 @@ def _damage(**changes):
 )
 def test_a_message_that_contradicts_itself_is_refused(changes, words, reader):
     assert words in reader('decode', _damage(**changes), code=1)
+
+
+@pytest.mark.parametrize(
+    ('limits', 'words'),
+    [
+        (('nan',), 'min_cosine: expected a number, got nan'),
+        (('-1', '0'), 'ratio: expected more than 0 and at most 1, got 0'),
+        (('-1', '-0.9'), 'ratio: expected more than 0 and at most 1, got -0.9'),
+        (('-1', '1.5'), 'ratio: expected more than 0 and at most 1, got 1.5'),
+        (('-1', 'nan'), 'ratio: expected more than 0 and at most 1, got nan'),
+    ],
+)
+def test_limits_that_mean_nothing_are_refused(limits, words, careful_reader, tmp_path):
+    message = encode(make(5), Header())
+    guide = write_guide(tmp_path, {'predicted': np.zeros((5, 2)), 'radius': 1.0})
+    assert words in careful_reader('match', message, message, options=limits, code=1)
+    assert words in careful_reader('guided', message, message, options=(guide, *limits), code=1)

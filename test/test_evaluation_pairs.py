@@ -113,6 +113,16 @@ class TestSynthetic:
         assert 'skipped broken.jpg' in caplog.text
         assert 'skipped small.png: 160x160: expected at least 200' in caplog.text
 
+    def test_a_panorama_too_flat_for_the_models_is_skipped(self, tmp_path, photograph, caplog):
+        cv2.imwrite(str(tmp_path / 'flat.png'), blobs(2400, 220))
+        with caplog.at_level(logging.WARNING):
+            pairs = list(make_synthetic(find_images([tmp_path]), 640))
+        assert len(pairs) == VIEWS + LIGHTS
+        assert 'skipped flat.png: image: expected at least 64 x 64 pixels, got 640 x 58' in caplog.text
+
+    def test_without_a_long_side_has_all_pixels_of_the_middle(self, photograph):
+        assert next(make_synthetic([photograph], 0)).image_a.shape == (675, 900, 3)
+
 
 class TestRooms:
     def test_are_pairs_with_a_pose(self, tmp_path):
@@ -152,6 +162,14 @@ class TestHPatches:
             assert pair.image_a.shape == (240, 320, 3)
             np.testing.assert_allclose(pair.homography, [[1, 0, -20], [0, 1, -12], [0, 0, 1]], atol=1e-9)
             assert correlation(pair) > 0.95
+
+    @pytest.mark.parametrize('factor', [-1, 0.1, -7])
+    def test_a_homography_may_have_any_factor(self, folder, factor):
+        expected = [pair.homography for pair in read_hpatches(folder, 320)]
+        for file in folder.glob('*/H_1_2'):
+            np.savetxt(file, factor * np.loadtxt(file))
+        for pair, homography in zip(read_hpatches(folder, 320), expected, strict=True):
+            np.testing.assert_allclose(pair.homography / abs(factor), homography)
 
     def test_names_and_skips_what_cannot_be_read(self, folder, caplog):
         (folder / 'v_wall' / '2.ppm').unlink()

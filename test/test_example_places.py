@@ -3,10 +3,13 @@
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+
+from edgepoint2_ros.errors import EdgePoint2Error  # noqa: E402
 
 
 @pytest.fixture
@@ -47,3 +50,23 @@ def test_recall_counts_the_best_and_the_five_best_but_for_neighbours(example):
     # The first is found at once, its neighbour left out; the second would be sixth.
     assert example.recall(lambda query: rows[query], queries) == (0.5, 0.5)
     assert example.recall(lambda query: rows[query], {1: ({5}, {1})}) == (0.0, 1.0)
+
+
+def test_images_left_out_and_in_folders_keep_their_places(example, photograph, tmp_path, monkeypatch):
+    (tmp_path / 'walk' / 'b').mkdir(parents=True)
+    numbers = {tmp_path / 'walk' / name: k for k, name in enumerate(('a10.png', 'a9.png', 'b/1.png'))}
+    for path in numbers:
+        cv2.imwrite(str(path), photograph[:100, :100])
+    (tmp_path / 'walk' / 'a5.png').write_bytes(b'damaged')  # so it has no number
+    asked = []
+    monkeypatch.setattr(example, 'reconstruct', lambda folder, kept, names: asked.append(names))
+    monkeypatch.setattr(example, 'find_pairs', lambda model: [])
+    assert example.find_revisits([tmp_path / 'walk'], numbers, tmp_path / 'out', 1) == [{}]
+    assert asked == [['a9.png', 'a10.png', 'b/1.png']]
+
+
+def test_a_folder_without_a_finished_reconstruction_is_named(example, tmp_path):
+    (tmp_path / 'walk').mkdir()
+    (tmp_path / 'out' / 'walk').mkdir(parents=True)
+    with pytest.raises(EdgePoint2Error, match='out/walk holds no finished reconstruction'):
+        example.find_revisits([tmp_path / 'walk'], {}, tmp_path / 'out', 1)

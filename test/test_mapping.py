@@ -21,6 +21,7 @@ pytest.importorskip('rosbags', reason='rosbags is not installed')
 from rosbags.rosbag2 import Writer
 from rosbags.typesys import Stores, get_typestore
 
+from edgepoint2_ros.bridges.colmap import write_features
 from edgepoint2_ros.bridges.mapping.build import choose_pairs
 from edgepoint2_ros.bridges.mapping.sources import import_images, kind_of, read_focal
 from edgepoint2_ros.bridges.recordings import open_recording
@@ -221,6 +222,78 @@ def test_photographs_are_kept_as_they_are_or_turned_upright(frames, tmp_path):
     assert turned.shape == colour.shape
     assert np.abs(turned.astype(int) - colour).mean() < 6
     assert cv2.imread(str(folder / 'left_plain.png'), cv2.IMREAD_UNCHANGED).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ('name', 'orientation', 'mode', 'expected'),
+    [
+        ('upright.jpg', 1, 'RGB', 'upright.jpg'),
+        ('turned.jpg', 6, 'RGB', 'turned.jpg'),
+        ('scan.tif', 8, 'RGB', 'scan.png'),
+        ('seethrough.png', 1, 'RGBA', 'seethrough.png'),
+    ],
+)
+def test_the_focal_length_of_a_photograph_is_that_of_its_exif(name, orientation, mode, expected, frames, tmp_path):
+    image_module = pytest.importorskip('PIL.Image', reason='Pillow is not installed')
+    source, folder = tmp_path / 'source', tmp_path / 'input'
+    source.mkdir()
+    folder.mkdir()
+    exif = image_module.Exif()
+    exif[274] = orientation
+    exif.get_ifd(0x8769)[0xA405] = 28  # millimetres of a 35 mm film
+    exif[0x8769] = dict(exif.get_ifd(0x8769))  # for TIFF
+    image_module.fromarray(frames[0]).convert(mode).save(source / name, exif=exif)
+    (entry,) = import_images(source, folder, '', 2, print)
+    assert entry.name == expected
+    # COLMAP takes it for that of the diagonal, 43.3 mm.
+    assert entry.focal == pytest.approx(28 / np.hypot(36, 24) * np.hypot(640, 480), rel=0.01)
+    assert [path.name for path in folder.iterdir()] == [expected]
+
+
+def test_a_file_is_what_its_content_says(frames, tmp_path):
+    source, folder = tmp_path / 'source', tmp_path / 'input'
+    source.mkdir()
+    folder.mkdir()
+    colour = cv2.cvtColor(frames[0], cv2.COLOR_GRAY2BGR)
+    for name, kind in (('web.jpg', '.webp'), ('photo.png', '.jpg'), ('drawing.jpeg', '.png')):
+        (source / name).write_bytes(cv2.imencode(kind, colour)[1].tobytes())
+    names = [entry.name for entry in import_images(source, folder, '', 2, print)]
+    assert names == ['drawing.png', 'photo.jpg', 'web.png']
+    assert (folder / 'drawing.png').read_bytes() == (source / 'drawing.jpeg').read_bytes()
+    for name in names:
+        pycolmap.infer_camera_from_image(folder / name)  # which COLMAP reads
+
+
+def test_one_camera_has_the_focal_length_of_the_first_image_that_knows_it(frames, official_model, tmp_path):
+    official_model('T-32')
+    extractor = Extractor('T-32', max_keypoints=50)
+    features = {name: extractor.extract(frames[0]) for name in 'abc'}
+    for one_camera, expected in ((True, [500.0] * 3), (False, [1.2 * 640, 500.0, 600.0])):
+        path = tmp_path / f'{one_camera}.db'
+        write_features(path, features, {'b': 500.0, 'c': 600.0}, one_camera)
+        with pycolmap.Database.open(path) as database:
+            cameras = {camera.camera_id: camera for camera in database.read_all_cameras()}
+            images = sorted(database.read_all_images(), key=lambda image: image.name)
+        assert [cameras[image.camera_id].mean_focal_length() for image in images] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_folder_whose_name_is_not_in_utf8_becomes_a_map(photographs, tmp_path):
+    source = Path(os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9'))
+    photographs.rename(source)
+    assert make(source, tmp_path / 'map', '--one-camera') == 0
+    assert 'caf\\udce9' in (tmp_path / 'map' / 'index.html').read_text()
+
+
+def test_what_pycolmap_refuses_is_an_error_and_the_map_may_start_again(photographs, tmp_path, monkeypatch, capsys):
+    def refuse(*args, **options):
+        raise ValueError('[images.cc:80] Check failed:\n  bitmap.Read')
+
+    with monkeypatch.context() as patched:
+        patched.setattr('edgepoint2_ros.bridges.mapping.build.map_images', refuse)
+        assert make(photographs, tmp_path / 'map', '--one-camera') == 1
+    assert 'map: [images.cc:80] Check failed: bitmap.Read' in capsys.readouterr().err
+    assert json.loads((tmp_path / 'map' / 'map.json').read_text())['failed']
 
 
 def test_pairs_are_neighbours_and_what_looks_alike(frames, official_model):

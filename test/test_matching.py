@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
-from edgepoint2_ros.matching import match, match_guided, transfer_error, verify
+from edgepoint2_ros.matching import check_usable, match, match_guided, transfer_error, verify
 
 
 def features(descriptors, digest='a', size=2) -> Features:
@@ -63,6 +65,42 @@ def test_descriptors_that_are_not_finite_are_refused():
     for pair in ((broken, features([[1, 0]])), (features([[1, 0]]), broken)):
         with pytest.raises(EdgePoint2Error, match='not finite'):
             match(*pair)
+
+
+LIMITS = [({'ratio': value}, 'ratio: expected more than 0 and at most 1') for value in (0, -0.9, 1.1, float('nan'))]
+LIMITS.append(({'min_cosine': float('nan')}, 'min_cosine: expected a number, got nan'))
+
+
+@pytest.mark.parametrize(('limits', 'words'), LIMITS)
+def test_limits_that_mean_nothing_are_refused(limits, words):
+    some = features([[1, 0]])
+    with pytest.raises(EdgePoint2Error, match=words):
+        match(some, some, **limits)
+    with pytest.raises(EdgePoint2Error, match=words):
+        match_guided(some, some, predicted=np.zeros((1, 2)), radius=1, **limits)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float64, np.longdouble])
+def test_descriptors_of_any_floats_match_as_those_of_float32_do(dtype):
+    rows = np.random.default_rng(0).normal(size=(40, 32))
+    first, second = features(rows, size=32), features(rows[::-1], size=32)
+    expected = np.stack([np.arange(40), np.arange(40)[::-1]], axis=1)
+    first, second = (replace(some, descriptors=some.descriptors.astype(dtype)) for some in (first, second))
+    np.testing.assert_array_equal(match(first, second), expected)
+    np.testing.assert_array_equal(match_guided(first, second, predicted=np.zeros((40, 2)), radius=1), expected)
+
+
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int64, bool])
+def test_descriptors_that_are_no_floats_are_refused(dtype):
+    some = features([[1, 0], [0, 1]])
+    whole = replace(some, descriptors=(some.descriptors * 127).astype(dtype))
+    for pair in ((whole, some), (some, whole)):
+        with pytest.raises(EdgePoint2Error, match=f'expected float32, as messages.decode.*got {np.dtype(dtype)}'):
+            match(*pair)
+        with pytest.raises(EdgePoint2Error, match=f'got {np.dtype(dtype)}'):
+            match_guided(*pair, predicted=np.zeros((2, 2)), radius=1)
+    with pytest.raises(EdgePoint2Error, match=f'to be tracked: expected float32.*got {np.dtype(dtype)}'):
+        check_usable(whole)
 
 
 def test_matching_many_features_is_what_a_loop_over_all_pairs_finds():

@@ -157,8 +157,10 @@ class Output:
 
 def _join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Return rosbag2's metadata of two bags with the same topics, the second after the first."""
-    starts = [info['starting_time']['nanoseconds_since_epoch'] for info in (first, second)]
-    ends = [start + info['duration']['nanoseconds'] for start, info in zip(starts, (first, second))]
+    # A part without messages, because no image in it was usable, has no time.
+    timed = [info for info in (first, second) if info['message_count']] or [first]
+    starts = [info['starting_time']['nanoseconds_since_epoch'] for info in timed]
+    ends = [start + info['duration']['nanoseconds'] for start, info in zip(starts, timed)]
     counts = {t['topic_metadata']['name']: t['message_count'] for t in second['topics_with_message_count']}
     topics = [
         {**topic, 'message_count': topic['message_count'] + counts[topic['topic_metadata']['name']]}

@@ -97,17 +97,20 @@ def write_features(
         path: the new file.
         images: features by image name.
         focals: known focal lengths in pixels by image name.
-        one_camera: the images of one size come from one camera; otherwise each has its own.
+        one_camera: the images of one size come from one camera, whose focal length is the first that is known;
+            otherwise each has its own.
     """
     import pycolmap
 
+    owners = {name: features.image_size if one_camera else name for name, features in images.items()}
+    known = {owners[name]: focals[name] for name in reversed(owners) if name in focals}
     with pycolmap.Database.open(path) as database, pycolmap.DatabaseTransaction(database):
         cameras = {}
         for name, features in images.items():
-            key = features.image_size if one_camera else name
-            if key not in cameras:
-                cameras[key] = _write_camera(database, features.image_size, focals.get(name))
-            image = _write_image(database, name, *cameras[key])
+            owner = owners[name]
+            if owner not in cameras:
+                cameras[owner] = _write_camera(database, features.image_size, known.get(owner))
+            image = _write_image(database, name, *cameras[owner])
             # COLMAP's origin is the corner of the first pixel, ours its centre.
             database.write_keypoints(image, features.xy + np.float32(0.5))
 

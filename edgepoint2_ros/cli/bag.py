@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 from edgepoint2_ros.bridges.bag_contents import describe, read_frames
@@ -18,7 +19,7 @@ from edgepoint2_ros.bridges.bags import PART, Job, extract
 from edgepoint2_ros.cli.arguments import add_extractor_arguments, check_minimum
 from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import ExtractorSettings
-from edgepoint2_ros.files import own_names, refuse_existing
+from edgepoint2_ros.files import make_folder, own_names, refuse_existing, refuse_unwritable
 from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.progress import show_progress
 
@@ -192,6 +193,10 @@ def _export(options: argparse.Namespace) -> int:
     frames = [frame for number, frame in enumerate(named) if number % options.every == 0]
     for remark in remarks(frames):
         _warn(remark)
+    # What is missing or cannot be written is told before the images are.
+    import_module('h5py' if options.output.suffix == '.h5' else 'pycolmap')
+    make_folder(options.output.parent)
+    refuse_unwritable([options.output])
     missing = len(frames) - write_images(frames, source, image_topic, options.images, _warn) if options.images else 0
     images = {frame.name: frame.features for frame in frames}
     if options.output.suffix == '.h5':

@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=640,
         metavar='PIXELS',
-        help='long side of the images, 0 for full size (%(default)s)',
+        help='long side of the images, 0 for full size; those of --rooms have 640x480 pixels (default: %(default)s)',
     )
     add('--seed', type=int, default=0, help='random seed of --synthetic and --rooms (default: %(default)s)')
 

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 VIEWS, LIGHTS = 3, 2  # synthetic pairs per photograph: viewpoint changes, illumination changes
 MIN_SIDE = 200  # pixels of a photograph for synthetic pairs
+MIDDLE = 0.75  # of a photograph is in the first image of a synthetic pair; the rest is for the second
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ def read_hpatches(folder: Path, long_side: int) -> Iterator[HomographyPair]:
                 if homography.shape != (3, 3):
                     raise ImageError(f'{matrix}: expected 3x3 numbers, got {homography.shape}')
                 _check_invertible(homography, str(matrix))
+                centre = [(image_a.shape[1] - 1) / 2, (image_a.shape[0] - 1) / 2, 1]
+                homography = scale_b @ homography @ np.linalg.inv(scale_a)
+                homography *= np.sign(homography[2] @ centre) or 1  # a file may have it with the other sign
             except (ImageError, ValueError, OSError) as error:
                 log.warning('skipped %s: %s', name, error)
                 continue
             group = 'light' if sequence.name.startswith('i_') else 'viewpoint'
-            homography = scale_b @ homography @ np.linalg.inv(scale_a)
             yield HomographyPair(name, group, image_a, image_b, homography, (sequence.name,))
 
 
@@ -110,6 +113,11 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
     The first image is the middle of the photograph from straight ahead. For ``viewpoint`` the camera moves around it:
     up to 60 degrees aside, nearer or further, rolled. For ``light`` it moves little while a lamp, the exposure and
     the noise change. A warning names each photograph that cannot be used.
+
+    Args:
+        paths: of the photographs.
+        long_side: of the images, pixels, at most; 0: as the photographs have it.
+        seed: of everything random.
     """
     names = own_names(paths)
     for number, path in enumerate(paths):
@@ -117,6 +125,7 @@ def make_synthetic(paths: Sequence[Path], long_side: int, seed: int = 0) -> Iter
             photo = read_image(path)
             if min(photo.shape[:2]) < MIN_SIDE:
                 raise ImageError(f'{photo.shape[1]}x{photo.shape[0]}: expected at least {MIN_SIDE} pixels each way')
+            check_size(*_synthetic_size(photo, long_side)[0])
         except ImageError as error:
             log.warning('skipped %s: %s', path.name, error)
             continue
@@ -260,13 +269,18 @@ def orbit_homography(
     return homography / homography[2, 2]
 
 
+def _synthetic_size(photo: np.ndarray, long_side: int) -> tuple[tuple[int, int], float]:
+    """Return width and height of a photograph's first image, and the scale of the photograph in it."""
+    width, height = (MIDDLE * side for side in photo.shape[1::-1])
+    shrink = min(1.0, long_side / max(width, height)) if long_side else 1.0
+    return (int(width * shrink), int(height * shrink)), shrink
+
+
 def _synthetic_pair(
     photo: np.ndarray, name: str, group: str, long_side: int, rng: np.random.Generator
 ) -> HomographyPair:
     height, width = photo.shape[:2]
-    middle = 0.75  # of the photograph is in the first image; the rest is for the second
-    shrink = min(1.0, (long_side or 640) / (middle * max(width, height)))
-    size = (int(width * middle * shrink), int(height * middle * shrink))
+    size, shrink = _synthetic_size(photo, long_side)
     # Enlarged twice and averaged: neither image is a sharper copy of the photograph than the other.
     to_photo = np.array([[1, 0, (width * shrink - size[0]) / 2], [0, 1, (height * shrink - size[1]) / 2], [0, 0, 1]])
     scaled = cv2.resize(photo, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA) if shrink < 1 else photo

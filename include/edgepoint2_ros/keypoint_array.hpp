@@ -280,6 +280,17 @@ inline void check_descriptors(const Features & features)
   }
 }
 
+/// Throws unless the limits of a match mean something.
+inline void check_limits(float min_cosine, float ratio)
+{
+  if (is_nan(min_cosine)) {
+    throw Error("min_cosine: expected a number, got nan");
+  }
+  if (!is_finite(ratio) || !(ratio > 0 && ratio <= 1)) {
+    throw Error("ratio: expected more than 0 and at most 1, got " + std::to_string(ratio));
+  }
+}
+
 }  // namespace detail
 
 /// Returns mutual nearest neighbours by the cosine of their descriptors.
@@ -288,12 +299,14 @@ inline void check_descriptors(const Features & features)
  * \param ratio matches are dropped unless their descriptor distance is less than this times the distance to the
  *   second best of `second` (Lowe's ratio test); 1 disables the test.
  * \return matches with `first` ascending.
- * \throws Error the features come from different models or weights, or hold numbers that are not finite.
+ * \throws Error the features come from different models or weights, or hold numbers that are not finite; or a limit is
+ *   out of range.
  */
 inline std::vector<Match> match(
   const Features & first, const Features & second, float min_cosine = -1, float ratio = 1)
 {
   detail::check_comparable(first, second);
+  detail::check_limits(min_cosine, ratio);
   if (first.size() == 0 || second.size() == 0) {
     return {};
   }
@@ -536,6 +549,7 @@ inline std::vector<Match> match_guided(
 {
   constexpr float lowest = std::numeric_limits<float>::lowest();
   detail::check_comparable(first, second);
+  detail::check_limits(min_cosine, ratio);
   const std::vector<detail::Box> boxes = detail::search_boxes(first, guide);
   if (first.size() == 0 || second.size() == 0) {
     return {};

@@ -136,7 +136,10 @@ def build_map(job: Job, report: Report = lambda text: None) -> Summary:
     vocabulary = open_vocabulary(extractor.model)
     with _open_folder(job, kind, extractor.digest, report) as state:
         if 'summary' not in state.content:
-            _build(job, kind, extractor, vocabulary, state, report)
+            try:
+                _build(job, kind, extractor, vocabulary, state, report)
+            except (RuntimeError, ValueError) as error:  # of pycolmap
+                raise EdgePoint2Error(f'{job.output}: {" ".join(str(error).split())}') from error
         summary = state.content['summary']
         return Summary(**{**summary, 'left_out': tuple(summary['left_out'])})
 
@@ -153,7 +156,7 @@ def _build(job: Job, kind: str, extractor: Extractor, vocabulary: Vocabulary, st
 
     database = output / 'distorted' / 'database.db'
     if not database.exists():
-        focals = _know_focals(job, kind, features, report)
+        focals = _know_focals(job, kind, entries, features, report)
         with drafting(database) as draft:
             write_features(draft, features, focals, one_camera=job.one_camera or kind != 'photographs')
     inliers = list(show_progress(match_pairs(database, features, pairs), 'pairs', len(pairs)))
@@ -315,7 +318,9 @@ def _read_features(file: Path) -> Features | None:
         )
 
 
-def _know_focals(job: Job, kind: str, features: Mapping[str, Features], report: Report) -> dict[str, float]:
+def _know_focals(
+    job: Job, kind: str, entries: Sequence[Entry], features: Mapping[str, Features], report: Report
+) -> dict[str, float]:
     """Return the known focal lengths in pixels by image name."""
     if job.focal:
         return dict.fromkeys(features, job.focal)
@@ -323,10 +328,7 @@ def _know_focals(job: Job, kind: str, features: Mapping[str, Features], report: 
         sizes = {image.image_size for image in features.values()}
         focals = {size: read_focal(job.source, job.topic, size, report) for size in sizes}
         return {name: focal for name, image in features.items() if (focal := focals[image.image_size]) is not None}
-    if kind == 'video':
-        return {}
-    cameras = {name: pycolmap.infer_camera_from_image(job.output / 'input' / name) for name in features}
-    return {name: camera.mean_focal_length() for name, camera in cameras.items() if camera.has_prior_focal_length}
+    return {entry.name: entry.focal for entry in entries if entry.focal is not None and entry.name in features}
 
 
 def _undistort(output: Path) -> None:
@@ -413,7 +415,7 @@ def _open_folder(job: Job, kind: str, digest: str, report: Report) -> Iterator[_
             raise EdgePoint2Error(f'{job.output} holds another map: {change}; choose another path, or remove it')
         try:
             yield state
-        except EdgePoint2Error:
+        except Exception:
             if any((job.output / 'features').glob('*')):
                 state.content['failed'] = True
                 state.save()

@@ -61,7 +61,7 @@ def write_page(path: Path, title: str, model: str, summary: Mapping[str, Any], o
     }
     for name, value in values.items():
         text = text.replace(f'{{{{{name}}}}}', value)
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(errors='backslashreplace'))  # names of files need not be UTF-8
 
 
 def _facts(summary: Mapping[str, Any]) -> str:

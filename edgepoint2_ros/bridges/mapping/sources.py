@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import pycolmap
 
 from edgepoint2_ros.bridges.bag_contents import IMAGES, only_topic
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.files import own_names
-from edgepoint2_ros.image_files import find_below, load
+from edgepoint2_ros.image_files import find_below, format_of, load
 from edgepoint2_ros.images import read_image, to_array
 from edgepoint2_ros.messages import to_nanoseconds
 from edgepoint2_ros.odometry.camera import image_window
@@ -21,17 +22,24 @@ from edgepoint2_ros.progress import Report
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv')
 BAGS = ('.bag', '.db3', '.mcap', '.zstd')
-_AS_THEY_ARE = ('.jpeg', '.jpg', '.png')  # which every tool reads
+_AS_THEY_ARE = {'jpeg': ('.jpg', '.jpeg'), 'png': ('.png',)}  # formats that every tool reads, by their suffixes
 _CAMERA_INFO = 'sensor_msgs/msg/CameraInfo'
 _QUALITY = 95  # of a JPEG that is written again
 _COMPLETE = 0.95  # of the frames that a video announces, which may be an estimate
 
 
 class Entry(NamedTuple):
-    """An image of the map: its file name, and its stamp in nanoseconds, or its number if the stamp is unknown."""
+    """An image of the map.
+
+    Attributes:
+        name: of its file.
+        stamp: in nanoseconds, or its number if the stamp is unknown.
+        focal: focal length by its EXIF, pixels, or None.
+    """
 
     name: str
     stamp: int
+    focal: float | None = None
 
 
 def kind_of(source: Path) -> str:
@@ -105,16 +113,30 @@ def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[
             picture = load(path)
             pixels = picture.pixels
             is_plain = pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] == 3)
-            if is_plain and picture.orientation == 1 and path.suffix.lower() in _AS_THEY_ARE:
-                name = stem + path.suffix.lower()
-                (folder / name).write_bytes(path.read_bytes())
-            else:
+            data = path.read_bytes()
+            suffixes = _AS_THEY_ARE.get(format_of(data), ()) if is_plain and picture.orientation == 1 else ()
+            suffix = path.suffix.lower()
+            original = folder / (stem + (suffix if suffix in suffixes or not suffixes else suffixes[0]))
+            original.write_bytes(data)
+            focal = _read_exif_focal(original)
+            name = original.name
+            if not suffixes:
+                original.unlink()
                 name = stem + ('.png' if picture.is_lossless else '.jpg')
                 _write(folder / name, read_image(path))
         except ImageError as error:
             report(f'left out: {error}')
             continue
-        yield Entry(name, number)
+        yield Entry(name, number, focal)
+
+
+def _read_exif_focal(path: Path) -> float | None:
+    """Return the focal length in pixels that the EXIF of an image file tells, however the image is turned, or None."""
+    try:
+        camera = pycolmap.infer_camera_from_image(path)
+    except (RuntimeError, ValueError):  # a format that COLMAP does not read
+        return None
+    return camera.mean_focal_length() if camera.has_prior_focal_length else None
 
 
 def _in_utf8(path: str | Path) -> str:
