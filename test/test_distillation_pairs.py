@@ -193,15 +193,18 @@ class TestPairs:
         assert 0.4 < np.mean(np.array(gains) > 1) < 0.8
         assert max(gains) > 1.5
 
-    def test_most_views_keep_their_light(self):
+    def test_most_views_keep_their_light(self, photos):
+        pairs = PairDataset(photos, 5, 40)
+        kept = [torch.equal(a, b) for number in range(40) for a, b in zip(pairs[number].views, pairs[number].clean)]
+        assert 0.55 < np.mean(kept) < 0.85
+
+    def test_changed_light_keeps_size_and_type(self):
         view = textured(WIDTH, HEIGHT)
-        kept = []
-        for seed in range(60):
+        for seed in range(20):
             changed = change_light(view, np.random.default_rng(seed))
             assert changed.shape == view.shape
             assert changed.dtype == np.uint8
-            kept.append((changed == view).all())
-        assert 0.55 < np.mean(kept) < 0.85
+            assert not np.array_equal(changed, view)
 
 
 def test_photos_without_a_file_behind_them():

@@ -109,8 +109,10 @@ def make_pair(photos: Photos, rng: np.random.Generator, light: np.random.Generat
             np.copyto(views[view], texture, where=(mask == 1) | (layer == 0))
             labels[view][mask == 1] = layer
     sharpen(views, rng)
+    light = light or rng
+    recorded = [view if light.random() < UNCHANGED else change_light(view, light) for view in views]
     return Pair(
-        torch.from_numpy(np.stack([change_light(view, light or rng) for view in views])),
+        torch.from_numpy(np.stack(recorded)),
         torch.from_numpy(views),
         torch.from_numpy(labels),
         torch.from_numpy(homographies.astype(np.float32)),
@@ -165,9 +167,7 @@ def sharpen(views: np.ndarray, rng: np.random.Generator) -> None:
 
 
 def change_light(view: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the view, uint8 (H, W), as another camera would record it under other light; most often as it is."""
-    if rng.random() < UNCHANGED:
-        return view
+    """Return the view, uint8 (H, W), as another camera would record it under other light."""
     image: np.ndarray = view.astype(np.float32) / 255
     if rng.random() < 0.8:
         image **= np.exp(rng.normal(0, 0.4), dtype=np.float32)
