@@ -17,8 +17,8 @@ from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.cli import main  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
-from edgepoint2_ros.distillation.teacher import look, to_gray  # noqa: E402
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_basis, train  # noqa: E402
+from edgepoint2_ros.distillation.teacher import look, project, to_gray  # noqa: E402
+from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_basis, fit_heads, train  # noqa: E402
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.models import find_model  # noqa: E402
 from edgepoint2_ros.models.official import SHA256  # noqa: E402
@@ -203,6 +203,23 @@ class TestTraining:
         rows = torch.cat([look(teachers, to_gray(view))[1].permute(0, 2, 3, 1).flatten(0, 2) for view in views])
         shares = (rows @ basis).square().sum(dim=0)
         assert shares[-32:].min() > shares[:-32].max()  # so T-32 learns the last 32
+
+    def test_the_last_layers_end_as_those_that_fit_the_teacher_best(self):
+        torch.manual_seed(0)
+        teacher = EdgePoint2(find_variant('T-48')).eval()
+        student = Student([find_variant('T-32'), find_variant('T-48')])
+        student.start_from(teacher)  # all but the last layer of T-32 and, after this, that of T-48
+        views = [torch.randint(0, 256, (2, 96, 96), dtype=torch.uint8) for _ in range(4)]
+        basis = fit_basis(student, [teacher], views)
+        for layer in student.heads.last.values():
+            layer.weight.data.normal_()
+        fit_heads(student, [teacher], basis, views)
+        gray = to_gray(views[0])
+        descriptors = torch.nn.functional.normalize(teacher(gray)[1], dim=1)
+        small, whole = (torch.nn.functional.normalize(m, dim=1) for m in student(gray)[1])
+        assert (whole * descriptors).sum(dim=1).mean() > 0.99
+        reduced = torch.nn.functional.normalize(project(descriptors, basis)[:, -32:], dim=1)
+        assert (small * reduced).sum(dim=1).mean() > 0.99
 
     def test_several_teachers_are_named_in_the_card(self, place, tmp_path):
         teachers = ('--teacher', 'S-64', str(place / 'teacher.pth'))
