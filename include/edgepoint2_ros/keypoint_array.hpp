@@ -377,18 +377,18 @@ inline std::optional<float> min_cosine(const Features & features)
   static constexpr Calibrated shipped[] = {  // as on the models' cards
     {"T-32", "59cd49ad15003382", 0.917f},
     {"T-48", "480bfdd333fde25a", 0.888f},
-    {"S-32", "81e78d1c3d974d51", 0.923f},
-    {"S-48", "e6d250e9c427c562", 0.894f},
-    {"S-64", "7ef34ee14161d3df", 0.882f},
+    {"S-32", "c0fae4f130923cca", 0.916f},
+    {"S-48", "f6037c68922ec0a9", 0.895f},
+    {"S-64", "f56b5a01f74bc5c3", 0.882f},
     {"M-32", "d75b2cf3f7db334a", 0.929f},
     {"M-48", "59d370c8a2afb8dd", 0.902f},
     {"M-64", "0dbc5fd0f7b04066", 0.881f},
-    {"L-32", "ba7b28af028716c7", 0.939f},
-    {"L-48", "3b0ef8f04beb1280", 0.913f},
-    {"L-64", "60302b0e2a395616", 0.894f},
-    {"E-32", "b290c18b0c68c364", 0.938f},
-    {"E-48", "bdb630927c229840", 0.910f},
-    {"E-64", "688d1f5ae2ad6b77", 0.890f},
+    {"L-32", "1a683a4b2d97d573", 0.915f},
+    {"L-48", "078925590973dab1", 0.890f},
+    {"L-64", "d31e73aaeed96fc2", 0.868f},
+    {"E-32", "9901a858ecc32f22", 0.916f},
+    {"E-48", "4a65fbcac8f97210", 0.893f},
+    {"E-64", "f40aa9c4f893fdf9", 0.869f},
   };
   for (const Calibrated & row : shipped) {
     if (features.model == row.model && features.digest == row.digest) {
