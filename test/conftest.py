@@ -67,6 +67,22 @@ def official_model():
     return provide
 
 
+@pytest.fixture(scope='module')
+def import_example():
+    """Return a function that imports a program of examples/ as a module."""
+    names = []
+
+    def load(name: str):
+        names.append(name)
+        return importlib.import_module(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / 'examples')
+        yield load
+    for name in names:
+        sys.modules.pop(name, None)
+
+
 @pytest.fixture
 def no_gpu():
     """Skips where there is a GPU."""

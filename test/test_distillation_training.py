@@ -208,7 +208,8 @@ class TestTraining:
         torch.manual_seed(0)
         teacher = EdgePoint2(find_variant('T-48')).eval()
         student = Student([find_variant('T-32'), find_variant('T-48')])
-        student.start_from(teacher)  # all but the last layer of T-32 and, after this, that of T-48
+        student.start_from(teacher)
+        student.eval()
         views = [torch.randint(0, 256, (2, 96, 96), dtype=torch.uint8) for _ in range(4)]
         basis = fit_basis(student, [teacher], views)
         for layer in student.heads.last.values():

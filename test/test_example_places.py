@@ -1,8 +1,5 @@
 """The example that measures how well places are found again: its parts, on what can be told by hand."""
 
-import sys
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -13,13 +10,9 @@ from edgepoint2_ros.errors import EdgePoint2Error  # noqa: E402
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example(import_example):
     """The example, as a module."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'examples')
-    import places
-
-    yield places
-    sys.modules.pop('places')
+    return import_example('places')
 
 
 def test_descriptors_that_differ_little_are_one_word(example):

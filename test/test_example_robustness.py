@@ -2,7 +2,6 @@
 
 import re
 import sys
-from pathlib import Path
 
 import cv2
 import pytest
@@ -11,13 +10,9 @@ pytest.importorskip('torch', reason='torch is not installed')
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example(import_example):
     """The example, as a module."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'examples')
-    import robustness
-
-    yield robustness
-    sys.modules.pop('robustness')
+    return import_example('robustness')
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """The example that measures what students could learn: its descriptors are those of the networks it names."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -13,13 +10,9 @@ from edgepoint2_ros.evaluation.methods import EdgePoint2Method  # noqa: E402
 
 
 @pytest.fixture
-def example(monkeypatch):
+def example(import_example):
     """The example, as a module."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[1] / 'examples')
-    import compare_teachers
-
-    yield compare_teachers
-    sys.modules.pop('compare_teachers')
+    return import_example('compare_teachers')
 
 
 def test_a_model_taught_by_itself_keeps_its_descriptors(example, photograph):

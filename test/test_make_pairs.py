@@ -21,13 +21,8 @@ STEP = 9  # frames of the walk from one image to the next
 
 
 @pytest.fixture(scope='module')
-def make_pairs():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / 'examples')
-        import make_pairs
-
-        yield make_pairs
-    sys.modules.pop('make_pairs')
+def make_pairs(import_example):
+    return import_example('make_pairs')
 
 
 @pytest.fixture(scope='module')

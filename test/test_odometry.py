@@ -297,10 +297,9 @@ def test_a_real_camera_is_followed(official_model):
 
 
 @pytest.mark.parametrize('layout', ['tum', 'kitti', '7-scenes'])
-def test_the_example_reads_sequences_of_three_benchmarks(layout, tmp_path, monkeypatch):
+def test_the_example_reads_sequences_of_three_benchmarks(layout, import_example, tmp_path):
     pytest.importorskip('evo')
-    monkeypatch.syspath_prepend(ROOT / 'examples')
-    from odometry import read_sequence
+    read_sequence = import_example('odometry').read_sequence
 
     poses = [cloud_pose for _, cloud_pose in (Cloud().look(*go(k)) for k in range(3))]
     picture = np.full((48, 64, 3), 90, np.uint8)
@@ -331,12 +330,11 @@ def test_the_example_reads_sequences_of_three_benchmarks(layout, tmp_path, monke
 
 
 def test_the_example_keeps_sequences_of_one_name_apart_and_writes_over_nothing(
-    official_model, tmp_path, monkeypatch, capsys
+    official_model, import_example, tmp_path, monkeypatch, capsys
 ):
     pytest.importorskip('evo')
     official_model('T-32')
-    monkeypatch.syspath_prepend(ROOT / 'examples')
-    import odometry
+    odometry = import_example('odometry')
 
     sequences = [tmp_path / house / 'kitchen' for house in ('mine', 'yours')]
     for sequence in sequences:

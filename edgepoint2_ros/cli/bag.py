@@ -19,7 +19,7 @@ from edgepoint2_ros.bridges.bags import PART, Job, extract
 from edgepoint2_ros.cli.arguments import add_extractor_arguments, check_minimum
 from edgepoint2_ros.errors import EdgePoint2Error, in_words
 from edgepoint2_ros.extractor import ExtractorSettings
-from edgepoint2_ros.files import make_folder, own_names, refuse_existing, refuse_unwritable
+from edgepoint2_ros.files import make_folder, own_names, refuse_unwritable
 from edgepoint2_ros.messages import ENCODINGS
 from edgepoint2_ros.progress import show_progress
 
@@ -185,7 +185,10 @@ def _export(options: argparse.Namespace) -> int:
         raise EdgePoint2Error(f'--focal: expected a length in pixels, more than 0, got {options.focal}')
     if len(options.topic) > 1:
         raise EdgePoint2Error(f'--topic: expected one at a time, got {" and ".join(options.topic)}')
-    refuse_existing([options.output])
+    # What is missing or cannot be written is told before anything is.
+    import_module('h5py' if options.output.suffix == '.h5' else 'pycolmap')
+    make_folder(options.output.parent)
+    refuse_unwritable([options.output])
     topic = ''.join(options.topic)
     source = options.source or options.bag
     image_topic = find_image_topic(source, options.image_topic, options.bag, topic) if options.images else ''
@@ -193,10 +196,6 @@ def _export(options: argparse.Namespace) -> int:
     frames = [frame for number, frame in enumerate(named) if number % options.every == 0]
     for remark in remarks(frames):
         _warn(remark)
-    # What is missing or cannot be written is told before the images are.
-    import_module('h5py' if options.output.suffix == '.h5' else 'pycolmap')
-    make_folder(options.output.parent)
-    refuse_unwritable([options.output])
     missing = len(frames) - write_images(frames, source, image_topic, options.images, _warn) if options.images else 0
     images = {frame.name: frame.features for frame in frames}
     if options.output.suffix == '.h5':

@@ -86,6 +86,8 @@ class Student(nn.Module):
             views: batches of gray images (B, 1, H, W), as for `EdgePoint2`, and for each variant the target descriptor
                 map (B, D, H/4, W/4).
         """
+        training = self.training
+        self.eval()
         inputs: list[Tensor] = []
         hook = self.heads.shared.register_forward_hook(lambda _, __, output: inputs.append(output))
         sums: list[Tensor] = []  # of the products of the rows with themselves, and with the targets of each variant
@@ -96,6 +98,7 @@ class Student(nn.Module):
             products = [rows.T @ rows, *(rows.T @ descriptor_rows(target).double() for target in targets)]
             sums = [before + product for before, product in zip(sums, products, strict=True)] if sums else products
         hook.remove()
+        self.train(training)
         gram, *products = sums
         gram.diagonal().add_(1e-6 * gram.diagonal().mean())
         for layer, product in zip(self.heads.last.values(), products, strict=True):

@@ -210,20 +210,11 @@ def fit_basis(student: Student, teachers: Sequence[TeacherNetwork], views: Itera
     Args:
         views: batches of gray images (B, H, W) uint8.
     """
-    device = next(teachers[0].parameters()).device
-    grays = [to_gray(view.to(device)) for view in views]
-    with autocast(device):
-        maps = [F.normalize(look(teachers, gray)[1], dim=1) for gray in grays]
-    rows = torch.cat([descriptor_rows(m)[::7] for m in maps])
-    basis = principal_basis(rows, max(variant.descriptor_size for variant in student.variants)).contiguous()
-    projected = [project(m, basis) for m in maps]
-    training = student.training
-    student.eval()
-    student.fit_last_layers(
-        (gray, [F.normalize(m[:, -variant.descriptor_size :], dim=1) for variant in student.variants])
-        for gray, m in zip(grays, projected, strict=True)
-    )
-    student.train(training)
+    seen = [_look_at(teachers, view) for view in views]
+    sizes = [variant.descriptor_size for variant in student.variants]
+    basis = principal_basis(torch.cat([descriptor_rows(joined)[::7] for _, joined in seen]), max(sizes)).contiguous()
+    projected = ((gray, project(joined, basis)) for gray, joined in seen)
+    student.fit_last_layers((gray, [F.normalize(m[:, -size:], dim=1) for size in sizes]) for gray, m in projected)
     return basis
 
 
@@ -238,21 +229,23 @@ def fit_heads(student: Student, teachers: Sequence[TeacherNetwork], basis: Tenso
     Args:
         views: batches of gray images (B, H, W) uint8.
     """
-    device = basis.device
     own = teachers[0].variant.descriptor_size
+    sizes = [variant.descriptor_size for variant in student.variants]
 
     def lessons() -> Iterable[tuple[Tensor, list[Tensor]]]:
-        for view in views:
-            gray = to_gray(view.to(device))
-            with autocast(device):
-                joined = look(teachers, gray)[1]
-            projected = project(F.normalize(joined, dim=1), basis)
-            sizes = [variant.descriptor_size for variant in student.variants]
+        for gray, joined in (_look_at(teachers, view) for view in views):
+            projected = project(joined, basis)
             maps = [joined[:, :own] if size == own else projected[:, -size:] for size in sizes]
             yield gray, [F.normalize(m, dim=1) for m in maps]
 
-    student.eval()
     student.fit_last_layers(lessons())
+
+
+def _look_at(teachers: Sequence[TeacherNetwork], view: Tensor) -> tuple[Tensor, Tensor]:
+    """Return views (B, H, W) uint8 as the input of a network, and the map of the teachers' joined unit descriptors."""
+    gray = to_gray(view.to(next(teachers[0].parameters()).device))
+    with autocast(gray.device):
+        return gray, F.normalize(look(teachers, gray)[1], dim=1)
 
 
 def make_optimisers(student: Student, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -297,8 +290,9 @@ def pair_losses(
         if visible.sum() < MIN_POINTS:
             continue
         xy = (places[visible], moved[visible])
-        y, x = torch.randint(RELATED, (2,), generator=generator).tolist()
-        cells = (..., slice(y, None, RELATED), slice(x, None, RELATED))
+        if 'relational' in sums:
+            y, x = torch.randint(RELATED, (2,), generator=generator).tolist()
+            cells = (..., slice(y, None, RELATED), slice(x, None, RELATED))
 
         def sampled(
             descriptor_map: Tensor, index: int = index, xy: tuple[Tensor, Tensor] = xy

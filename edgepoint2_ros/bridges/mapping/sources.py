@@ -114,20 +114,18 @@ def _import_photographs(source: Path, folder: Path, report: Report) -> Iterator[
             pixels = picture.pixels
             is_plain = pixels.dtype == np.uint8 and (pixels.ndim == 2 or pixels.shape[2] == 3)
             data = path.read_bytes()
-            suffixes = _AS_THEY_ARE.get(format_of(data), ()) if is_plain and picture.orientation == 1 else ()
-            suffix = path.suffix.lower()
-            original = folder / (stem + (suffix if suffix in suffixes or not suffixes else suffixes[0]))
-            original.write_bytes(data)
-            focal = _read_exif_focal(original)
-            name = original.name
-            if not suffixes:
-                original.unlink()
+            suffixes = _AS_THEY_ARE.get(format_of(data), ())
+            if suffixes and is_plain and picture.orientation == 1:
+                suffix = path.suffix.lower()
+                name = stem + (suffix if suffix in suffixes else suffixes[0])
+                (folder / name).write_bytes(data)
+            else:
                 name = stem + ('.png' if picture.is_lossless else '.jpg')
                 _write(folder / name, read_image(path))
         except ImageError as error:
             report(f'left out: {error}')
             continue
-        yield Entry(name, number, focal)
+        yield Entry(name, number, _read_exif_focal(path))
 
 
 def _read_exif_focal(path: Path) -> float | None:
