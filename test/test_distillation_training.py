@@ -16,9 +16,20 @@ pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot
 from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.cli import main  # noqa: E402
+from edgepoint2_ros.distillation.pairs import Pair, PairDataset  # noqa: E402
+from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
-from edgepoint2_ros.distillation.teacher import look, project, to_gray  # noqa: E402
-from edgepoint2_ros.distillation.train import Schedule, TrainingError, fit_basis, fit_heads, train  # noqa: E402
+from edgepoint2_ros.distillation.teacher import Teacher, look, project, to_gray  # noqa: E402
+from edgepoint2_ros.distillation.train import (  # noqa: E402
+    SCENES,
+    Schedule,
+    TrainingError,
+    fit_basis,
+    fit_heads,
+    pair_losses,
+    taught_columns,
+    train,
+)
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
 from edgepoint2_ros.models import find_model  # noqa: E402
 from edgepoint2_ros.models.official import SHA256  # noqa: E402
@@ -204,6 +215,28 @@ class TestTraining:
         shares = (rows @ basis).square().sum(dim=0)
         assert shares[-32:].min() > shares[:-32].max()  # so T-32 learns the last 32
 
+    def test_a_variant_as_large_as_the_first_teacher_learns_that_one_alone(self, monkeypatch):
+        torch.manual_seed(0)
+        student = Student([find_variant(name) for name in ('S-32', 'S-48', 'S-64')])
+        teachers = [EdgePoint2(find_variant(name)).eval() for name in ('E-48', 'E-32')]
+        views = [torch.randint(0, 256, (1, 96, 96), dtype=torch.uint8) for _ in range(2)]
+        basis = fit_basis(student, teachers, views)
+        assert basis.shape == (80, 64 + 48)
+        assert taught_columns(student, teachers) == [slice(0, 64), slice(64, None), slice(0, 64)]
+        joined = look(teachers, to_gray(views[0]))[1]
+        taught = project(joined, basis)
+        torch.testing.assert_close(taught[:, 64:], joined[:, :48])
+        # A student that says just what it is taught has nothing to learn from losses that compare it with that.
+        pair = PairDataset(Photos(['a'], [[(480, 640)]], textured(640, 480).ravel()), 0, 1)[0]
+        batch = Pair(*(part[None] for part in pair))
+        scores, maps = Teacher(teachers, clean=True, basis=basis).maps(batch)
+        answer = [maps[:, 32:64], maps[:, 64:], maps[:, :64]]
+        monkeypatch.setattr(student, 'forward', lambda gray: (scores, answer))
+        columns = taught_columns(student, teachers)
+        losses = pair_losses(student, (scores, maps), batch, torch.Generator(), SCENES, columns)
+        assert losses['regression'] < 1e-5
+        assert losses['map'] < 1e-5
+
     def test_the_last_layers_end_as_those_that_fit_the_teacher_best(self):
         torch.manual_seed(0)
         teacher = EdgePoint2(find_variant('T-48')).eval()
@@ -219,7 +252,7 @@ class TestTraining:
         descriptors = torch.nn.functional.normalize(teacher(gray)[1], dim=1)
         small, whole = (torch.nn.functional.normalize(m, dim=1) for m in student(gray)[1])
         assert (whole * descriptors).sum(dim=1).mean() > 0.99
-        reduced = torch.nn.functional.normalize(project(descriptors, basis)[:, -32:], dim=1)
+        reduced = torch.nn.functional.normalize(project(descriptors, basis)[:, 16:48], dim=1)
         assert (small * reduced).sum(dim=1).mean() > 0.99
 
     def test_several_teachers_are_named_in_the_card(self, place, tmp_path):

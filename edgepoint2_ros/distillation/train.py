@@ -156,6 +156,7 @@ def train(
     optimisers = make_optimisers(student, schedule)
     checkpoint = output / CHECKPOINT
     weights = schedule.weights(student.variants[0].size)
+    columns = taught_columns(student, teachers) if schedule.recipe == 'scenes' else None
     start, basis = _resume(checkpoint, student, optimisers, identity)
     if not start and schedule.recipe == 'scenes':
         views = PairDataset(photos, schedule.seed + 1, BASIS_VIEWS // 2)
@@ -178,7 +179,7 @@ def train(
             # The points of a step depend only on the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
             pairs = Pair(*(part.to(device) for part in batch))
-            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights)
+            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, columns)
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
@@ -201,42 +202,58 @@ def train(
 
 @torch.no_grad()
 def fit_basis(student: Student, teachers: Sequence[TeacherNetwork], views: Iterable[Tensor]) -> Tensor:
-    """Return the basis (C of the teachers, D of the largest variant) in which the student's descriptors are theirs.
+    """Return the basis (C of the teachers, D) in which the student's descriptors are the teachers'.
 
-    It spans the principal subspace of the teachers' joined unit descriptors over the views, the largest last: a variant
-    of d values learns the last d. The last layer of each of the student's heads is set to the least-squares solution
-    for them, so that what a student has already learned is kept.
+    Its first columns, as many as the largest variant has values, span the principal subspace of the teachers' joined
+    unit descriptors over the views, the largest last. If a variant is as large as the first teacher, more columns
+    follow: that teacher's own descriptor, since more than it does not fit into as many values without loss. See
+    `taught_columns`. The last layer of each of the student's heads is set to the least-squares solution for them, so
+    that what a student has already learned is kept.
 
     Args:
         views: batches of gray images (B, H, W) uint8.
     """
-    seen = [_look_at(teachers, view) for view in views]
-    sizes = [variant.descriptor_size for variant in student.variants]
-    basis = principal_basis(torch.cat([descriptor_rows(joined)[::7] for _, joined in seen]), max(sizes)).contiguous()
-    projected = ((gray, project(joined, basis)) for gray, joined in seen)
-    student.fit_last_layers((gray, [F.normalize(m[:, -size:], dim=1) for size in sizes]) for gray, m in projected)
+    largest = max(variant.descriptor_size for variant in student.variants)
+    views = list(views)
+    rows = torch.cat([descriptor_rows(_look_at(teachers, view)[1])[::7] for view in views])
+    basis = principal_basis(rows, largest)
+    own = teachers[0].variant.descriptor_size
+    if any(columns.start for columns in taught_columns(student, teachers)):
+        basis = torch.cat([basis, torch.eye(len(basis), own, device=basis.device)], dim=1)
+    basis = basis.contiguous()
+    fit_heads(student, teachers, basis, views)
     return basis
+
+
+def taught_columns(student: Student, teachers: Sequence[TeacherNetwork]) -> list[slice]:
+    """Return the columns of the basis of `fit_basis` that teach each variant; one of d values learns the last d."""
+    largest = max(variant.descriptor_size for variant in student.variants)
+    own = teachers[0].variant.descriptor_size
+    return [
+        slice(largest, None) if variant.descriptor_size == own else slice(0, largest) for variant in student.variants
+    ]
 
 
 @torch.no_grad()
 def fit_heads(student: Student, teachers: Sequence[TeacherNetwork], basis: Tensor, views: Iterable[Tensor]) -> None:
     """Set the last layer of each of the student's heads to the least-squares solution for the teachers' descriptors.
 
-    These are joined and in the basis of `fit_basis`, but for a variant as large as the first teacher that one's own.
     Least squares shrink what a student cannot predict, which the cosine of the training does not: fewer matches, and
     more of them right.
 
     Args:
+        basis: of `fit_basis`.
         views: batches of gray images (B, H, W) uint8.
     """
-    own = teachers[0].variant.descriptor_size
-    sizes = [variant.descriptor_size for variant in student.variants]
+    taught = [
+        (columns, variant.descriptor_size)
+        for columns, variant in zip(taught_columns(student, teachers), student.variants)
+    ]
 
     def lessons() -> Iterable[tuple[Tensor, list[Tensor]]]:
         for gray, joined in (_look_at(teachers, view) for view in views):
             projected = project(joined, basis)
-            maps = [joined[:, :own] if size == own else projected[:, -size:] for size in sizes]
-            yield gray, [F.normalize(m, dim=1) for m in maps]
+            yield gray, [F.normalize(projected[:, columns][:, -size:], dim=1) for columns, size in taught]
 
     student.fit_last_layers(lessons())
 
@@ -263,6 +280,7 @@ def pair_losses(
     batch: Pair,
     generator: torch.Generator,
     weights: Iterable[str],
+    columns: Sequence[slice] | None = None,
 ) -> dict[str, Tensor]:
     """Return the losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
 
@@ -272,12 +290,14 @@ def pair_losses(
         batch: :class:`Pair` with a batch axis first.
         generator: a CPU generator that draws the random points.
         weights: names of the losses to compute.
+        columns: of the teacher's descriptors, those that teach each variant (`taught_columns`); None: all of them.
     """
     device = batch.views.device
     with autocast(device):
         scores, maps = student(to_gray(batch.views))
     scores, maps = scores.float(), [m.float() for m in maps]
     teacher_scores, teacher_map = (m.float() for m in taught)
+    columns = columns or [slice(None)] * len(maps)
 
     sums = {name: scores.new_zeros(()) for name in weights if name not in ('map', 'detection')}
     counted = 0
@@ -304,11 +324,12 @@ def pair_losses(
         if 'procrustes' in sums:
             # One subspace for both views, so that a point keeps the teacher's similarity across them.
             rows = torch.cat([F.normalize(part, dim=1) for part in lesson])
-        for descriptor_map in maps:
+        for descriptor_map, taught_by in zip(maps, columns):
             learnt = sampled(descriptor_map)
+            shown = [part[:, taught_by] for part in lesson]
             size = descriptor_map.shape[1]
             if 'regression' in sums:
-                targets = (part[:, -size:] for part in lesson)
+                targets = (part[:, -size:] for part in shown)
                 sums['regression'] += sum(map(cosine_distance, targets, learnt)) / 2
             if 'procrustes' in sums:
                 target = low_rank(rows, size).split(len(xy[0]))
@@ -317,7 +338,7 @@ def pair_losses(
             if 'relational' in sums:
                 for view, other in ((0, 2 * index + 1), (1, 2 * index)):
                     own, teachers = (descriptor_rows(m[other, None][cells]) for m in (descriptor_map, teacher_map))
-                    sums['relational'] += relational_loss(learnt[view], own, lesson[view], teachers) / 2
+                    sums['relational'] += relational_loss(learnt[view], own, shown[view], teachers[:, taught_by]) / 2
             if 'contrastive' in sums:
                 sums['contrastive'] += contrastive_loss(*learnt, *xy)
             counted += 1
@@ -327,9 +348,10 @@ def pair_losses(
         taught_cells = descriptor_rows(teacher_map[..., y::2, x::2])
         distances = [
             cosine_distance(
-                taught_cells[:, -descriptor_map.shape[1] :], descriptor_rows(descriptor_map[..., y::2, x::2])
+                taught_cells[:, taught_by][:, -descriptor_map.shape[1] :],
+                descriptor_rows(descriptor_map[..., y::2, x::2]),
             )
-            for descriptor_map in maps
+            for descriptor_map, taught_by in zip(maps, columns)
         ]
         losses['map'] = torch.stack(distances).mean()
     losses['detection'] = detection_loss(scores, teacher_scores)
