@@ -14,16 +14,20 @@ from edgepoint2_ros.image_files import load, turn_upright
 from edgepoint2_ros.images import to_mask
 from edgepoint2_ros.messages import REORDERED
 
-KEPT = 30  # masks of one camera that wait for their images
+KEPT = 30  # masks of one camera that wait for their images, at least
 
 
 class Masks:
     """The masks of one camera: the newest at or before an image's stamp applies; before all of them, that of stamp 0.
 
     One thread may `put` while another calls `at`.
+
+    Attributes:
+        capacity: the most that are kept, for as many images that wait; the oldest goes first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int = KEPT) -> None:
+        self.capacity = capacity
         self._kept: list[list[Any]] = []  # [stamp, message, or the mask made of it], stamps in ascending order
         self._always: list[Any] | None = None  # the same, of stamp 0
         self._lock = threading.Lock()
@@ -41,7 +45,7 @@ class Masks:
             if self._kept and stamp < self._kept[-1][0] - REORDERED:
                 self._kept.clear()
             bisect.insort(self._kept, [stamp, message], key=lambda entry: entry[0])
-            del self._kept[:-KEPT]
+            del self._kept[: -self.capacity]
 
     def at(self, stamp: int) -> np.ndarray | None:
         """Return the mask (H, W) uint8 that applies at ``stamp``, nonzero = allowed, or None if there is none.

@@ -220,13 +220,18 @@ def _find_inside(low: np.ndarray, high: np.ndarray, xy: np.ndarray) -> tuple[np.
     """
     # `take` gathers in a third of the time of an index, and there are thousands of candidates.
     (x, y), (from_x, from_y), (to_x, to_y) = (np.ascontiguousarray(corner.T, np.float64) for corner in (xy, low, high))
-    left, top, right, bottom = x.min(), y.min(), x.max(), y.max()
+    # Of both: a single point far outside the image would make the grid huge, as would a single box.
+    left, right = max(x.min(), from_x.min()), min(x.max(), to_x.max())
+    top, bottom = max(y.min(), from_y.min()), min(y.max(), to_y.max())
+    near = np.flatnonzero((x >= left) & (x <= right) & (y >= top) & (y <= bottom))
+    if len(near) == 0:
+        return near, near
     usual = np.partition(to_y - from_y, len(low) // 2)[len(low) // 2]
     height = max(1.0, min(usual, bottom - top), (bottom - top) / MAX_CELLS)
     width = max(height / CELLS, (right - left) / MAX_CELLS)
     rows, columns = int((bottom - top) / height) + 1, int((right - left) / width) + 2  # the last column stays empty
-    cell = ((y - top) / height).astype(int) * columns + ((x - left) / width).astype(int)
-    order = np.argsort(cell)
+    cell = ((y.take(near) - top) / height).astype(int) * columns + ((x.take(near) - left) / width).astype(int)
+    order = near.take(np.argsort(cell))
     begin = np.concatenate([[0], np.cumsum(np.bincount(cell, minlength=rows * columns))])
     from_row = np.clip((from_y - top) / height, 0, rows).astype(int)
     to_row = np.clip(np.floor((to_y - top) / height) + 1, 0, rows).astype(int)

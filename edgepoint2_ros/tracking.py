@@ -42,7 +42,8 @@ STEREO_RATIO = 0.95  # ratio test among the keypoints near that line
 class Tracks:
     """The tracks visible in one image, those seen in the most images first.
 
-    Rays are undistorted directions, x / z and y / z in the optical frame of a camera; NaN without a camera.
+    Rays are undistorted directions, x / z and y / z in the optical frame of a camera; NaN without a camera, and
+    for what a fisheye lens sees at 90 degrees off its axis and beyond.
 
     Attributes:
         ids: (T,) uint64; a Tracker never reuses one.
@@ -242,7 +243,10 @@ class Tracker:
         lost = pool['lost'][seen]
         before = pool['flat'][seen]
         before[lost > 0] = self._undistort(pool['xy'][seen[lost > 0]])
-        fit = np.flatnonzero(lost == 0) if np.count_nonzero(lost == 0) >= MIN_FIT else np.arange(len(seen))
+        # What a fisheye lens sees beyond 90 degrees is on no epipolar line of a plane: it is not judged.
+        judged = np.isfinite(before).all(axis=1) & np.isfinite(flat).all(axis=1)
+        recent = judged & (lost == 0)
+        fit = np.flatnonzero(recent if np.count_nonzero(recent) >= MIN_FIT else judged)
         fundamental = _find_fundamental(before[fit], flat[fit])
         if fundamental is None:
             return lost == 0
@@ -250,7 +254,7 @@ class Tracker:
         d, e, _ = fundamental[:2].T @ flat.T + fundamental[2:].T
         steep = np.sqrt(np.minimum(a * a + b * b, d * d + e * e))
         x, y = flat.T
-        return np.abs(a * x + b * y + c) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep
+        return np.where(judged, np.abs(a * x + b * y + c) <= np.minimum(ERROR + lost / 2, MAX_ERROR) * steep, lost == 0)
 
     def _start(self, features: Features, keypoints: np.ndarray, stamp: float) -> np.ndarray:
         """Start tracks in regions without any; return the index of each track's keypoint."""

@@ -73,3 +73,26 @@ def test_a_subscription_tells_what_the_middleware_lost():
     for change in (3, 2):
         events[0].message_lost(SimpleNamespace(total_count_change=change))
     assert counts == [3, 5]
+
+
+def test_a_publisher_that_has_numbered_further_has_lost_nothing():
+    pytest.importorskip('rclpy', reason='ROS 2 is not installed')
+    events, receive, counts, received = [], [], [], []
+
+    def create_subscription(kind, topic, callback, qos, event_callbacks):
+        events.append(event_callbacks)
+        receive.append(callback)
+        return SimpleNamespace(get_publisher_count=lambda: 1)
+
+    node = SimpleNamespace(create_subscription=create_subscription)
+    subscribe(node, None, 'image', received.append, 10, Losses(), counts.append)
+    if not hasattr(events[0], 'matched'):
+        pytest.skip('Humble does not tell of a new publisher')
+    for number in (1, 2, 4):
+        receive[0](number, {'publication_sequence_number': number})
+    events[0].matched(SimpleNamespace(current_count_change=-1))
+    events[0].matched(SimpleNamespace(current_count_change=1))
+    for number in (900, 901, 903):
+        receive[0](number, {'publication_sequence_number': number})
+    assert counts[-1] == 2
+    assert len(received) == 6

@@ -244,3 +244,10 @@ def test_a_truncated_mask_file_is_refused(tmp_path):
     (tmp_path / 'mask.jpg').write_bytes(data[: len(data) // 2])
     with pytest.raises(EdgePoint2Error, match='is truncated'):
         read_mask_file(str(tmp_path / 'mask.jpg'))
+
+
+def test_as_many_masks_are_kept_as_images_may_wait():
+    masks = Masks(capacity=200)
+    for stamp in range(1, 201):
+        masks.put(stamp * 10**6, message(stamp % 2))
+    assert masks.at(10**6) is not None

@@ -106,3 +106,11 @@ def test_keypoints_may_come_long_after_images_that_do_not_wait_for_them():
     assert [moment.image for moment in found] == [f'image {number}' for number in range(4)]
     assert [moment.depth for moment in found] == [f'depth {number}' for number in range(4)]
     assert sum(moments.missed.values()) == 0
+
+
+def test_a_capacity_of_one_still_finds_the_nearest_depth():
+    moments = Moments(interval=50, capacity=1)
+    moments.add_depth(90, 'depth')
+    moments.add_image(100, 'image')
+    assert moments.add_keypoints(100, 'keypoints') == []
+    assert moments.add_depth(190, 'later') == [('keypoints', 'image', 'depth')]

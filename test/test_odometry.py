@@ -1,6 +1,7 @@
 """Odometry on points that are known, on a rendered walk whose path is known, and on a real camera's images."""
 
 import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -350,3 +351,58 @@ def test_the_example_keeps_sequences_of_one_name_apart_and_writes_over_nothing(
     assert 'yours/kitchen' in (tmp_path / 'a.svg').read_text() and 'mine/kitchen' in (tmp_path / 'a.svg').read_text()
     assert odometry.main() == 1
     assert 'a.svg already exists' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('distortion', [(-0.01, 0.002, 0.0, 0.0), (0.1, -0.15, 0.02, 0.0)])
+def test_what_a_fisheye_lens_sees_beyond_90_degrees_has_no_undistorted_position(distortion):
+    camera = Camera([[250, 0, 320], [0, 250, 240], [0, 0, 1]], np.array(distortion), 'equidistant')
+    angle = np.radians(np.arange(0, 180, 5))
+    radius = 250 * angle * (1 + np.polyval([*distortion[::-1], 0], angle**2))
+    grows = np.cumprod(np.diff(radius, prepend=-1) > 0).astype(bool)  # beyond, two directions share a pixel
+    angle, radius = angle[grows], radius[grows]
+    flat = camera.undistort(np.column_stack([320 + radius, np.full(len(radius), 240)]))
+    ahead = angle < np.radians(89)
+    assert np.isnan(flat[angle > np.radians(91)]).all()
+    np.testing.assert_allclose(flat[ahead, 0], 320 + 250 * np.tan(angle[ahead]), rtol=1e-3)
+    assert np.isnan(camera.undistort([[1e4, 240]])).all()
+
+
+def test_keypoints_beyond_90_degrees_take_no_part():
+    camera = Camera([[200, 0, 320], [0, 200, 240], [0, 0, 1]], np.array([-0.01, 0.0, 0.0, 0.0]), 'equidistant')
+    cloud, odometry = Cloud(), VisualOdometry(camera)
+    corner = np.array([[2.0, 2.0], [637.0, 477.0]], np.float32)
+    assert np.isnan(camera.undistort(corner)).all()
+    estimated = []
+    for k in range(60):
+        pose = go(k / 20)
+        features, truth = cloud.look(*pose)  # of a pinhole camera, at the same matrix
+        rays = (features.xy - MATRIX[:2, 2]) / MATRIX.diagonal()[:2]
+        seen = cv2.fisheye.distortPoints(rays[None], camera.matrix, camera.distortion)[0].astype(np.float32)
+        features = replace(
+            features,
+            xy=np.concatenate([corner, seen]),
+            scores=np.concatenate([[0.0, 0.0], features.scores]),
+            descriptors=np.concatenate([features.descriptors[:2], features.descriptors]),
+        )
+        if odometry.track(features) is not None:
+            estimated.append(odometry.tracked)
+    assert len(estimated) > 40
+    assert min(estimated) > 60
+    assert np.isfinite(odometry.points).all()
+
+
+def test_after_a_loss_the_trajectory_keeps_its_unit():
+    cloud, odometry = Cloud(), VisualOdometry(Camera(MATRIX), start_depth=1.0)
+    # Towards the scene, so that its depth at the loss is another than at the start.
+    there = [odometry.track(cloud.look((0.1 * np.sin(k / 3), 0, k / 30), (0, 0, 0))[0]) for k in range(180)]
+    unit = np.linalg.norm(there[-1][:3, 3]) / 6
+    seen = cloud.look((0, 0, 6), (0, 0, 0))[0]
+    blind = replace(seen, xy=seen.xy[:0], scores=seen.scores[:0], descriptors=seen.descriptors[:0])
+    for _ in range(MAX_LOST):
+        odometry.track(blind)
+    assert odometry.state == 'starting'
+    again = [odometry.track(cloud.look((0.02 * k, 0, 6.0), (0, 0, 0))[0]) for k in range(40)]
+    assert odometry.starts == 2
+    first, last = (next(k for k in order if again[k] is not None) for order in (range(40), range(39, -1, -1)))
+    moved = np.linalg.norm(again[last][:3, 3] - again[first][:3, 3])
+    assert moved / (0.02 * (last - first)) == pytest.approx(unit, rel=0.25)

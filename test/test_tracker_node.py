@@ -14,7 +14,7 @@ import yaml
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is not installed')
 
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from node_rig import end_rigs, wait_until
 from rclpy.parameter import Parameter
 from rclpy.qos import ReliabilityPolicy
@@ -215,6 +215,10 @@ def test_images_whose_stamps_do_not_pair_are_tracked_alone(start_rig):
     rig.wait_until(lambda: len(rig.tracks) >= 7)
     assert set(rig.tracks[5].right_keypoint) == {-1}
     rig.wait_for('no keypoints of right within 3 ms of those of left')
+    told = 'without their right ones: right'
+    rig.wait_until(
+        lambda: any(told in each.message and each.level == DiagnosticStatus.WARN for each in rig.diagnostics)
+    )
     assert int(rig.wait_for_diagnostics('').get('without a right image')) >= 5
     message = rig.answer(see(cloud, 9), 9, see(cloud, 9, SHIFT))
     assert max(message.right_keypoint) >= 0

@@ -104,6 +104,7 @@ class CameraTopics:
             depth: of the middleware's queue for images.
         """
         self._receive, self._depth = receive, depth
+        self.masks.capacity = max(KEPT, 2 * depth)  # images wait in the middleware's queue and in the node's
         self._adapts = settings.image_reliability == 'auto'
         self.adapt(settings)
 
@@ -142,6 +143,7 @@ class CameraTopics:
         if self._receive is None or depth <= self._depth:
             return
         self._depth = depth
+        self.masks.capacity = max(KEPT, 2 * depth)
         if self._image_subscription is not None and self._reliability is not None:
             self._node.destroy_subscription(self._image_subscription)
             self._listen(self._receive, self._reliability)

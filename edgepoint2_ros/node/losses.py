@@ -92,6 +92,12 @@ def subscribe(
         losses.tell(event.total_count_change)
         count(losses.count)
 
+    def meet(event: Any) -> None:
+        if event.current_count_change > 0:  # a publisher that numbers by itself, perhaps from far above the last one's
+            losses.take(None)
+
+    if hasattr(SubscriptionEventCallbacks(), 'matched'):  # not in Humble
+        callbacks['matched'] = meet
     events = SubscriptionEventCallbacks(message_lost=tell, **callbacks)
     numbered = hasattr(Subscription, 'CallbackType')  # not in Humble
     subscription = with_events(

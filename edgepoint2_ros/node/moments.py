@@ -30,6 +30,7 @@ class Moments:
     def __init__(self, interval: int, capacity: int):
         self.missed = dict.fromkeys(MISSING, 0)
         self._interval, self._capacity = interval, capacity
+        self._room = max(2, capacity)  # images or depths: the nearest depth is known once there are two
         self._waiting: deque[tuple[int, Any]] = deque()
         self._images: dict[int, Any] = {}
         self._depths: dict[int, Any] = {}
@@ -69,7 +70,7 @@ class Moments:
             del kept[later]
         kept.pop(stamp, None)
         kept[stamp] = item
-        if len(kept) > self._capacity:
+        if len(kept) > self._room:
             del kept[next(iter(kept))]
 
     def _collect(self) -> list[Moment]:

@@ -276,7 +276,8 @@ VISUAL_ODOMETRY = (
     Parameter(
         'start_depth',
         1.0,
-        'Median depth of the scene at the start in metres: a single camera cannot measure its scale.',
+        'Median depth of the scene at the start in metres: a single camera cannot measure its scale. A map begun after '
+        'a loss takes the depth of the points seen last.',
         allowed='a positive number',
         test=lambda value: 0 < value < math.inf,
     ),

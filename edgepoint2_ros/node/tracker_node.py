@@ -51,7 +51,7 @@ class TrackerNode(AcceptsUnchanged, Node):
         self._received = self._published = self._tracks = 0
         self._dropped = dict.fromkeys(REASONS, 0)
         self._right_out_of_order = 0
-        self._last_error, self._silent, self._told = '', 0.0, (0, 0)
+        self._last_error, self._silent, self._told = '', 0.0, (0, 0, 0)
         self._publisher = self.create_publisher(TracksMessage, 'tracks', 10)
         self._vins = self.create_publisher(PointCloud, 'feature_tracker/feature', 10) if values['vins'] else None
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
@@ -201,7 +201,10 @@ class TrackerNode(AcceptsUnchanged, Node):
             level, reason = WARN, f'{dropped - self._told[0]} images dropped: {self._last_error}'
         elif self._silent > SILENCE:
             level, reason = WARN, 'no keypoints'
-        self._told = dropped, failures
+        elif self._pairs.alone > self._told[2]:
+            level = WARN
+            reason = f'{self._pairs.alone - self._told[2]} images tracked without their right ones: {self._cameras[1]}'
+        self._told = dropped, failures, self._pairs.alone
         values = {
             'images': self._received,
             'published': self._published,

@@ -161,7 +161,8 @@ class Worker:
         self, camera: CameraTopics, stamp: int, image: np.ndarray, settings: SimpleNamespace
     ) -> np.ndarray | None:
         """Return the mask of an image with a stamp in nanoseconds, or None if keypoints are allowed everywhere."""
-        masks = [self._static_masks[camera.name]] if camera.name in self._static_masks else []
+        static = self._static_masks.get(camera.name)  # one look: another thread may replace them
+        masks = [static] if static is not None else []
         newest = None
         while True:
             try:

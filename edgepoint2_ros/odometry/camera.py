@@ -55,13 +55,20 @@ class Camera:
             raise EdgePoint2Error(f'distortion: expected finite coefficients, got {list(self.distortion)}')
 
     def undistort(self, xy: np.ndarray) -> np.ndarray:
-        """Return the undistorted positions of pixels (N, 2): (N, 2) float64."""
+        """Return the undistorted positions of pixels (N, 2): (N, 2) float64.
+
+        A fisheye lens also sees what lies 90 degrees off its axis and beyond, where a pinhole has no pixel: NaN.
+        """
         xy = np.asarray(xy, np.float64).reshape(-1, 1, 2)
         if len(xy) == 0 or not np.any(self.distortion):
             return xy[:, 0]
         distortion = np.asarray(self.distortion, np.float64)
         if self.model == 'equidistant':
-            return cv2.fisheye.undistortPoints(xy, self.matrix, distortion[:4], P=self.matrix)[:, 0]
+            flat = cv2.fisheye.undistortPoints(xy, self.matrix, distortion[:4], P=self.matrix)[:, 0]
+            # OpenCV finds some finite position for those, too; -1e6 where it finds none.
+            radius = np.hypot(*((xy[:, 0] - self.matrix[:2, 2]) / self.matrix.diagonal()[:2]).T)
+            flat[(radius >= _fisheye_limit(distortion)) | (flat == -1e6).all(axis=1)] = np.nan
+            return flat
         return cv2.undistortPoints(xy, self.matrix, distortion, P=self.matrix)[:, 0]
 
     def project(self, points: np.ndarray) -> np.ndarray:
@@ -69,6 +76,17 @@ class Camera:
         homogeneous = points @ self.matrix.T
         with np.errstate(divide='ignore', invalid='ignore'):
             return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+def _fisheye_limit(distortion: np.ndarray) -> float:
+    """Return the radius in the image, in focal lengths, at 90 degrees off the axis, or where the radius stops to grow.
+
+    Source: Kannala and Brandt, "A generic camera model and calibration method", 2006.
+    """
+    angle = np.linspace(0, np.pi / 2, 1001)
+    radius = angle * (1 + np.polynomial.polynomial.polyval(angle**2, [0.0, *distortion[:4]]))
+    falls = np.flatnonzero(np.diff(radius) <= 0)
+    return float(radius[falls[0] if len(falls) else -1])
 
 
 def image_window(info: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

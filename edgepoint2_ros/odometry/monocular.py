@@ -39,7 +39,8 @@ class VisualOdometry:
 
         Args:
             camera: the camera.
-            start_depth: median distance of the scene from the camera at the start; gives the trajectory its unit.
+            start_depth: median distance of the scene from the camera at the start; gives the trajectory its unit. After
+                being lost, that of the points that were seen last is taken instead, so that the unit remains.
             min_cosine, ratio: of matches, as for matching.match.
 
         Raises:
@@ -79,7 +80,7 @@ class VisualOdometry:
         known = self._map.keyframes[-1].features if self._map.keyframes else self._reference
         if known is not None:
             check_comparable(known, features)
-        features = replace(features, xy=self.camera.undistort(features.xy))
+        features = _flatten(features, self.camera)
         pose = self._start(features) if self.state == 'starting' else self._place(features)
         return None if pose is None else np.linalg.inv(pose)
 
@@ -161,6 +162,10 @@ class VisualOdometry:
         self._lost += 1
         if self._lost >= MAX_LOST:  # a new map starts at the last known pose
             self.state = 'starting'
+            seen = self._map.keyframes[-1]
+            depths = transform(seen.pose, self._map.points[seen.points[seen.points >= 0]])[:, 2]
+            if len(depths):  # the trajectory keeps its unit
+                self._start_depth = float(np.median(depths))
             self._origin, self._reference, self._lost = self._last, features, 0
 
     def _match_near(self, pose: np.ndarray, known: Features, features: Features, radius: float) -> np.ndarray:
@@ -188,3 +193,10 @@ class VisualOdometry:
         pose = make_pose(cv2.Rodrigues(rotation)[0], translation)
         agree = fits(self.camera, pose, points, xy)
         return (pose, pairs[agree]) if np.count_nonzero(agree) >= MIN_TRACKED else (None, pairs[:0])
+
+
+def _flatten(features: Features, camera: Camera) -> Features:
+    """Return features at their undistorted positions, without those that have none."""
+    flat = camera.undistort(features.xy)
+    seen = np.isfinite(flat).all(axis=1)
+    return replace(features, xy=flat[seen], scores=features.scores[seen], descriptors=features.descriptors[seen])
