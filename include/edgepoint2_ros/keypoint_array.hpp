@@ -375,8 +375,8 @@ inline std::optional<float> min_cosine(const Features & features)
     float value;
   };
   static constexpr Calibrated shipped[] = {  // as on the models' cards
-    {"T-32", "59cd49ad15003382", 0.917f},
-    {"T-48", "480bfdd333fde25a", 0.888f},
+    {"T-32", "3cee0c054e697853", 0.916f},
+    {"T-48", "0dcad6953f8d7408", 0.900f},
     {"S-32", "c0fae4f130923cca", 0.916f},
     {"S-48", "f6037c68922ec0a9", 0.895f},
     {"S-64", "f56b5a01f74bc5c3", 0.882f},
