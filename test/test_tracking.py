@@ -408,9 +408,12 @@ def test_a_real_photograph_is_followed_while_the_camera_turns(step, official_mod
         tracks = tracker.track(extractor.extract(image), k / 30)
         straight = np.column_stack([tracks.xy, np.ones(len(tracks))]) @ np.linalg.inv(homography).T
         places.append(dict(zip(tracks.ids.tolist(), straight[:, :2] / straight[:, 2:])))
+    right = []
     for before, after in zip(places, places[1:]):
         both = before.keys() & after.keys()
         assert len(both) > 0.8 * len(before)
         away = [np.linalg.norm(before[number] - after[number]) for number in both]
-        assert np.mean(np.array(away) < 2) > 0.97
+        right.append(np.mean(np.array(away) < 2))
+    assert np.mean(right) > 0.98
+    assert min(right) > 0.96  # one track of 200 more or less is 0.005
     assert len(places[0].keys() & places[-1].keys()) > 0.4 * len(places[0])
