@@ -321,14 +321,16 @@ class Tracker:
         flat = stereo.right.undistort(right.xy)
         # Beyond 90 degrees, a point seen by a fisheye lens has no undistorted pixel.
         places = np.nan_to_num(flat, nan=-1e6, posinf=-1e6, neginf=-1e6).clip(-1e6, 1e6).astype(np.float32)
+        straight = np.flatnonzero(np.isfinite(pool['flat']).all(axis=1))
         pairs = match_guided(
-            _as_features(pool['flat'], pool['descriptor'], right),
+            _as_features(pool['flat'][straight], pool['descriptor'][straight], right),
             _as_features(places, right.descriptors, right),
             fundamental=stereo.fundamental,
             distance=STEREO_ERROR,
             min_cosine=self._min_cosine,
             ratio=STEREO_RATIO,
         )
+        pairs[:, 0] = straight[pairs[:, 0]]
         ray, right_ray = _to_rays(pool['flat'][pairs[:, 0]], stereo.left), _to_rays(flat[pairs[:, 1]], stereo.right)
         one = np.ones((len(pairs), 1))
         # With p the ray turned into the right camera's frame, q the right ray and t the shift, q x (depth p + t) = 0.

@@ -339,6 +339,25 @@ def test_an_image_without_its_right_one_has_no_partners():
     assert max(tracks.ages) == 3
 
 
+def test_keypoints_beyond_90_degrees_of_a_fisheye_pair_are_tracked_without_a_ray():
+    fisheye = Camera([[200, 0, 320], [0, 200, 240], [0, 0, 1]], np.array([-0.01, 0.0, 0.0, 0.0]), 'equidistant')
+    corners = np.array([[2.0, 2.0], [637.0, 477.0]], np.float32)
+
+    def bend(features: Features) -> Features:
+        rays = (LENS.undistort(features.xy) - LENS.matrix[:2, 2]) / LENS.matrix.diagonal()[:2]
+        bent = cv2.fisheye.distortPoints(rays[None], fisheye.matrix, fisheye.distortion)[0].astype(np.float32)
+        return dataclasses.replace(features, xy=np.concatenate([corners, bent[2:]]))
+
+    scene, tracker = Scene(), Tracker(fisheye, fisheye, BASELINE)
+    for k in range(4):
+        tracks = tracker.track(bend(scene.see(k, camera=LENS)), k / RATE, bend(scene.see(k, camera=LENS)))
+    beyond = np.isin(tracks.keypoints, [0, 1])
+    assert np.isnan(tracks.rays[beyond]).all()
+    assert np.isfinite(tracks.rays[~beyond]).all()
+    assert (tracks.right_keypoints[beyond] == -1).all()
+    assert max(tracks.ages) == 4
+
+
 def test_a_right_image_of_other_weights_is_refused():
     scene, tracker = Scene(), Tracker(LENS, RIGHT, BASELINE)
     with pytest.raises(EdgePoint2Error, match=r'T-32 \[b\]'):
