@@ -1,7 +1,6 @@
 """Odometry on points that are known, on a rendered walk whose path is known, and on a real camera's images."""
 
 import dataclasses
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -378,7 +377,7 @@ def test_keypoints_beyond_90_degrees_take_no_part():
         features, truth = cloud.look(*pose)  # of a pinhole camera, at the same matrix
         rays = (features.xy - MATRIX[:2, 2]) / MATRIX.diagonal()[:2]
         seen = cv2.fisheye.distortPoints(rays[None], camera.matrix, camera.distortion)[0].astype(np.float32)
-        features = replace(
+        features = dataclasses.replace(
             features,
             xy=np.concatenate([corner, seen]),
             scores=np.concatenate([[0.0, 0.0], features.scores]),
@@ -397,7 +396,7 @@ def test_after_a_loss_the_trajectory_keeps_its_unit():
     there = [odometry.track(cloud.look((0.1 * np.sin(k / 3), 0, k / 30), (0, 0, 0))[0]) for k in range(180)]
     unit = np.linalg.norm(there[-1][:3, 3]) / 6
     seen = cloud.look((0, 0, 6), (0, 0, 0))[0]
-    blind = replace(seen, xy=seen.xy[:0], scores=seen.scores[:0], descriptors=seen.descriptors[:0])
+    blind = dataclasses.replace(seen, xy=seen.xy[:0], scores=seen.scores[:0], descriptors=seen.descriptors[:0])
     for _ in range(MAX_LOST):
         odometry.track(blind)
     assert odometry.state == 'starting'

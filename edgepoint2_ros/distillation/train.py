@@ -217,9 +217,9 @@ def fit_basis(student: Student, teachers: Sequence[TeacherNetwork], views: Itera
     views = list(views)
     rows = torch.cat([descriptor_rows(_look_at(teachers, view)[1])[::7] for view in views])
     basis = principal_basis(rows, largest)
-    own = teachers[0].variant.descriptor_size
     if any(columns.start for columns in taught_columns(student, teachers)):
-        basis = torch.cat([basis, torch.eye(len(basis), own, device=basis.device)], dim=1)
+        own = torch.eye(len(basis), teachers[0].variant.descriptor_size, device=basis.device)
+        basis = torch.cat([basis, own], dim=1)
     basis = basis.contiguous()
     fit_heads(student, teachers, basis, views)
     return basis

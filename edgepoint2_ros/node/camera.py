@@ -103,8 +103,8 @@ class CameraTopics:
             settings: the values of the parameters.
             depth: of the middleware's queue for images.
         """
-        self._receive, self._depth = receive, depth
-        self.masks.capacity = max(KEPT, 2 * depth)  # images wait in the middleware's queue and in the node's
+        self._receive = receive
+        self._expect(depth)
         self._adapts = settings.image_reliability == 'auto'
         self.adapt(settings)
 
@@ -142,11 +142,14 @@ class CameraTopics:
         """Request images anew if the middleware's queue for them is less deep than ``depth``."""
         if self._receive is None or depth <= self._depth:
             return
-        self._depth = depth
-        self.masks.capacity = max(KEPT, 2 * depth)
+        self._expect(depth)
         if self._image_subscription is not None and self._reliability is not None:
             self._node.destroy_subscription(self._image_subscription)
             self._listen(self._receive, self._reliability)
+
+    def _expect(self, depth: int) -> None:
+        self._depth = depth
+        self.masks.capacity = max(KEPT, 2 * depth)  # images wait in the middleware's queue and in the node's
 
     def receive_mask(self, message: Image) -> None:
         """Take a mask message, for images from its stamp on."""
