@@ -245,7 +245,7 @@ class Rig:
         client = self._clients[name]
         if not client.service_is_ready():
             assert client.wait_for_service(TIMEOUT)
-            time.sleep(0.2)  # the service may see the client later than it is seen, and its answer would get lost
+            time.sleep(0.5)  # the service may see the client later than it is seen, and its answer would get lost
         future = client.call_async(request)
         self.wait_until(future.done)
         return future.result()
