@@ -21,7 +21,6 @@ from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
 from edgepoint2_ros.distillation.teacher import Teacher, look, project, to_gray  # noqa: E402
 from edgepoint2_ros.distillation.train import (  # noqa: E402
-    SCENES,
     Schedule,
     TrainingError,
     fit_basis,
@@ -152,6 +151,9 @@ class TestSchedule:
         assert weights == sorted(weights, reverse=True)
         assert weights[0] > weights[-1] == 0
 
+    def test_the_largest_network_learns_no_relations(self):
+        assert ['relational' in Schedule(steps=1).weights(size) for size in 'TSMLE'] == [True] * 4 + [False]
+
     def test_warms_up_then_falls_to_zero_along_a_cosine(self):
         schedule = Schedule(steps=1100, learning_rate=1.0, warm_up=100)
         assert schedule.rate(0) == pytest.approx(0.01)
@@ -233,7 +235,7 @@ class TestTraining:
         answer = [maps[:, 32:64], maps[:, 64:], maps[:, :64]]
         monkeypatch.setattr(student, 'forward', lambda gray: (scores, answer))
         columns = taught_columns(student, teachers)
-        losses = pair_losses(student, (scores, maps), batch, torch.Generator(), SCENES, columns)
+        losses = pair_losses(student, (scores, maps), batch, torch.Generator(), Schedule(steps=1).weights('S'), columns)
         assert losses['regression'] < 1e-5
         assert losses['map'] < 1e-5
 

@@ -46,7 +46,10 @@ from edgepoint2_ros.storage import replacing, sha256
 log = logging.getLogger(__name__)
 
 PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
-SCENES = {'regression': 4.0, 'map': 2.0, 'relational': 1.0, 'similarity': 1.0, 'detection': 1.0}
+SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
+# The relational loss makes more matches right, and poses less accurate. E, ahead in one and behind in the other, does
+# without.
+RELATIONAL = {'T': 1.0, 'S': 1.0, 'M': 1.0, 'L': 1.0, 'E': 0.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
 RECIPES = ('scenes', 'paper')
@@ -94,7 +97,8 @@ class Schedule:
         """Return the weight of each loss for a student of a network size."""
         if self.recipe == 'paper':
             return PAPER
-        return SCENES | ({'contrastive': CONTRASTIVE[size]} if CONTRASTIVE[size] else {})
+        by_size = {'relational': RELATIONAL[size], 'contrastive': CONTRASTIVE[size]}
+        return SCENES | {name: weight for name, weight in by_size.items() if weight}
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
