@@ -130,9 +130,13 @@ class TestSteps:
         assert tool.try_step(fail) == {'reason': 'RuntimeError: CUDA error: no kernel image'}
 
     def test_a_step_that_hangs_is_ended(self, tool, tmp_path, monkeypatch):
-        monkeypatch.setattr(tool, 'LIMIT', 0.1)  # less than the imports take
+        hanging = tmp_path / 'nvidia-smi'  # of a driver that does not answer
+        hanging.write_text('#!/bin/sh\nexec sleep 60\n')
+        hanging.chmod(0o755)
+        monkeypatch.setenv('PATH', f'{tmp_path}{os.pathsep}{os.environ["PATH"]}')
+        monkeypatch.setattr(tool, 'LIMIT', 5)
         monkeypatch.setattr(sys, 'argv', ['gpu_check', str(tmp_path / 'report')])
-        assert tool.run_step('machine', str(tmp_path))['reason'] == 'took longer than 0.1 s'
+        assert tool.run_step('machine', str(tmp_path))['reason'] == 'took longer than 5 s'
 
 
 def _backwards(*arguments, **options):
