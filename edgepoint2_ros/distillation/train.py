@@ -47,8 +47,7 @@ log = logging.getLogger(__name__)
 
 PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
 SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
-# The relational loss makes more matches right, and poses less accurate. E, ahead in one and behind in the other, does
-# without.
+# With the relational loss more matches are right, but poses may be less accurate, where E is behind its teacher.
 RELATIONAL = {'T': 1.0, 'S': 1.0, 'M': 1.0, 'L': 1.0, 'E': 0.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
