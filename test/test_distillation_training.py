@@ -205,6 +205,14 @@ class TestTraining:
             first, last = (sum(float(row[loss]) for row in rows) for rows in (log[:8], log[-8:]))
             assert last < first, loss
 
+    def test_learns_the_blocks_of_a_teacher_of_the_same_variant(self, place, tmp_path):
+        options = ('--recipe', 'blocks', '--teacher', 'T-48', '--pairs', '1', '--layouts', '1', '--steps', '40')
+        run('T-48', *arguments(place, tmp_path, *options)[2:])
+        log = read_log(tmp_path)[:32]
+        for loss in ('block1', 'block2', 'block3', 'descriptors', 'detection'):
+            first, last = (sum(float(row[loss]) for row in rows) for rows in (log[:8], log[-8:]))
+            assert last < first, loss
+
     def test_the_basis_keeps_what_is_most_telling(self, place):
         torch.manual_seed(0)
         student = Student([find_variant('T-32'), find_variant('T-48')])
@@ -320,6 +328,10 @@ class TestTraining:
 
 
 class TestBadInput:
+    def test_blocks_are_learned_from_a_teacher_of_the_same_variant(self, place, tmp_path):
+        with pytest.raises(TrainingError, match='teacher of the same variant.*got T-32, T-48 from S-64'):
+            run(*arguments(place, tmp_path, '--recipe', 'blocks'))
+
     def test_a_checkpoint_of_another_training_is_not_continued(self, place, tmp_path):
         run(*arguments(place, tmp_path, '--steps', '1', '--pairs', '1'))
         with pytest.raises(TrainingError, match=r'seed was 0, now 7.*choose another output folder'):

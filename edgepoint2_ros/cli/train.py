@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--recipe',
         choices=RECIPES,
         default=RECIPES[0],
-        help='losses: scenes for real scenes, paper for those of the paper (default: %(default)s)',
+        help='losses: scenes for real scenes, paper for those of the paper, blocks to learn one by one the blocks of a '
+        'teacher of the same variant (default: %(default)s)',
     )
     add('--steps', type=int, default=12000, help='optimiser steps (default: %(default)s)')
     add('--pairs', type=int, default=2, help='image pairs per step (default: %(default)s)')

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from edgepoint2_ros.distillation.blocks import block_losses
 from edgepoint2_ros.distillation.losses import (
     contrastive_loss,
     cosine_distance,
@@ -46,12 +47,13 @@ from edgepoint2_ros.storage import replacing, sha256
 log = logging.getLogger(__name__)
 
 PAPER = {'procrustes': 4.0, 'similarity': 1.0, 'detection': 1.0, 'contrastive': 0.3}
+BLOCKS = {'block1': 1.0, 'block2': 1.0, 'block3': 1.0, 'descriptors': 8.0, 'detection': 0.25}
 SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
 # With the relational loss more matches are right, but poses may be less accurate, where E is behind its teacher.
 RELATIONAL = {'T': 1.0, 'S': 1.0, 'M': 1.0, 'L': 1.0, 'E': 0.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
-RECIPES = ('scenes', 'paper')
+RECIPES = ('scenes', 'paper', 'blocks')
 BASIS_VIEWS = 64  # views that determine the fixed basis of the teacher's descriptors
 HEAD_VIEWS = 300  # views that determine the last layers at the end
 TEACHER_POINTS = 256  # per pair, at keypoints of the teacher
@@ -73,7 +75,7 @@ class Schedule:
     Attributes:
         recipe: ``scenes``: the student regresses the teacher's descriptors of the clean views in one fixed basis;
             ``paper``: those of the same views as the student's, up to a low-rank approximation per pair and a rotation
-            per view.
+            per view; ``blocks``: each block learns what the same block of a teacher of the same variant does.
         steps: optimiser steps.
         pairs: image pairs per step.
         learning_rate: the maximum; reached after the warm-up, then falling to zero along a cosine.
@@ -94,8 +96,8 @@ class Schedule:
 
     def weights(self, size: str) -> dict[str, float]:
         """Return the weight of each loss for a student of a network size."""
-        if self.recipe == 'paper':
-            return PAPER
+        if self.recipe != 'scenes':
+            return {'paper': PAPER, 'blocks': BLOCKS}[self.recipe]
         by_size = {'relational': RELATIONAL[size], 'contrastive': CONTRASTIVE[size]}
         return SCENES | {name: weight for name, weight in by_size.items() if weight}
 
@@ -131,8 +133,9 @@ def train(
 
     Raises:
         TrainingError: the first teacher is no EdgePoint2; the teachers' descriptors together are smaller than the
-            student's; the checkpoint is from another training; log.csv is not a training log; or a loss is not finite:
-            the message names the step and the images.
+            student's; the recipe is ``blocks`` and the teacher is not one of the student's only variant; the checkpoint
+            is from another training; log.csv is not a training log; or a loss is not finite: the message names the step
+            and the images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
     if not isinstance(teachers[0], EdgePoint2):
@@ -144,6 +147,11 @@ def train(
         raise TrainingError(
             f'the teacher {given} has smaller descriptors than {largest}: expected at least {largest.descriptor_size} '
             'values, such as E-64'
+        )
+    if schedule.recipe == 'blocks' and [*student.variants] != [teacher.variant for teacher in teachers]:
+        raise TrainingError(
+            'with the recipe blocks one variant learns from a teacher of the same variant, such as E-64@official; '
+            f'got {", ".join(map(str, student.variants))} from {", ".join(str(t.variant) for t in teachers)}'
         )
     identity = _identity(student, teachers, photos, schedule)
     torch.manual_seed(schedule.seed)
@@ -182,7 +190,10 @@ def train(
             # The points of a step depend only on the seed and the step, so that a resumed training repeats them.
             generator = torch.Generator().manual_seed(schedule.seed * 1_000_003 + step)
             pairs = Pair(*(part.to(device) for part in batch))
-            losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, columns)
+            if schedule.recipe == 'blocks':
+                losses = block_losses(student.network, teachers[0], pairs.clean, generator)
+            else:
+                losses = pair_losses(student, tutor.maps(pairs), pairs, generator, weights, columns)
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())

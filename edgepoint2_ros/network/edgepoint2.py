@@ -82,12 +82,19 @@ class EdgePoint2(nn.Module):
             Scores (B, 1, H, W), raw logits, and descriptors (B, D, H/4, W/4), not normalised.
         """
         x1 = self.block1(self.normalise(gray))  # H/2
-        half_x1 = F.avg_pool2d(x1, 2)  # H/4
-        x2 = self.block2(F.avg_pool2d(half_x1, 2))  # H/8
+        x2 = self.block2(F.avg_pool2d(x1, 4))  # H/8
         x3 = self.block3(F.avg_pool2d(x2, 4))  # H/32
-        descriptors = self.desc_head(torch.cat([half_x1, _enlarge(x2, 2), _enlarge(x3, 8)], dim=1))
+        return self.detect(x1, x2, x3), self.describe(x1, x2, x3)
+
+    def detect(self, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
+        """Return the score map of the features of the three blocks, at H/2, H/8 and H/32."""
         detection = self.conv1(x1) + _enlarge(self.conv2(x2), 4) + _enlarge(self.conv3(x3), 16)
-        return F.pixel_shuffle(self.score_head(detection), 2), descriptors
+        return F.pixel_shuffle(self.score_head(detection), 2)
+
+    def describe(self, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
+        """Return the descriptor map of the features of the three blocks, at H/2, H/8 and H/32."""
+        descriptors: Tensor = self.desc_head(torch.cat([F.avg_pool2d(x1, 2), _enlarge(x2, 2), _enlarge(x3, 8)], dim=1))
+        return descriptors
 
 
 def _enlarge(x: Tensor, factor: int) -> Tensor:
