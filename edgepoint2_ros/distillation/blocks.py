@@ -30,25 +30,13 @@ def block_losses(
     gray = to_gray(views)
     with autocast(gray.device):
         with torch.no_grad():
-            x1 = teacher.block1(teacher.normalise(gray))
-            x2 = teacher.block2(F.avg_pool2d(x1, 4))
-            x3 = teacher.block3(F.avg_pool2d(x2, 4))
+            features = teacher.encode(gray)
             coarse = {
                 name: torch.cat([_shrink(x, generator) for _ in range(CORNERS[name])])
-                for name, x in (('block2', x1), ('block3', x2))
+                for name, x in zip(CORNERS, features)
             }
-            taught = {
-                'block1': x1,
-                **{name: teacher.get_submodule(name)(given) for name, given in coarse.items()},
-                'descriptors': teacher.describe(x1, x2, x3),
-                'detection': teacher.detect(x1, x2, x3),
-            }
-        learnt = {
-            'block1': student.block1(student.normalise(gray)),
-            **{name: student.get_submodule(name)(given) for name, given in coarse.items()},
-            'descriptors': student.describe(x1, x2, x3),
-            'detection': student.detect(x1, x2, x3),
-        }
+            taught = {'block1': features[0], **_parts(teacher, coarse, features)}
+        learnt = {'block1': student.block1(student.normalise(gray)), **_parts(student, coarse, features)}
     distances: dict[str, Callable[[Tensor, Tensor], Tensor]]
     distances = {'descriptors': cosine_distance, 'detection': detection_loss}
     losses = {}
@@ -56,6 +44,12 @@ def block_losses(
         distance = distances.get(name, relative_error)
         losses[name] = distance(learnt[name].float(), target.float())
     return losses
+
+
+def _parts(network: EdgePoint2, coarse: dict[str, Tensor], features: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    """Return what the coarse blocks of a network and its heads make of their inputs."""
+    blocks = {name: network.get_submodule(name)(given) for name, given in coarse.items()}
+    return {**blocks, 'descriptors': network.describe(*features), 'detection': network.detect(*features)}
 
 
 def relative_error(features: Tensor, target: Tensor) -> Tensor:

@@ -96,8 +96,10 @@ class Schedule:
 
     def weights(self, size: str) -> dict[str, float]:
         """Return the weight of each loss for a student of a network size."""
-        if self.recipe != 'scenes':
-            return {'paper': PAPER, 'blocks': BLOCKS}[self.recipe]
+        if self.recipe == 'paper':
+            return PAPER
+        if self.recipe == 'blocks':
+            return BLOCKS
         by_size = {'relational': RELATIONAL[size], 'contrastive': CONTRASTIVE[size]}
         return SCENES | {name: weight for name, weight in by_size.items() if weight}
 
@@ -138,12 +140,12 @@ def train(
             and the images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
+    given = ', '.join(str(teacher.variant) for teacher in teachers)
     if not isinstance(teachers[0], EdgePoint2):
         raise TrainingError(
             f'the first teacher finds the keypoints: expected a variant of EdgePoint2, got {teachers[0].variant}'
         )
     if descriptor_size(teachers) < largest.descriptor_size:
-        given = ', '.join(str(teacher.variant) for teacher in teachers)
         raise TrainingError(
             f'the teacher {given} has smaller descriptors than {largest}: expected at least {largest.descriptor_size} '
             'values, such as E-64'
@@ -151,7 +153,7 @@ def train(
     if schedule.recipe == 'blocks' and [*student.variants] != [teacher.variant for teacher in teachers]:
         raise TrainingError(
             'with the recipe blocks one variant learns from a teacher of the same variant, such as E-64@official; '
-            f'got {", ".join(map(str, student.variants))} from {", ".join(str(t.variant) for t in teachers)}'
+            f'got {", ".join(map(str, student.variants))} from {given}'
         )
     identity = _identity(student, teachers, photos, schedule)
     torch.manual_seed(schedule.seed)

@@ -81,10 +81,14 @@ class EdgePoint2(nn.Module):
         Returns:
             Scores (B, 1, H, W), raw logits, and descriptors (B, D, H/4, W/4), not normalised.
         """
-        x1 = self.block1(self.normalise(gray))  # H/2
-        x2 = self.block2(F.avg_pool2d(x1, 4))  # H/8
-        x3 = self.block3(F.avg_pool2d(x2, 4))  # H/32
-        return self.detect(x1, x2, x3), self.describe(x1, x2, x3)
+        features = self.encode(gray)
+        return self.detect(*features), self.describe(*features)
+
+    def encode(self, gray: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features of the three blocks, at H/2, H/8 and H/32."""
+        x1 = self.block1(self.normalise(gray))
+        x2 = self.block2(F.avg_pool2d(x1, 4))
+        return x1, x2, self.block3(F.avg_pool2d(x2, 4))
 
     def detect(self, x1: Tensor, x2: Tensor, x3: Tensor) -> Tensor:
         """Return the score map of the features of the three blocks, at H/2, H/8 and H/32."""
