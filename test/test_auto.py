@@ -31,7 +31,7 @@ def told(caplog):
 
 @pytest.fixture
 def two_ways(monkeypatch):
-    """Make OpenVINO in fp32 and ONNX Runtime in fp32 what is worth trying, as on a CPU without bf16 and VNNI."""
+    """Make OpenVINO in fp32 and ONNX Runtime in fp32 what is worth trying, as on an x86 CPU without AVX2."""
     pytest.importorskip('openvino')
     monkeypatch.setattr(engines.openvino, 'capabilities', lambda core: {'fp32'})
 

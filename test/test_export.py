@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip('torch', reason='torch is not installed: models cannot be made')
-pytest.importorskip('onnx', reason='onnx is not installed: models cannot be made')
+onnx = pytest.importorskip('onnx', reason='onnx is not installed: models cannot be made')
+onnxruntime = pytest.importorskip('onnxruntime')
 
 from onnx import numpy_helper  # noqa: E402
 
@@ -186,6 +187,37 @@ def test_a_shipped_model_exported_again_is_the_same_file(name):
     assert build_maps(network).SerializeToString() == read_part(model)
     sparse = build_sparse(network, model.max_keypoints, model.subpixel, half=True)
     assert sparse.SerializeToString() == read_part(model, 'tensorrt')
+
+
+@pytest.mark.parametrize('variant', VARIANTS, ids=str)
+def test_neighbouring_weights_in_int8_add_up_to_at_most_128(variant):
+    """CPUs without VNNI add the products of two neighbouring channels, of up to 255 times a weight, in 16 bits."""
+    model = onnx.load_from_string(read_part(find_model(variant.name, 'shipped'), 'int8'))
+    weights = [numpy_helper.to_array(tensor) for tensor in model.graph.initializer if len(tensor.dims) == 4]
+    rounded = [np.abs(array.astype(int)) for array in weights if array.dtype == np.int8]
+    assert len(rounded) >= 10
+    for array in rounded:
+        assert 100 < (array[:, ::2] + array[:, 1::2]).max() <= 128
+
+
+@pytest.mark.parametrize('name', ['T-32', 'M-48', 'E-64'])
+def test_int8_on_this_cpu_computes_what_exact_arithmetic_does(name, photograph, monkeypatch):
+    openvino = pytest.importorskip('openvino')
+    from edgepoint2_ros.engines import openvino as backend
+
+    if 'int8' not in backend.capabilities(openvino.Core()):
+        pytest.skip('this CPU has no int8')
+    monkeypatch.setattr(backend, 'capabilities', lambda core: {'fp32', 'int8'})  # the rest in fp32
+    model = find_model(name, 'shipped')
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # rounded, then in fp32
+    exact = onnxruntime.InferenceSession(read_part(model, 'int8'), options, providers=['CPUExecutionProvider'])
+    scores, descriptors = backend.open_engine(model, 'int8', 1, print).maps(photograph)
+    expected_scores, expected = (array[0] for array in exact.run(['cells', 'descriptors'], {'image': photograph}))
+    cosines = np.einsum('hwd,hwd->hw', descriptors, expected)
+    cosines /= np.linalg.norm(descriptors, axis=2) * np.linalg.norm(expected, axis=2)
+    assert cosines.min() > 0.9985  # with products that overflow 0.988 to 0.996
+    assert np.quantile(np.abs(scores - expected_scores), 0.99) < 0.3
 
 
 def test_what_a_card_says_is_kept_when_its_model_is_exported_again(network, tmp_path):

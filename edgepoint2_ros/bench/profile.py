@@ -1,7 +1,7 @@
 """Where the time goes, stage by stage, beside the machine's floor: ``python -m edgepoint2_ros.bench.profile``.
 
 Each runtime tells what its operators took; stages are the prefixes of their names, which the export chose. The floor of
-a stage is the longer of its arithmetic at the speed of a large matrix product in the same precision and its maps at the
+a stage is the longer of its arithmetic at the speed of a large convolution in the same precision and its maps at the
 speed of a large copy, each read and written once per convolution.
 """
 
@@ -31,7 +31,7 @@ from edgepoint2_ros.scenes.sources import VirtualFlight
 WIDTH, HEIGHT = 640, 480
 FRAMES = 60
 STAGES = ('input', 'block1', 'block2', 'block3', 'detection', 'description', 'layouts', 'keypoints')
-SIDE = 2048  # of the matrices
+CHANNELS, SIDE = 256, 64  # of the large convolution's map
 BYTES = {'fp32': 4, 'bf16': 2, 'fp16': 2, 'int8': 1}  # of a number
 
 
@@ -85,12 +85,19 @@ def profile_openvino(model: Model, precision: str, threads: int, images: list[np
     network = core.read_model(str(path))
     network.reshape({'image': list(images[0].shape)})
     settings = {**settings_of(precision, capabilities(core), threads), 'PERF_COUNT': 'YES'}
-    request = core.compile_model(network, 'CPU', settings).create_infer_request()
+    compiled = core.compile_model(network, 'CPU', settings)
+    request = compiled.create_infer_request()
     for k in range(FRAMES):
         request.infer({'image': images[k % len(images)]}, share_inputs=True)
+    fused = {  # what each operator was made of: a rounding gives its name to all that it absorbs
+        operator.get_friendly_name(): operator.get_rt_info()['originalLayersNames'].astype(str).split(',')
+        for operator in compiled.get_runtime_model().get_ops()
+    }
     times: defaultdict[str, float] = defaultdict(float)
     for operator in request.profiling_info:  # means over all runs
-        times[_stage(operator.node_name)] += operator.real_time.total_seconds() * 1e3
+        times[_stage(operator.node_name, *fused.get(operator.node_name, ()))] += (
+            operator.real_time.total_seconds() * 1e3
+        )
     return times
 
 
@@ -113,13 +120,17 @@ def profile_onnxruntime(model: Model, threads: int, images: list[np.ndarray]) ->
     return times
 
 
-def _stage(name: str) -> str:
-    stage = name.split('/')[0]
-    if stage == 'cells':
-        return 'detection'
-    if stage.startswith('descriptors'):
-        return 'description'
-    return stage if stage in STAGES else 'layouts'  # layout conversions, which ONNX Runtime inserts without a name
+def _stage(*names: str) -> str:
+    """Return the stage of an operator with these names; layout conversions, which runtimes insert, have none."""
+    for name in names:
+        stage = name.split('/')[0]
+        if stage in STAGES:
+            return stage
+        if stage == 'cells':
+            return 'detection'
+        if stage.startswith('descriptors'):
+            return 'description'
+    return 'layouts'
 
 
 def keypoints_time(model: Model, backend: str, precision: str, threads: int, images: list[np.ndarray]) -> float:
@@ -141,26 +152,22 @@ def keypoints_time(model: Model, backend: str, precision: str, threads: int, ima
     return float(np.mean(spent[FRAMES // 4 :])) * 1e3
 
 
-def matrix_speed(precision: str, threads: int) -> float:
-    """Return the operations per second of a product of large matrices, by OpenVINO."""
+def convolution_speed(precision: str, threads: int) -> float:
+    """Return the operations per second of a large 3x3 convolution, by OpenVINO."""
     openvino = import_openvino()
     ops = openvino.opset13
-    x = ops.parameter([SIDE, SIDE], np.float32)
-    weight = np.random.default_rng(0).normal(size=(SIDE, SIDE)).astype(np.float32)
-    if precision == 'int8':  # rounded as in the models, so that the product is one of int8
+    shape = 1, CHANNELS, SIDE, SIDE
+    x = inputs = ops.parameter(shape, np.float32)
+    weight = ops.constant(np.random.default_rng(0).normal(size=(CHANNELS, CHANNELS, 3, 3)).astype(np.float32))
+    if precision == 'int8':  # rounded as in the models, so that it computes in int8
         limits = (np.float32(-4), np.float32(4), np.float32(-4), np.float32(4))
-        product = ops.matmul(
-            ops.fake_quantize(x, *limits, 256),
-            ops.fake_quantize(ops.constant(weight), *limits, 255),
-            False,
-            True,
-        )
-    else:
-        product = ops.matmul(x, ops.constant(weight), False, True)
+        inputs, weight = ops.fake_quantize(x, *limits, 256), ops.fake_quantize(weight, *limits, 255)
+    result = ops.convolution(inputs, weight, [1, 1], [1, 1], [1, 1], [1, 1])
     settings = settings_of(precision, {precision}, threads)
-    request = openvino.Core().compile_model(openvino.Model([product], [x]), 'CPU', settings).create_infer_request()
-    data = np.random.default_rng(1).normal(size=(SIDE, SIDE)).astype(np.float32)
-    return 2 * SIDE**3 / fastest(lambda: request.infer({0: data}, share_inputs=True))
+    request = openvino.Core().compile_model(openvino.Model([result], [x]), 'CPU', settings).create_infer_request()
+    data = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    operations = 2 * 9 * CHANNELS**2 * SIDE**2
+    return operations / fastest(lambda: request.infer({0: data}, share_inputs=True))
 
 
 def copy_speed() -> float:
@@ -192,8 +199,8 @@ def main() -> None:
     speeds: dict[tuple[str, int], float] = {}
     for threads in options.threads:
         for precision in precisions:
-            speeds[precision, threads] = speed = matrix_speed(precision, threads)
-            print(f'matrix product, {precision}, threads {threads}: {speed / 1e9:.0f} GFLOP/s')
+            speeds[precision, threads] = speed = convolution_speed(precision, threads)
+            print(f'large convolution, {precision}, threads {threads}: {speed / 1e9:.0f} GFLOP/s')
     images = [np.ascontiguousarray(VirtualFlight().image(15 * k)[..., None]) for k in range(10)]
     for variant in map(find_variant, options.variants):
         _print_table(variant, options.threads, precisions, speeds, bandwidth, images)

@@ -101,7 +101,7 @@ def gray_image(graph: Graph, branches: bool = True) -> tuple[str, str, str]:
     if branches:
         gray = graph.choose(
             graph.op('ReduceMin', graph.op('Cast', graph.op('Equal', grid, height_width), to=TensorProto.INT64)),
-            lambda branch: branch.op('Identity', gray),
+            lambda branch: branch.op('Reshape', gray, grid),  # OpenVINO would copy for an Identity
             resample,
         )
     else:

@@ -6,15 +6,15 @@ AVX-512. Four rearrangements help; none changes the result by more than rounding
 - A convolution to few channels computes several neighbouring pixels of a row at once, as further channels: its kernel
   is padded with zeros and its stride increased accordingly. Runtimes store the channels of a pixel contiguously, so
   turning them back into pixels is a reshape that moves no data (``unpack``).
-- Upsampling along a row also computes its new pixels as channels, by a convolution, which absorbs the 1x1 convolution
-  before it. Upsampling along columns then blends whole rows.
-- The descriptor head's first projection and upsampling commute, so each scale is projected before upsampling, while it
-  is small, and the scales are added instead of concatenated.
-- The same goes for the detection head.
+- The first projections of the heads and upsampling commute, so each scale is projected before upsampling, while it is
+  small, and the descriptor head's scales are added instead of concatenated.
+- Upsampling blends pixels of a row with the ones beside them, then whole rows, by elementwise operators: OpenVINO
+  compiles the second blend into one pass with the sum of the scales and its rounding.
 
 In the int8 model the convolutions between the network's first and the detection head's last compute in int8, with one
 scale for each map and one for each output channel of the weights. The score map needs its resolution: these two, and
-all sums on the way, stay as they are.
+all sums on the way, stay as they are. CPUs without VNNI add the products of two neighbouring input channels in 16 bits;
+the weights are scaled so that this never overflows.
 
 Inputs
     image        uint8 (H, W, C): C = 1 (gray) or 3 (colour in any channel order); H and W from 64 pixels.
@@ -72,6 +72,7 @@ class _WideLayers(Layers):
         super().__init__(network)
         self.limits = limits
         self.rounded: dict[str, str] = {}
+        self._indices: dict[tuple[str, int], str] = {}  # of neighbours, by map and axis
 
     def build(self) -> onnx.ModelProto:
         self.prefix = 'input/'
@@ -105,7 +106,7 @@ class _WideLayers(Layers):
         if exact or self.limits is None:
             weight = self.constant(wide, name=f'{name}.weight')
         else:
-            scale = np.abs(wide).max(axis=(1, 2, 3)) / 127
+            scale = _scales(wide)
             rounded = self.constant(np.rint(wide / scale[:, None, None, None]), np.int8, f'{name}.weight')
             weight = self.op('DequantizeLinear', rounded, scale, self.constant(np.zeros(len(scale)), np.int8), axis=0)
         if not exact:
@@ -128,27 +129,23 @@ class _WideLayers(Layers):
         # The average of packed pixels is a convolution, which needs no unpacking.
         assert x.pixels == size == 2
         weight = np.tile(np.eye(x.channels) / 4, 2)[:, :, None, None].repeat(2, axis=2)
-        result = self.op('Conv', x.name, weight, np.zeros(x.channels), strides=(2, 1))
+        result = self.op('Conv', x.name, weight, strides=(2, 1))
         return Map(result, x.channels, signed=x.signed)
 
     def sum(self, *parts: tuple[Map, nn.Conv2d, int]) -> Map:
         (x, conv, _), *coarse = parts
         total = self._project(x, conv)
-        for x, conv, factor in coarse:
-            name, weight, offset = self.fold(conv)
-            total = self._add_enlarged(total, x, *self.store(name, weight, np.tile(offset, factor)), factor)
-        return total
+        return self._add_enlarged(total, *((x, Layers.conv(self, x, conv).name, factor) for x, conv, factor in coarse))
 
     def join(self, conv: nn.Conv2d, *parts: tuple[Map, int]) -> Map:
         """Append the sum of the maps, each through its part of the convolution while it is small."""
         weight, offset = self.store(*self.fold(conv))
-        weights = self.op('Split', weight, [x.channels for x, _ in parts], outputs=len(parts), axis=1)
+        first, *weights = self.op('Split', weight, [x.channels for x, _ in parts], outputs=len(parts), axis=1)
         (x, _), *coarse = parts
         assert x.pixels == 1
-        total = Map(self.op('Conv', x.name, weights[0], offset), conv.out_channels)
-        for (x, factor), weight in zip(coarse, weights[1:]):
-            total = self._add_enlarged(total, x, weight, np.zeros(factor * conv.out_channels), factor)
-        return total
+        total = Map(self.op('Conv', x.name, first, offset), conv.out_channels)
+        scales = ((x, self.op('Conv', x.name, weight), factor) for (x, factor), weight in zip(coarse, weights))
+        return self._add_enlarged(total, *scales)
 
     def _project(self, x: Map, conv: nn.Conv2d) -> Map:
         """Append a 1x1 convolution; if its input is packed as its output will be, the pixels stay packed."""
@@ -159,22 +156,50 @@ class _WideLayers(Layers):
         result = self.op('Conv', x.name, *self.store(name, weight, np.tile(offset, x.pixels)))
         return Map(result, conv.out_channels, x.pixels)
 
-    def _add_enlarged(self, total: Map, x: Map, weight: str, offset: np.ndarray | str, factor: int) -> Map:
-        """Append a 1x1 convolution, bilinear upsampling (corners not aligned), and the addition to ``total``.
+    def _add_enlarged(self, total: Map, *scales: tuple[Map, str, int]) -> Map:
+        """Append the sum of ``total`` and two coarse maps after bilinear upsampling, corners not aligned.
 
-        New pixel p of ``factor`` lies (p + 1/2) / factor - 1/2 to the right of the old one: between that and a
-        neighbour.
+        New pixel p of a factor lies (p + 1/2) / factor - 1/2 beside the old one. It blends with the old one's neighbour
+        on the left in the first half, on the right in the second; rows likewise. So the new rows are split into halves,
+        of the coarser factor and again of the finer one, and all blends are broadcasts over them. There are always six
+        axes, because OpenVINO would change the layout of four or five before and after.
+
+        Args:
+            total: the sum so far.
+            scales: a map, its projection to the channels of ``total``, and the factor; the finer one first.
         """
-        shift = (np.arange(factor) + 0.5) / factor - 0.5
-        blend = np.stack([np.maximum(-shift, 0), 1 - np.abs(shift), np.maximum(shift, 0)], axis=1)  # left, same, right
-        # Multiplied out only when the model is opened: the file would be five times as large.
-        phases = self.op('Mul', blend[:, None, None, None], weight)
-        phases = self.op('Reshape', phases, [factor * total.channels, x.channels, 1, 3])
-        padded = self.op('Pad', x.name, [0, 0, 0, 1, 0, 0, 0, 1], mode='edge')
-        rows = self._regroup(self.op('Conv', padded, phases, offset), 1, -1)  # (1, w channels, h, 1)
-        scales = [1.0, 1.0, factor, 1.0]
-        rows = self.op('Resize', rows, '', scales, mode='linear', coordinate_transformation_mode='half_pixel')
-        return total._replace(name=self.op('Add', total.name, self._regroup(rows, -1, total.channels * total.pixels)))
+        (*_, fine), (*_, coarse) = scales
+        axes = [2, coarse // fine // 2, 2, fine // 2]
+        row = self.constant([0, 0, 1, 1, 1, -1])
+        rows = self.op('Reshape', self.op('Transpose', total.name, perm=[0, 2, 3, 1]), row)
+        result = self.op('Reshape', rows, [-1, *axes, 0])
+        for (x, projected, factor), outer in zip(scales, (2, 0)):
+            distance = np.abs((np.arange(factor) + 0.5) / factor - 0.5)
+            pixels = self.op('Transpose', projected, perm=[0, 2, 3, 1])
+            pixels = self.op('Reshape', pixels, [0, 0, -1, 1, 1, total.channels])
+            beside = self.op('Gather', pixels, self._neighbours(x, 3), axis=2)
+            beside = self.op('Reshape', beside, [0, 0, -1, 2, 1, total.channels])
+            rows = self.op('Reshape', self._blend(pixels, beside, distance.reshape(2, -1, 1)), row)
+            beside = self.op('Gather', rows, self._neighbours(x, 2), axis=1)
+            beside = self.op('Reshape', beside, [-1, *axes[:outer], 2, *[1] * (3 - outer), 0])
+            rows = self.op('Reshape', rows, [-1, *axes[:outer], *[1] * (4 - outer), 0])
+            result = self.op('Add', result, self._blend(rows, beside, distance.reshape(*axes[outer:], 1)))
+        result = self.op('Reshape', self.op('Reshape', result, [1, -1, 1, 1, 1, 0]), [0, 0, -1, total.channels])
+        return Map(self.op('Transpose', result, perm=[0, 3, 1, 2]), total.channels)
+
+    def _blend(self, x: str, other: str, share: np.ndarray) -> str:
+        """Append a blend, in which ``other`` has a share."""
+        return self.op('Add', x, self.op('Mul', self.op('Sub', other, x), share))
+
+    def _neighbours(self, x: Map, axis: int) -> str:
+        """Append the indices before and after each index of an axis of a map, in one list; clipped to the map."""
+        if (x.name, axis) not in self._indices:
+            zero, one = (self.constant(value, np.int64) for value in (0, 1))
+            count = self.op('Gather', self.op('Shape', x.name), self.constant(axis, np.int64))
+            indices = self.op('Reshape', self.op('Range', zero, count, one), [-1, 1])
+            indices = self.op('Clip', self.op('Add', indices, [[-1, 1]]), zero, self.op('Sub', count, one))
+            self._indices[x.name, axis] = self.op('Reshape', indices, [-1])
+        return self._indices[x.name, axis]
 
     def _round(self, x: Map) -> Map:
         """Append the rounding of a map to 8 bits with one scale, if the model is int8."""
@@ -191,3 +216,13 @@ class _WideLayers(Layers):
         """Append another division of each row's numbers into pixels and channels; -1 for one of the two is the rest."""
         x = self.op('Reshape', self.op('Transpose', x, perm=[0, 2, 3, 1]), [0, 0, width, channels])
         return self.op('Transpose', x, perm=[0, 3, 1, 2])
+
+
+def _scales(weights: np.ndarray) -> np.ndarray:
+    """Return the scale of each output channel's int8 weights, (O, I, h, w) before they are divided by it.
+
+    The magnitudes of two neighbouring input channels add up to at most 128: 2^15 is more than 255 times as much.
+    """
+    outputs, inputs, *size = weights.shape
+    pairs = np.abs(weights).reshape(outputs, inputs // 2, 2, *size).sum(axis=2).max(axis=(1, 2, 3))
+    return np.maximum(pairs / 127.5, np.abs(weights).max(axis=(1, 2, 3)) / 127)
