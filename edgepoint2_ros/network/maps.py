@@ -5,7 +5,7 @@ AVX-512. Four rearrangements help; none changes the result by more than rounding
 
 - A convolution to few channels computes several neighbouring pixels of a row at once, as further channels: its kernel
   is padded with zeros and its stride increased accordingly. Runtimes store the channels of a pixel contiguously, so
-  turning them back into pixels is a reshape that moves no data (``unpack``).
+  turning them back into pixels is a reshape that moves no data.
 - The first projections of the heads and upsampling commute, so each scale is projected before upsampling, while it is
   small, and the descriptor head's scales are added instead of concatenated.
 - Upsampling blends pixels of a row with the ones beside them, then whole rows, by elementwise operators: OpenVINO
