@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,15 @@ def test_another_size_model_or_number_of_threads_is_measured_anew(official_model
         open_engine(official_model(model), threads=threads, report=pytest.fail).prepare(shape)
         assert len(told()) == number
         assert len(json.loads(Measurements().path.read_bytes())) == number
+
+
+def test_another_export_of_the_same_weights_is_measured_anew(official_model, two_ways, told):
+    model = official_model('T-32')
+    again = replace(model, sha256={**model.sha256, '.int8.onnx': '0' * 64})
+    assert again.digest == model.digest
+    for number, each in enumerate([model, again, model], start=1):
+        open_engine(each, report=pytest.fail).prepare(SHAPE)
+        assert len(told()) == min(number, 2)
 
 
 def test_one_engine_keeps_its_choice_for_every_size(official_model, two_ways, told):

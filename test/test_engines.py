@@ -217,7 +217,7 @@ def test_low_precision_keeps_keypoints_and_descriptors(official_model, photograp
     model = official_model('T-32')
     fast = open_engine(model, 'openvino', precision).run(photograph, NO_MASK)
     share, cosine = compare(fast, open_engine(model, 'openvino', 'fp32').run(photograph, NO_MASK))
-    assert share > MIN_SHARE
+    assert share > (MIN_SHARE if precision == 'int8' else 0.98)
     assert cosine > 0.998
 
 

@@ -13,10 +13,13 @@ onnxruntime = pytest.importorskip('onnxruntime')
 
 from onnx import numpy_helper  # noqa: E402
 
+from edgepoint2_ros.cpu import Cpu  # noqa: E402
 from edgepoint2_ros.engines import open_engine  # noqa: E402
+from edgepoint2_ros.errors import EngineError  # noqa: E402
 from edgepoint2_ros.models import PAD_SCORE, find_model, open_model, read_part  # noqa: E402
 from edgepoint2_ros.models.official import DIRECTORY_VARIABLE, file_name, find_weights  # noqa: E402
 from edgepoint2_ros.models.variants import VARIANTS, find_variant  # noqa: E402
+from edgepoint2_ros.network import maps  # noqa: E402
 from edgepoint2_ros.network.export import export_again, export_model  # noqa: E402
 from edgepoint2_ros.network.half_precision import open_model as open_sparse  # noqa: E402
 from edgepoint2_ros.network.maps import build_maps  # noqa: E402
@@ -216,8 +219,22 @@ def test_int8_on_this_cpu_computes_what_exact_arithmetic_does(name, photograph, 
     expected_scores, expected = (array[0] for array in exact.run(['cells', 'descriptors'], {'image': photograph}))
     cosines = np.einsum('hwd,hwd->hw', descriptors, expected)
     cosines /= np.linalg.norm(descriptors, axis=2) * np.linalg.norm(expected, axis=2)
-    assert cosines.min() > 0.9985  # with products that overflow 0.988 to 0.996
+    assert cosines.min() > 0.9985  # without VNNI 0.988 to 0.996, if products overflow
     assert np.quantile(np.abs(scores - expected_scores), 0.99) < 0.3
+
+
+def test_an_int8_model_whose_products_may_overflow_is_refused_on_a_cpu_without_vnni(network, tmp_path, monkeypatch):
+    pytest.importorskip('openvino')
+    from edgepoint2_ros.engines import openvino as backend
+
+    monkeypatch.setattr(backend, 'capabilities', lambda core: {'fp32', 'int8'})
+    monkeypatch.setattr(maps, '_scales', lambda weights: np.abs(weights).max(axis=(1, 2, 3)) / 127)  # as they once were
+    model = open_model(export_model(network, tmp_path / 'T-32.onnx'))
+    monkeypatch.setattr(backend, 'find_cpu', lambda: Cpu('new', frozenset({'avx2', 'avx_vnni'})))
+    assert 'int8' in backend.open_engine(model, 'int8', 1, print).description
+    monkeypatch.setattr(backend, 'find_cpu', lambda: Cpu('old', frozenset({'avx2'})))
+    with pytest.raises(EngineError, match='overflow on a CPU without VNNI: export the model again, or use fp32'):
+        backend.open_engine(model, 'int8', 1, print)
 
 
 def test_what_a_card_says_is_kept_when_its_model_is_exported_again(network, tmp_path):

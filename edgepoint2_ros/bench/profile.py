@@ -1,8 +1,8 @@
 """Where the time goes, stage by stage, beside the machine's floor: ``python -m edgepoint2_ros.bench.profile``.
 
 Each runtime tells what its operators took; stages are the prefixes of their names, which the export chose. The floor of
-a stage is the longer of its arithmetic at the speed of a large convolution in the same precision and its maps at the
-speed of a large copy, each read and written once per convolution.
+a stage, about the least that it can take, is the longer of its arithmetic at the speed of a large convolution in the
+same precision and its maps at the speed of a large copy, each read and written once per convolution.
 """
 
 import argparse

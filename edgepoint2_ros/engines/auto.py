@@ -154,7 +154,7 @@ class AutoEngine:
             'cpu': f'{platform.machine()} {find_cpu().name}',
             'candidates': ', '.join(map(str, choices)),
             'runtimes': ', '.join(sorted({self._runtimes[choice.backend].BACKEND.version() for choice in choices})),
-            'model': f'{self._model.variant} {self._model.digest}',
+            'model': ' '.join([str(self._model.variant), *(sha[:16] for sha in self._model.sha256.values())]),
             'image': 'x'.join(map(str, image_shape)),
         }
         measurements = Measurements()

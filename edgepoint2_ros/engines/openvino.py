@@ -141,6 +141,8 @@ def open_engine(model: Model, precision: str, threads: int, report: Report) -> O
     with BACKEND.errors(f'open {part_path(model.path, "int8") if precision == "int8" else model.path}'):
         network = core.read_model(source)
     if precision == 'int8':
+        if not {'avx512_vnni', 'avx_vnni'} & find_cpu().flags:
+            refuse_overflow(network)
         precision = f'int8 and {"bf16" if "bf16" in has else "fp32"}'
     version = openvino.__version__.split('-')[0]
     engine = OpenVinoEngine(core, network, settings, version, precision, threads, model.subpixel, choice)
@@ -161,6 +163,21 @@ def refuse_scalar_code(layers: Iterable[Layer]) -> None:
             f'OpenVINO runs {scalar} of {len(kernels)} convolutions by scalar reference code on this CPU: '
             'use the backend onnxruntime'
         )
+
+
+def refuse_overflow(network: Any) -> None:
+    """Raise an EngineError if products in int8 may overflow on a CPU without VNNI.
+
+    It adds those of two neighbouring input channels in 16 bits; see network/maps.py.
+    """
+    for operation in network.get_ops():
+        if operation.get_type_name() == 'Constant' and operation.get_element_type().get_type_name() == 'i8':
+            weights = np.abs(operation.get_data().astype(int))
+            if weights.ndim == 4 and (weights[:, ::2] + weights[:, 1::2]).max() > 128:
+                raise EngineError(
+                    'the model in int8 is of an earlier version, whose sums overflow on a CPU without VNNI: '
+                    'export the model again, or use fp32'
+                )
 
 
 def fast_precisions(model: Model) -> list[str]:

@@ -1,7 +1,7 @@
 """The model for CPUs: from the image to the network's dense maps, arranged for their wide vector units.
 
 The network has few channels, and few channels waste vectors: a convolution to 8 of them fills half the 16 lanes of
-AVX-512. Four rearrangements help; none changes the result by more than rounding.
+AVX-512. Three rearrangements help; none changes the result by more than rounding.
 
 - A convolution to few channels computes several neighbouring pixels of a row at once, as further channels: its kernel
   is padded with zeros and its stride increased accordingly. Runtimes store the channels of a pixel contiguously, so
@@ -159,16 +159,18 @@ class _WideLayers(Layers):
     def _add_enlarged(self, total: Map, *scales: tuple[Map, str, int]) -> Map:
         """Append the sum of ``total`` and two coarse maps after bilinear upsampling, corners not aligned.
 
-        New pixel p of a factor lies (p + 1/2) / factor - 1/2 beside the old one. It blends with the old one's neighbour
-        on the left in the first half, on the right in the second; rows likewise. So the new rows are split into halves,
-        of the coarser factor and again of the finer one, and all blends are broadcasts over them. There are always six
-        axes, because OpenVINO would change the layout of four or five before and after.
+        New pixel p of a factor lies (p + 1/2) / factor - 1/2 beside the old one: in the first half of the new pixels it
+        blends with the old one on the left, in the second half with the one on the right. Rows likewise, above and
+        below. So the rows have an axis for each half: with the factors 4 and 16, the 16 new rows of a row of the
+        coarser map are 2 halves of 2 rows of the finer map, and each of these has 2 halves of 2 new rows. All blends
+        are then broadcasts. There are always six axes: OpenVINO would convert the layout of four or five.
 
         Args:
             total: the sum so far.
             scales: a map, its projection to the channels of ``total``, and the factor; the finer one first.
         """
         (*_, fine), (*_, coarse) = scales
+        assert fine % 2 == 0 and coarse % (2 * fine) == 0
         axes = [2, coarse // fine // 2, 2, fine // 2]
         row = self.constant([0, 0, 1, 1, 1, -1])
         rows = self.op('Reshape', self.op('Transpose', total.name, perm=[0, 2, 3, 1]), row)
