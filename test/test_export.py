@@ -228,7 +228,8 @@ def test_an_int8_model_whose_products_may_overflow_is_refused_on_a_cpu_without_v
     from edgepoint2_ros.engines import openvino as backend
 
     monkeypatch.setattr(backend, 'capabilities', lambda core: {'fp32', 'int8'})
-    monkeypatch.setattr(maps, '_scales', lambda weights: np.abs(weights).max(axis=(1, 2, 3)) / 127)  # as they once were
+    # As the scales once were.
+    monkeypatch.setattr(maps, 'int8_scales', lambda weights: np.abs(weights).max(axis=(1, 2, 3)) / 127)
     model = open_model(export_model(network, tmp_path / 'T-32.onnx'))
     monkeypatch.setattr(backend, 'find_cpu', lambda: Cpu('new', frozenset({'avx2', 'avx_vnni'})))
     assert 'int8' in backend.open_engine(model, 'int8', 1, print).description

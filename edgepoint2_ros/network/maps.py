@@ -106,7 +106,7 @@ class _WideLayers(Layers):
         if exact or self.limits is None:
             weight = self.constant(wide, name=f'{name}.weight')
         else:
-            scale = _scales(wide)
+            scale = int8_scales(wide)
             rounded = self.constant(np.rint(wide / scale[:, None, None, None]), np.int8, f'{name}.weight')
             weight = self.op('DequantizeLinear', rounded, scale, self.constant(np.zeros(len(scale)), np.int8), axis=0)
         if not exact:
@@ -220,7 +220,7 @@ class _WideLayers(Layers):
         return self.op('Transpose', x, perm=[0, 3, 1, 2])
 
 
-def _scales(weights: np.ndarray) -> np.ndarray:
+def int8_scales(weights: np.ndarray) -> np.ndarray:
     """Return the scale of each output channel's int8 weights, (O, I, h, w) before they are divided by it.
 
     The magnitudes of two neighbouring input channels add up to at most 128: 2^15 is more than 255 times as much.
