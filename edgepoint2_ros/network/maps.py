@@ -112,7 +112,7 @@ class _WideLayers(Layers):
         if not exact:
             x = self._round(x)
         offset = self.constant(np.tile(bias, pixels), name=f'{name}.bias')
-        packed = x.name if x.pixels == 1 else self._regroup(x.name, -1, x.channels)
+        packed = x.name if x.pixels == 1 else self._unpack(x)
         shape: dict[str, Any] = {'strides': (down, right * pixels), 'pads': conv.padding * 2}
         result = self.op('Conv', packed, weight, offset, group=conv.groups, **shape)
         if relu and exact and self.limits is not None:
@@ -214,10 +214,10 @@ class _WideLayers(Layers):
             self.rounded[x.name] = result
         return x._replace(name=self.rounded[x.name])
 
-    def _regroup(self, x: str, width: int, channels: int) -> str:
-        """Append another division of each row's numbers into pixels and channels; -1 for one of the two is the rest."""
-        x = self.op('Reshape', self.op('Transpose', x, perm=[0, 2, 3, 1]), [0, 0, width, channels])
-        return self.op('Transpose', x, perm=[0, 3, 1, 2])
+    def _unpack(self, x: Map) -> str:
+        """Append the division of each row's numbers into single pixels, from packed ones."""
+        rows = self.op('Reshape', self.op('Transpose', x.name, perm=[0, 2, 3, 1]), [0, 0, -1, x.channels])
+        return self.op('Transpose', rows, perm=[0, 3, 1, 2])
 
 
 def int8_scales(weights: np.ndarray) -> np.ndarray:
