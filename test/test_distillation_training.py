@@ -41,6 +41,8 @@ ROOT = Path(__file__).parents[1]
 PROGRAM = """
 import argparse, sys
 from edgepoint2_ros.cli import train as command
+from edgepoint2_ros.distillation import train
+train.BASIS_VIEWS = train.HEAD_VIEWS = 16
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
 sys.exit(command.run(parser.parse_args()))
@@ -65,6 +67,13 @@ def _same_threads_afterwards():
     yield
     torch.set_num_threads(threads[0])
     cv2.setNumThreads(threads[1])
+
+
+@pytest.fixture(autouse=True)
+def _few_views(monkeypatch):
+    """As in PROGRAM: the usual number would take most of the time of trainings as short as these."""
+    for name in ('BASIS_VIEWS', 'HEAD_VIEWS'):
+        monkeypatch.setattr(f'edgepoint2_ros.distillation.train.{name}', 16)
 
 
 def arguments(place, output, *more):
