@@ -45,7 +45,7 @@ from pathlib import Path
 from edgepoint2_ros.distillation import train
 from test_gpu_check import load_tool
 
-train.BASIS_VIEWS = 4
+train.BASIS_VIEWS = train.HEAD_VIEWS = 4
 print(json.dumps(load_tool().train([Path(sys.argv[1])], device='cpu')))
 """
 
