@@ -38,11 +38,12 @@ from edgepoint2_ros.network.weights import load_network  # noqa: E402
 from edgepoint2_ros.storage import sha256  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-PROGRAM = """
+VIEWS = 16  # for basis and last layers; the usual number would take most of the time of trainings as short as these
+PROGRAM = f"""
 import argparse, sys
 from edgepoint2_ros.cli import train as command
 from edgepoint2_ros.distillation import train
-train.BASIS_VIEWS = train.HEAD_VIEWS = 16
+train.BASIS_VIEWS = train.HEAD_VIEWS = {VIEWS}
 parser = argparse.ArgumentParser()
 command.add_arguments(parser)
 sys.exit(command.run(parser.parse_args()))
@@ -71,9 +72,8 @@ def _same_threads_afterwards():
 
 @pytest.fixture(autouse=True)
 def _few_views(monkeypatch):
-    """As in PROGRAM: the usual number would take most of the time of trainings as short as these."""
     for name in ('BASIS_VIEWS', 'HEAD_VIEWS'):
-        monkeypatch.setattr(f'edgepoint2_ros.distillation.train.{name}', 16)
+        monkeypatch.setattr(f'edgepoint2_ros.distillation.train.{name}', VIEWS)
 
 
 def arguments(place, output, *more):
