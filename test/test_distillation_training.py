@@ -62,6 +62,19 @@ def place(tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope='module')
+def matches(tmp_path_factory):
+    """A COLMAP database of two images, and their folder, as `--matches` takes them."""
+    from test_distillation_matches import write_database  # skips without pycolmap
+
+    folder = tmp_path_factory.mktemp('matched')
+    scene = textured(700, 500, 7)
+    for name, view in (('a.png', scene[20:, 60:]), ('b.png', scene[:480, :640])):
+        cv2.imwrite(str(folder / name), view)
+    write_database(folder / 'matches.db', folder, ['a.png', 'b.png'])
+    return str(folder / 'matches.db'), str(folder)
+
+
 @pytest.fixture(autouse=True)
 def _same_threads_afterwards():
     threads = torch.get_num_threads(), cv2.getNumThreads()
@@ -219,6 +232,18 @@ class TestTraining:
         run(*arguments(place, tmp_path, '--steps', '40', '--recipe', recipe, *one_pair))
         assert_learned(tmp_path, losses)
 
+    def test_learns_from_matched_photographs(self, place, matches, tmp_path, capsys):
+        one_layout_of_each = ('--pairs', '2', '--layouts', '2', '--teacher', 'S-64', '--matches', *matches)
+        run(*arguments(place, tmp_path, '--steps', '40', *one_layout_of_each))
+        assert 'on 3 of 3 images and 1 pairs of 2 matched images, 40 steps' in capsys.readouterr().out
+        assert_learned(
+            tmp_path, ('regression', 'map', 'relational', 'similarity', 'contrastive', 'detection', 'matching')
+        )
+        assert json.loads((tmp_path / 'T-32.json').read_text())['trained']['matched_pairs'] == 1
+        # Others, or none, are another training.
+        with pytest.raises(TrainingError, match='matches was [0-9a-f]{16}, now none'):
+            run(*arguments(place, tmp_path, '--steps', '40', *one_layout_of_each[:-3]))
+
     def test_learns_the_blocks_of_a_teacher_of_the_same_variant(self, place, tmp_path):
         options = ('--recipe', 'blocks', '--teacher', 'T-48', '--pairs', '1', '--layouts', '1', '--steps', '40')
         run('T-48', *arguments(place, tmp_path, *options)[2:])
@@ -339,6 +364,12 @@ class TestTraining:
 
 
 class TestBadInput:
+    @pytest.mark.parametrize('recipe', ['paper', 'blocks'])
+    def test_matched_photographs_are_for_the_recipe_scenes(self, place, matches, tmp_path, recipe):
+        options = ('T-48', *arguments(place, tmp_path, '--recipe', recipe, '--matches', *matches)[2:])
+        with pytest.raises(TrainingError, match=f'matched photographs are for the recipe scenes, got {recipe}'):
+            run(*options, '--teacher', 'T-48')
+
     def test_blocks_are_learned_from_a_teacher_of_the_same_variant(self, place, tmp_path):
         with pytest.raises(TrainingError, match='teacher of the same variant.*got T-32, T-48 from S-64'):
             run(*arguments(place, tmp_path, '--recipe', 'blocks'))

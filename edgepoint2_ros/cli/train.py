@@ -18,6 +18,7 @@ import torch
 
 from edgepoint2_ros.cli.arguments import check_minimum
 from edgepoint2_ros.distillation.aliked import Aliked
+from edgepoint2_ros.distillation.matches import MatchedPhotos, load_matched_photos
 from edgepoint2_ros.distillation.photos import Photos, load_photos
 from edgepoint2_ros.distillation.student import Student
 from edgepoint2_ros.distillation.teacher import TeacherNetwork, name_networks
@@ -39,6 +40,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add('variants', nargs='+', metavar='VARIANT', help='variants of one size, trained jointly: T-32 T-48')
     add('--images', nargs='+', type=Path, required=True, metavar='DIR', help='training images')
+    add(
+        '--matches',
+        nargs=2,
+        type=Path,
+        metavar=('DATABASE', 'DIR'),
+        help='a COLMAP database and the folder of its images: every second pair of images is one with verified matches',
+    )
     add(
         '--teacher',
         nargs='+',
@@ -110,12 +118,16 @@ def run(options: argparse.Namespace) -> int:
         student.start_from(start)
     teachers = [load_teacher(name) for name in options.teacher]
     paths = find_images(options.images)
-    photos = load_photos(
-        paths, options.cache or cache_directory() / 'training', lambda items: show_progress(items, 'image', len(paths))
-    )
+    cache = options.cache or cache_directory() / 'training'
+    photos = load_photos(paths, cache, lambda items: show_progress(items, 'image', len(paths)))
+    matched = None
+    if options.matches:
+        database, folder = options.matches
+        matched = load_matched_photos(database, folder, cache, lambda items: show_progress(items, 'matched image'))
     teaching = ', '.join(str(teacher.variant) for teacher in teachers)
+    pairs = f' and {len(matched.pairs)} pairs of {len(matched.photos)} matched images' if matched else ''
     print(
-        f'{" ".join(map(str, variants))} learn from {teaching} on {len(photos)} of {len(paths)} images, '
+        f'{" ".join(map(str, variants))} learn from {teaching} on {len(photos)} of {len(paths)} images{pairs}, '
         f'{schedule.steps} steps of {schedule.pairs} pairs on {options.device}'
     )
     train(
@@ -128,12 +140,13 @@ def run(options: argparse.Namespace) -> int:
         options.workers,
         options.checkpoint_every,
         lambda steps, done: show_progress(steps, 'step', schedule.steps, done),
+        matched,
     )
     for variant in variants:
         network = student.extract(variant)
         torch.save(network.state_dict(), options.output / f'{variant}.pth')
         model = export_model(
-            network, options.output / f'{variant}.onnx', card=_card(options, schedule, start, teachers, photos)
+            network, options.output / f'{variant}.onnx', card=_card(options, schedule, start, teachers, photos, matched)
         )
         print(f'{variant}: {model}')
     return 0
@@ -185,6 +198,7 @@ def _card(
     start: EdgePoint2 | None,
     teachers: Sequence[TeacherNetwork],
     photos: Photos,
+    matched: MatchedPhotos | None,
 ) -> dict[str, Any]:
     """Return what the model card says about the training."""
     return {
@@ -193,6 +207,7 @@ def _card(
             'teacher': name_networks(teachers),
             'start': name_networks([start]) if start else 'random weights',
             'images': len(photos),
+            **({'matched_pairs': len(matched.pairs)} if matched else {}),
             'data': options.data_note,
             'recipe': schedule.recipe,
             'steps': schedule.steps,

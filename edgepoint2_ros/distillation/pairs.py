@@ -1,8 +1,9 @@
-"""Image pairs of known geometry, made from single photographs.
+"""Image pairs of known geometry, made from single photographs, and pairs of views of matched photographs.
 
 Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with its own
 homography, so that the pair has occlusions and motion boundaries, as real scenes do. Light, blur, noise and compression
-differ between the views. Pair number n depends only on the seed, the number of layouts and n.
+differ between the views. Matched photographs show one place from two points: of these, views show most of each, and
+what corresponds is known at their matches alone. Pair number n depends only on the seed, the number of layouts and n.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from edgepoint2_ros.distillation.matches import MatchedPhotos
 from edgepoint2_ros.distillation.photos import Photos
 
 WIDTH, HEIGHT = 480, 352  # of a view; multiples of 32, large enough for the coarsest map, at 1/32, to be meaningful
@@ -24,6 +26,11 @@ MAX_SCALE = 1.6
 SHIFT = 0.2  # of the view's size, at most
 PERSPECTIVE_SD = 0.3  # change of depth from the view's centre to its right edge, times two
 UNCHANGED = 0.7  # share of views that keep their light
+
+MAX_MATCHES = 256  # of matched photographs, in both views
+CROP = (0.65, 1.05)  # size of a view of a matched photograph, of the largest one that fits into it
+CROP_ROTATION_SD = np.deg2rad(8)
+CROP_TRIES = 4  # of which the one with the most matches is taken
 
 
 class Pair(NamedTuple):
@@ -37,6 +44,8 @@ class Pair(NamedTuple):
         photos: (MAX_PIECES + 1,) int64, the photograph of each layer, -1 for none.
         layout: () int64; pairs of the same layout differ only in the light, blur and noise of their views. -1: no other
             pair has it.
+        matches: (MAX_MATCHES, 2, 2) float32, pixels of a and b of the matches of matched photographs, of which the
+            labels and homographies say nothing; NaN where there are no more.
     """
 
     views: Tensor
@@ -45,6 +54,7 @@ class Pair(NamedTuple):
     homographies: Tensor
     photos: Tensor
     layout: Tensor = torch.tensor(-1)
+    matches: Tensor = torch.full((MAX_MATCHES, 2, 2), torch.nan)
 
 
 class PairDataset(Dataset[Pair]):
@@ -55,10 +65,12 @@ class PairDataset(Dataset[Pair]):
         seed: of everything random.
         length: number of pairs.
         layouts: number of different layouts, used in turn; 0: each pair has its own.
+        matched: every second layout is of a pair of these.
     """
 
-    def __init__(self, photos: Photos, seed: int, length: int, layouts: int = 0):
+    def __init__(self, photos: Photos, seed: int, length: int, layouts: int = 0, matched: MatchedPhotos | None = None):
         self.photos = photos
+        self.matched = matched
         self.seed = seed
         self.length = length
         self.layouts = layouts or length
@@ -70,7 +82,13 @@ class PairDataset(Dataset[Pair]):
         layout = number % self.layouts
         rng = np.random.default_rng([self.seed, layout])
         light = rng if layout == number else np.random.default_rng([self.seed, number])
-        return make_pair(self.photos, rng, light)._replace(layout=torch.tensor(layout))
+        if self.matched is not None and layout % 2:
+            pair = make_matched_pair(self.matched, rng, light)
+            # Numbered after those of the photographs.
+            pair = pair._replace(photos=torch.where(pair.photos < 0, -1, pair.photos + len(self.photos)))
+        else:
+            pair = make_pair(self.photos, rng, light)
+        return pair._replace(layout=torch.tensor(layout))
 
 
 def make_pair(photos: Photos, rng: np.random.Generator, light: np.random.Generator | None = None) -> Pair:
@@ -108,16 +126,58 @@ def make_pair(photos: Photos, rng: np.random.Generator, light: np.random.Generat
             cv2.fillPoly(mask, [np.round(here).clip(-30000, 30000).astype(np.int32)], 1)
             np.copyto(views[view], texture, where=(mask == 1) | (layer == 0))
             labels[view][mask == 1] = layer
-    sharpen(views, rng)
-    light = light or rng
-    recorded = [view if light.random() < UNCHANGED else change_light(view, light) for view in views]
     return Pair(
-        torch.from_numpy(np.stack(recorded)),
-        torch.from_numpy(views),
+        *_record(views, rng, light or rng),
         torch.from_numpy(labels),
         torch.from_numpy(homographies.astype(np.float32)),
         torch.from_numpy(shown),
     )
+
+
+def make_matched_pair(
+    matched: MatchedPhotos, rng: np.random.Generator, light: np.random.Generator | None = None
+) -> Pair:
+    """Return views of a random pair of matched photographs.
+
+    Args:
+        matched: what it shows.
+        rng: of the layout.
+        light: of light, blur and noise; by default ``rng``.
+    """
+    a, b, xy = matched.pairs[rng.integers(len(matched.pairs))]
+    pyramids = matched.photos[a], matched.photos[b]
+    mirrored = rng.random() < 0.5
+
+    def place() -> tuple[list[np.ndarray], np.ndarray]:
+        placements = [_random_crop(pyramid[0].shape, mirrored, rng) for pyramid in pyramids]
+        moved = [
+            cv2.perspectiveTransform(points[None].astype(float), np.linalg.inv(placement))[0]
+            for points, placement in zip(xy.swapaxes(0, 1), placements)
+        ]
+        both = np.stack(moved, axis=1)
+        return placements, both[((both >= 0) & (both <= (WIDTH - 1, HEIGHT - 1))).all(axis=(1, 2))]
+
+    placements, seen = max((place() for _ in range(CROP_TRIES)), key=lambda placed: len(placed[1]))
+    seen = rng.permutation(seen)[:MAX_MATCHES]
+    matches = np.full((MAX_MATCHES, 2, 2), np.nan, np.float32)
+    matches[: len(seen)] = seen
+    views = np.stack([_warp(pyramid, placement) for pyramid, placement in zip(pyramids, placements)])
+    shown = np.full(MAX_PIECES + 1, -1, np.int64)
+    shown[:2] = a, b
+    return Pair(
+        *_record(views, rng, light or rng),
+        torch.full((2, HEIGHT, WIDTH), OUTSIDE, dtype=torch.uint8),
+        torch.eye(3).repeat(MAX_PIECES + 1, 1, 1),
+        torch.from_numpy(shown),
+        matches=torch.from_numpy(matches),
+    )
+
+
+def _record(views: np.ndarray, rng: np.random.Generator, light: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Return the views, uint8 (2, H, W), as two cameras record them, and as they are."""
+    sharpen(views, rng)
+    recorded = [view if light.random() < UNCHANGED else change_light(view, light) for view in views]
+    return torch.from_numpy(np.stack(recorded)), torch.from_numpy(views)
 
 
 def random_homography(rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
@@ -219,6 +279,19 @@ def _random_placement(shape: tuple[int, int], rng: np.random.Generator) -> np.nd
     if rng.random() < 0.5:  # mirrored
         placement = placement @ np.array([[-1, 0, WIDTH - 1], [0, 1, 0], [0, 0, 1]])
     return placement
+
+
+def _random_crop(shape: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> np.ndarray:
+    """Return where a view lies that shows most of a photograph of ``shape``, as `_random_placement` does."""
+    height, width = shape
+    scale = rng.uniform(*CROP) * min(width / WIDTH, height / HEIGHT)
+    room = np.maximum(0, [width - scale * WIDTH, height - scale * HEIGHT])
+    centre = np.array([(width - 1) / 2, (height - 1) / 2]) + room * rng.uniform(-0.5, 0.5, 2)
+    angle = rng.normal(0, CROP_ROTATION_SD)
+    cos, sin = scale * np.cos(angle), scale * np.sin(angle)
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    mirror = np.diag([-1.0 if mirrored else 1.0, 1, 1])
+    return _translation(centre) @ turn @ mirror @ _translation(-np.array([(WIDTH - 1) / 2, (HEIGHT - 1) / 2]))
 
 
 def _warp(pyramid: list[np.ndarray], to_photo: np.ndarray) -> np.ndarray:

@@ -41,7 +41,10 @@ class Photos:
 
 
 def load_photos(
-    paths: Sequence[Path], cache: Path, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
+    paths: Sequence[Path],
+    cache: Path,
+    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
+    upright: bool = True,
 ) -> Photos:
     """Return the photographs as pyramids, decoded at most once: a later call reads the cache.
 
@@ -51,17 +54,19 @@ def load_photos(
         paths: image files.
         cache: a folder; a file in it belongs to one list of paths, sizes and modification times.
         progress: wraps the iteration, for example ``tqdm``.
+        upright: turned as EXIF says; otherwise as stored.
 
     Raises:
         ImageError: no image of the list is usable.
     """
     cache.mkdir(parents=True, exist_ok=True)
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode())[:16]
+    as_stored = [] if upright else ['as stored']
+    key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats, *as_stored]).encode())[:16]
     index, data = cache / f'{key}.json', cache / f'{key}.u8'
     if not index.exists():
         # The index is written last and by renaming: if it exists, the data is complete.
-        _decode(paths, index, data, progress)
+        _decode(paths, index, data, progress, upright)
     entries = json.loads(index.read_text())
     for line in entries['skipped']:
         log.warning('skipped %s', line)
@@ -71,13 +76,17 @@ def load_photos(
 
 
 def _decode(
-    paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable[Path]], Iterable[Path]]
+    paths: Sequence[Path],
+    index: Path,
+    data: Path,
+    progress: Callable[[Iterable[Path]], Iterable[Path]],
+    upright: bool,
 ) -> None:
     names, shapes, skipped = [], [], []
     with replacing(data) as file:
         for path in progress(paths):
             try:
-                pyramid = _read_pyramid(path)
+                pyramid = _read_pyramid(path, upright)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
@@ -88,8 +97,8 @@ def _decode(
     write_whole(index, json.dumps({'names': names, 'shapes': shapes, 'skipped': skipped}).encode())
 
 
-def _read_pyramid(path: Path) -> list[np.ndarray]:
-    image = read_image(path)
+def _read_pyramid(path: Path, upright: bool) -> list[np.ndarray]:
+    image = read_image(path, upright)
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ImageError(f'{path}: {width}x{height} is too small: expected at least {MIN_SIDE} pixels each way')

@@ -23,6 +23,7 @@ from edgepoint2_ros.distillation.losses import (
     principal_basis,
     relational_loss,
 )
+from edgepoint2_ros.distillation.matches import MatchedPhotos
 from edgepoint2_ros.distillation.muon import Muon
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, Pair, PairDataset, correspond
 from edgepoint2_ros.distillation.photos import Photos
@@ -53,6 +54,8 @@ SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
 RELATIONAL = {'T': 1.0, 'S': 1.0, 'M': 1.0, 'L': 1.0, 'E': 0.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
+# Between matched photographs, unlike between views of one, it helps there, too.
+MATCHING = {'matching': 1.0}
 RECIPES = ('scenes', 'paper', 'blocks')
 BASIS_VIEWS = 64  # views that determine the fixed basis of the teacher's descriptors
 HEAD_VIEWS = 300  # views that determine the last layers at the end
@@ -60,6 +63,7 @@ TEACHER_POINTS = 256  # per pair, at keypoints of the teacher
 RANDOM_POINTS = 192  # and anywhere, so that descriptors are good between keypoints, too
 RELATED = 4  # pixels of the descriptor map: one cell of so many squared is compared with the points of the other view
 MIN_POINTS = 96  # a pair with fewer common points says little about a rotation of 64 dimensions
+MIN_MATCHES = 16  # of matched photographs in both views, which stand in for common points
 CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
 
@@ -94,14 +98,19 @@ class Schedule:
     frozen: float = 0.2
     layouts: int = 0
 
-    def weights(self, size: str) -> dict[str, float]:
-        """Return the weight of each loss for a student of a network size."""
+    def weights(self, size: str, matched: bool = False) -> dict[str, float]:
+        """Return the weight of each loss for a student of a network size.
+
+        Args:
+            size: of the student, such as E.
+            matched: it also learns from matched photographs.
+        """
         if self.recipe == 'paper':
             return PAPER
         if self.recipe == 'blocks':
             return BLOCKS
         by_size = {'relational': RELATIONAL[size], 'contrastive': CONTRASTIVE[size]}
-        return SCENES | {name: weight for name, weight in by_size.items() if weight}
+        return SCENES | {name: weight for name, weight in by_size.items() if weight} | (MATCHING if matched else {})
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
@@ -121,6 +130,7 @@ def train(
     workers: int = 0,
     checkpoint_every: int = 250,
     progress: Callable[[Iterable[int], int], Iterable[int]] = lambda steps, done: steps,
+    matched: MatchedPhotos | None = None,
 ) -> Student:
     """Train ``student`` in place and return it; a checkpoint in ``output`` from the same schedule is resumed.
 
@@ -132,6 +142,7 @@ def train(
         workers: processes that make pairs; 0 makes them between the steps.
         checkpoint_every: steps; a kill loses at most this many.
         progress: wraps the iteration over steps, also given the number of steps already done.
+        matched: every second pair is of these photographs; with the recipe ``scenes`` only.
 
     Raises:
         TrainingError: the first teacher is no EdgePoint2; the teachers' descriptors together are smaller than the
@@ -155,7 +166,9 @@ def train(
             'with the recipe blocks one variant learns from a teacher of the same variant, such as E-64@official; '
             f'got {", ".join(map(str, student.variants))} from {given}'
         )
-    identity = _identity(student, teachers, photos, schedule)
+    if matched is not None and schedule.recipe != 'scenes':
+        raise TrainingError(f'matched photographs are for the recipe scenes, got {schedule.recipe}')
+    identity = _identity(student, teachers, photos, schedule, matched)
     torch.manual_seed(schedule.seed)
     output.mkdir(parents=True, exist_ok=True)
     for network in (student, *teachers):
@@ -168,14 +181,14 @@ def train(
         norm.momentum = 0.01  # few images per step: average over many steps
     optimisers = make_optimisers(student, schedule)
     checkpoint = output / CHECKPOINT
-    weights = schedule.weights(student.variants[0].size)
+    weights = schedule.weights(student.variants[0].size, matched is not None)
     columns = taught_columns(student, teachers) if schedule.recipe == 'scenes' else None
     start, basis = _resume(checkpoint, student, optimisers, identity)
     if not start and schedule.recipe == 'scenes':
         views = PairDataset(photos, schedule.seed + 1, BASIS_VIEWS // 2)
         basis = fit_basis(student, teachers, (views[i].clean for i in range(len(views))))
 
-    dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs, schedule.layouts)
+    dataset = PairDataset(photos, schedule.seed, schedule.steps * schedule.pairs, schedule.layouts, matched)
     remaining = Subset(dataset, range(start * schedule.pairs, len(dataset)))
     loader = DataLoader(remaining, schedule.pairs, num_workers=workers, pin_memory=device == 'cuda')
     if schedule.recipe == 'scenes' and dataset.layouts < len(dataset):
@@ -199,7 +212,8 @@ def train(
             total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
             if not torch.isfinite(total):
                 parts = ', '.join(f'{name} {value.item():.4g}' for name, value in losses.items())
-                names = sorted({photos.names[i] for i in batch.photos.flatten().tolist() if i >= 0})
+                every = [*photos.names, *(matched.photos.names if matched else ())]
+                names = sorted({every[i] for i in batch.photos.flatten().tolist() if i >= 0})
                 raise TrainingError(f'the loss is not finite at step {step} ({parts}); its images: {", ".join(names)}')
             student.zero_grad()
             total.backward()
@@ -319,13 +333,17 @@ def pair_losses(
     counted = 0
     for index in range(len(batch.views)):
         pair = Pair(*(part[index] for part in batch))
-        places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
-        anywhere = torch.rand(RANDOM_POINTS, 2, generator=generator).to(device)
-        places = torch.cat([places, anywhere * torch.tensor([WIDTH - 1, HEIGHT - 1], device=device)])
-        moved, visible = correspond(places, pair)
-        if visible.sum() < MIN_POINTS:
+        matched = pair.matches[pair.matches[:, 0, 0].isfinite()]
+        if len(matched):
+            xy, enough, contrast = (matched[:, 0], matched[:, 1]), MIN_MATCHES, 'matching'
+        else:
+            places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
+            anywhere = torch.rand(RANDOM_POINTS, 2, generator=generator).to(device)
+            places = torch.cat([places, anywhere * torch.tensor([WIDTH - 1, HEIGHT - 1], device=device)])
+            moved, visible = correspond(places, pair)
+            xy, enough, contrast = (places[visible], moved[visible]), MIN_POINTS, 'contrastive'
+        if len(xy[0]) < enough:
             continue
-        xy = (places[visible], moved[visible])
         if 'relational' in sums:
             y, x = torch.randint(RELATED, (2,), generator=generator).tolist()
             cells = (..., slice(y, None, RELATED), slice(x, None, RELATED))
@@ -355,8 +373,8 @@ def pair_losses(
                 for view, other in ((0, 2 * index + 1), (1, 2 * index)):
                     own, teachers = (descriptor_rows(m[other, None][cells]) for m in (descriptor_map, teacher_map))
                     sums['relational'] += relational_loss(learnt[view], own, shown[view], teachers[:, taught_by]) / 2
-            if 'contrastive' in sums:
-                sums['contrastive'] += contrastive_loss(*learnt, *xy)
+            if contrast in sums:
+                sums[contrast] += contrastive_loss(*learnt, *xy)
             counted += 1
     losses = {name: value / max(1, counted) for name, value in sums.items()}
     if 'map' in weights:
@@ -375,13 +393,18 @@ def pair_losses(
 
 
 def _identity(
-    student: Student, teachers: Sequence[TeacherNetwork], photos: Photos, schedule: Schedule
+    student: Student,
+    teachers: Sequence[TeacherNetwork],
+    photos: Photos,
+    schedule: Schedule,
+    matched: MatchedPhotos | None,
 ) -> dict[str, str | float]:
     """Return what must not change when a training is resumed."""
     return {
         'variants': ' '.join(variant.name for variant in student.variants),
         'teacher': name_networks(teachers),
         'images': sha256('\n'.join(photos.names).encode())[:16],
+        'matches': matched.digest() if matched else 'none',
         'first weights': ' '.join(weights_digest(student.extract(variant)) for variant in student.variants),
         **asdict(schedule),
     }

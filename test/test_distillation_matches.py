@@ -1,0 +1,217 @@
+"""Matched photographs: what a COLMAP database says of them, in the pixels of the views that a training shows."""
+
+import logging
+import sqlite3
+from contextlib import closing
+
+import cv2
+import numpy as np
+import pytest
+from exif import store
+
+torch = pytest.importorskip('torch', reason='torch is not installed: training cannot be tested')
+pytest.importorskip('pycolmap', reason='pycolmap is not installed')
+
+from test_distillation_pairs import textured  # noqa: E402
+
+from edgepoint2_ros.bridges.colmap import exhaustive_pairs, write_colmap  # noqa: E402
+from edgepoint2_ros.distillation import pairs as views  # noqa: E402
+from edgepoint2_ros.distillation.matches import (  # noqa: E402
+    MIN_MATCHES,
+    MatchesError,
+    load_matched_photos,
+    read_matches,
+)
+from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, PairDataset, make_matched_pair  # noqa: E402
+from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
+from edgepoint2_ros.extractor import Extractor  # noqa: E402
+from edgepoint2_ros.images import read_image  # noqa: E402
+
+MOVED = np.array([60, 20])  # pixels, from a.png to b.png
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """A folder with a.png, b.png, which is a.png seen from elsewhere, and matches.db."""
+    place = tmp_path_factory.mktemp('place')
+    x, y = MOVED
+    scene = textured(640 + x, 480 + y, 1)
+    cv2.imwrite(str(place / 'a.png'), scene[y:, x:])
+    cv2.imwrite(str(place / 'b.png'), scene[:480, :640])
+    write_database(place / 'matches.db', place, ['a.png', 'b.png'])
+    return place
+
+
+def write_database(path, folder, names):
+    extractor = Extractor('T-32', max_keypoints=400)
+    images = {name: extractor.extract(read_image(folder / name, upright=False)) for name in names}
+    write_colmap(path, images, exhaustive_pairs(names))
+
+
+@pytest.fixture
+def database(place, tmp_path):
+    """A copy of the database."""
+    path = tmp_path / 'matches.db'
+    path.write_bytes((place / 'matches.db').read_bytes())
+    return path
+
+
+def change(database, statement, *values):
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(statement, values)
+
+
+class TestMatches:
+    def test_are_those_of_the_database(self, place):
+        (match,), sizes = read_matches(place / 'matches.db')
+        assert (match.a, match.b) == ('a.png', 'b.png')
+        assert sizes == {'a.png': (640, 480), 'b.png': (640, 480)}
+        assert match.xy.dtype == np.float32
+        assert len(match.xy) > 100
+        np.testing.assert_allclose(np.median(match.xy[:, 1] - match.xy[:, 0], axis=0), MOVED, atol=0.1)
+
+    def test_follow_photographs_that_were_shrunk(self, place, tmp_path, monkeypatch):
+        (match,), _ = read_matches(place / 'matches.db')
+        monkeypatch.setattr('edgepoint2_ros.distillation.photos.MAX_SIDE', 320)
+        matched = load_matched_photos(place / 'matches.db', place, tmp_path)
+        ((_, _, xy),) = matched.pairs
+        assert matched.photos[0][0].shape == (240, 320)
+        np.testing.assert_allclose(xy, match.xy / 2 - 0.25, atol=1e-3)
+
+    def test_are_of_the_files_as_stored(self, place, tmp_path):
+        for name in ('a', 'b'):
+            store(tmp_path / f'{name}.jpg', cv2.imread(str(place / f'{name}.png')), 6)
+        write_database(tmp_path / 'matches.db', tmp_path, ['a.jpg', 'b.jpg'])
+        matched = load_matched_photos(tmp_path / 'matches.db', tmp_path, tmp_path / 'cache')
+        ((a, b, xy),) = matched.pairs
+        assert (
+            matched.photos[a][0].shape
+            == matched.photos[b][0].shape
+            == cv2.imread(str(tmp_path / 'a.jpg'), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION).shape
+        )
+        looks = [
+            cv2.remap(matched.photos[k][0], xy[:, side, 0], xy[:, side, 1], cv2.INTER_LINEAR).ravel()
+            for side, k in enumerate((a, b))
+        ]
+        assert np.corrcoef(looks)[0, 1] > 0.95
+
+    def test_leave_the_database_as_it_is(self, database):
+        before = database.read_bytes()
+        database.chmod(0o400)
+        read_matches(database)
+        assert database.read_bytes() == before
+        assert [path.name for path in database.parent.iterdir()] == ['matches.db']
+
+    def test_of_a_database_that_is_being_written_are_complete(self, database):
+        with closing(sqlite3.connect(database)) as connection:
+            # In the log beside the file, not yet in the file.
+            with connection:
+                connection.execute('UPDATE two_view_geometries SET rows = 50, data = substr(data, 1, 50 * 8)')
+            assert [len(match.xy) for match in read_matches(database)[0]] == [50]
+
+    def test_any_file_name_will_do(self, database):
+        odd = database.rename(database.with_name('my matches?mode=rw#1%20.db'))
+        assert len(read_matches(odd)[0]) == 1
+
+    def test_pairs_with_an_unusable_image_are_left_out(self, place, tmp_path, caplog):
+        for name in 'abc':
+            (tmp_path / f'{name}.png').write_bytes((place / f'{"b" if name == "c" else name}.png').read_bytes())
+        write_database(tmp_path / 'matches.db', tmp_path, ['a.png', 'b.png', 'c.png'])
+        (tmp_path / 'a.png').write_bytes(b'no image any more')
+        with caplog.at_level(logging.WARNING):
+            matched = load_matched_photos(tmp_path / 'matches.db', tmp_path, tmp_path / 'cache')
+        assert [name.rsplit('/', 1)[1] for name in matched.photos.names] == ['b.png', 'c.png']
+        assert [pair[:2] for pair in matched.pairs] == [(0, 1)]
+        assert 'a.png cannot be read' in caplog.text
+
+    def test_of_other_matches_the_digest_is_another(self, place, database, tmp_path):
+        change(database, 'UPDATE two_view_geometries SET rows = rows - 1, data = substr(data, 1, length(data) - 8)')
+        one, other = (load_matched_photos(path, place, tmp_path) for path in (place / 'matches.db', database))
+        assert one.digest() != other.digest()
+
+
+class TestBadDatabases:
+    def test_one_that_is_not_there(self, tmp_path):
+        with pytest.raises(MatchesError, match=r'no file .*matches\.db: expected the database of a COLMAP'):
+            read_matches(tmp_path / 'matches.db')
+        assert not (tmp_path / 'matches.db').exists()
+
+    @pytest.mark.parametrize('content', [b'', b'no database' * 100])
+    def test_one_that_is_none(self, tmp_path, content):
+        (tmp_path / 'matches.db').write_bytes(content)
+        with pytest.raises(MatchesError, match=r'matches\.db cannot be read as the database of a COLMAP'):
+            read_matches(tmp_path / 'matches.db')
+
+    @pytest.mark.parametrize(
+        'damage',
+        [
+            'UPDATE keypoints SET data = substr(data, 1, 100)',
+            'UPDATE keypoints SET data = NULL',
+            'UPDATE keypoints SET rows = 3, data = substr(data, 1, 4 * 3 * cols)',
+            'UPDATE two_view_geometries SET data = substr(data, 1, 99)',
+            'UPDATE two_view_geometries SET pair_id = pair_id + 40',
+            'DROP TABLE two_view_geometries',
+        ],
+    )
+    def test_damaged_ones(self, database, damage):
+        change(database, damage)
+        with pytest.raises(MatchesError, match=r'matches\.db cannot be read as the database of a COLMAP'):
+            read_matches(database)
+
+    def test_one_without_enough_matches(self, database):
+        change(database, 'UPDATE two_view_geometries SET rows = 39, data = substr(data, 1, 39 * 8)')
+        with pytest.raises(MatchesError, match=f'no pair of images has {MIN_MATCHES} verified matches'):
+            read_matches(database)
+
+    def test_one_of_other_images(self, place, database, tmp_path):
+        with pytest.raises(MatchesError, match=r'2 of 2 matched images of .* are not in .*, for example a\.png'):
+            load_matched_photos(database, tmp_path, tmp_path)
+        change(database, 'UPDATE cameras SET width = 480, height = 640')
+        with pytest.raises(MatchesError, match=r'a\.png has 640x480 pixels, in .*matches\.db 480x640'):
+            load_matched_photos(database, place, tmp_path)
+
+    def test_one_without_a_usable_pair(self, place, tmp_path):
+        (tmp_path / 'a.png').write_bytes((place / 'a.png').read_bytes())
+        (tmp_path / 'b.png').write_bytes(b'no image')
+        with pytest.raises(MatchesError, match=r'matches\.db: no pair has two usable images'):
+            load_matched_photos(place / 'matches.db', tmp_path, tmp_path / 'cache')
+
+
+@pytest.fixture(scope='module')
+def matched(place, tmp_path_factory):
+    return load_matched_photos(place / 'matches.db', place, tmp_path_factory.mktemp('cache'))
+
+
+class TestViews:
+    def test_look_alike_where_they_match(self, matched, monkeypatch):
+        monkeypatch.setattr(views, 'change_light', lambda view, rng: view)
+        for seed in range(10):
+            pair = make_matched_pair(matched, np.random.default_rng(seed))
+            xy = pair.matches[pair.matches[:, 0, 0].isfinite()].numpy()
+            assert len(xy) >= 30
+            assert (xy >= 0).all()
+            assert (xy <= (WIDTH - 1, HEIGHT - 1)).all()
+            looks = [
+                cv2.remap(pair.views[side].numpy(), xy[:, side, 0], xy[:, side, 1], cv2.INTER_LINEAR).ravel()
+                for side in (0, 1)
+            ]
+            assert np.corrcoef(looks)[0, 1] > 0.9, seed
+
+    def test_have_no_other_correspondences(self, matched):
+        pair = make_matched_pair(matched, np.random.default_rng(0))
+        grid = torch.stack(torch.meshgrid(torch.arange(0.0, WIDTH), torch.arange(0.0, HEIGHT), indexing='xy'), -1)
+        assert not views.correspond(grid.reshape(-1, 2), pair)[1].any()
+
+    def test_are_every_second_layout(self, matched):
+        level = textured(640, 480)
+        photos = Photos(['other'], [[level.shape]], level.ravel())
+        dataset = PairDataset(photos, 5, 12, layouts=6, matched=matched)
+        pairs = [dataset[number] for number in range(12)]
+        assert [bool(pair.matches.isfinite().any()) for pair in pairs] == [False, True] * 6
+        for number, pair in enumerate(pairs):
+            shown = set(pair.photos[pair.photos >= 0].tolist())
+            assert shown <= ({1, 2} if number % 2 else {0})
+        for first, again in zip(pairs[:6], pairs[6:]):
+            for name in ('clean', 'labels', 'photos', 'layout'):
+                assert torch.equal(getattr(first, name), getattr(again, name)), name
+            torch.testing.assert_close(first.matches, again.matches, equal_nan=True)
