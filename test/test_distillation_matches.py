@@ -18,12 +18,14 @@ from edgepoint2_ros.bridges.colmap import exhaustive_pairs, write_colmap  # noqa
 from edgepoint2_ros.distillation import pairs as views  # noqa: E402
 from edgepoint2_ros.distillation.matches import (  # noqa: E402
     MIN_MATCHES,
+    MatchedPhotos,
     MatchesError,
     load_matched_photos,
     read_matches,
 )
 from edgepoint2_ros.distillation.pairs import HEIGHT, WIDTH, PairDataset, make_matched_pair  # noqa: E402
 from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
+from edgepoint2_ros.distillation.train import MIN_COMMON_MATCHES  # noqa: E402
 from edgepoint2_ros.extractor import Extractor  # noqa: E402
 from edgepoint2_ros.images import read_image  # noqa: E402
 
@@ -56,6 +58,12 @@ def database(place, tmp_path):
     return path
 
 
+def looks_alike(views, xy):
+    """Return the correlation of two views at matches (M, 2, 2)."""
+    looks = [cv2.remap(view, *xy[:, k].T, cv2.INTER_LINEAR).ravel() for k, view in enumerate(views)]
+    return np.corrcoef(looks)[0, 1]
+
+
 def change(database, statement, *values):
     with closing(sqlite3.connect(database)) as connection, connection:
         connection.execute(statement, values)
@@ -71,29 +79,28 @@ class TestMatches:
         np.testing.assert_allclose(np.median(match.xy[:, 1] - match.xy[:, 0], axis=0), MOVED, atol=0.1)
 
     def test_follow_photographs_that_were_shrunk(self, place, tmp_path, monkeypatch):
-        (match,), _ = read_matches(place / 'matches.db')
-        monkeypatch.setattr('edgepoint2_ros.distillation.photos.MAX_SIDE', 320)
-        matched = load_matched_photos(place / 'matches.db', place, tmp_path)
+        for name in ('a.png', 'b.png'):
+            # Shrunk to 320 x 143.97 pixels, which become 320 x 144.
+            cv2.imwrite(str(tmp_path / name), cv2.imread(str(place / name))[:288, :])
+        write_database(tmp_path / 'matches.db', tmp_path, ['a.png', 'b.png'])
+        (match,), _ = read_matches(tmp_path / 'matches.db')
+        monkeypatch.setattr('edgepoint2_ros.distillation.photos.MAX_SIDE', 321)
+        matched = load_matched_photos(tmp_path / 'matches.db', tmp_path, tmp_path / 'cache')
         ((_, _, xy),) = matched.pairs
-        assert matched.photos[0][0].shape == (240, 320)
-        np.testing.assert_allclose(xy, match.xy / 2 - 0.25, atol=1e-3)
+        assert matched.photos[0][0].shape == (144, 321)
+        np.testing.assert_allclose(xy, (match.xy + 0.5) * 321 / 640 - 0.5, atol=1e-3)
 
-    def test_are_of_the_files_as_stored(self, place, tmp_path):
-        for name in ('a', 'b'):
-            store(tmp_path / f'{name}.jpg', cv2.imread(str(place / f'{name}.png')), 6)
+    @pytest.mark.parametrize('orientation', range(1, 9))
+    def test_are_of_the_photographs_upright(self, place, tmp_path, orientation):
+        for name in 'ab':
+            store(tmp_path / f'{name}.jpg', cv2.imread(str(place / f'{name}.png')), orientation)
         write_database(tmp_path / 'matches.db', tmp_path, ['a.jpg', 'b.jpg'])
         matched = load_matched_photos(tmp_path / 'matches.db', tmp_path, tmp_path / 'cache')
         ((a, b, xy),) = matched.pairs
-        assert (
-            matched.photos[a][0].shape
-            == matched.photos[b][0].shape
-            == cv2.imread(str(tmp_path / 'a.jpg'), cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION).shape
-        )
-        looks = [
-            cv2.remap(matched.photos[k][0], xy[:, side, 0], xy[:, side, 1], cv2.INTER_LINEAR).ravel()
-            for side, k in enumerate((a, b))
-        ]
-        assert np.corrcoef(looks)[0, 1] > 0.95
+        assert matched.photos[a][0].shape == (480, 640)
+        moved = np.median(xy[:, 1] - xy[:, 0], axis=0)
+        np.testing.assert_allclose(moved, MOVED, atol=0.2)
+        assert looks_alike([matched.photos[a][0], matched.photos[b][0]], xy) > 0.9
 
     def test_leave_the_database_as_it_is(self, database):
         before = database.read_bytes()
@@ -102,12 +109,27 @@ class TestMatches:
         assert database.read_bytes() == before
         assert [path.name for path in database.parent.iterdir()] == ['matches.db']
 
-    def test_of_a_database_that_is_being_written_are_complete(self, database):
+    @pytest.mark.parametrize('link', [False, True])
+    def test_of_a_database_that_is_being_written_are_complete(self, database, link):
+        named = database.with_name('link.db') if link else database
+        if link:
+            named.symlink_to(database)
         with closing(sqlite3.connect(database)) as connection:
             # In the log beside the file, not yet in the file.
             with connection:
                 connection.execute('UPDATE two_view_geometries SET rows = 50, data = substr(data, 1, 50 * 8)')
-            assert [len(match.xy) for match in read_matches(database)[0]] == [50]
+            assert [len(match.xy) for match in read_matches(named)[0]] == [50]
+
+    def test_of_images_without_keypoints_and_of_watermarks_there_are_none(self, place, tmp_path):
+        for name in 'abc':
+            (tmp_path / f'{name}.png').write_bytes((place / f'{"b" if name == "c" else name}.png').read_bytes())
+        cv2.imwrite(str(tmp_path / 'black.png'), np.zeros((480, 640), np.uint8))
+        database = tmp_path / 'matches.db'
+        write_database(database, tmp_path, ['a.png', 'b.png', 'black.png', 'c.png'])
+        change(database, 'UPDATE two_view_geometries SET config = 7 WHERE pair_id = (SELECT MIN(pair_id) FROM matches)')
+        matches, sizes = read_matches(database)
+        assert 'black.png' in sizes
+        assert len(matches) == 2
 
     def test_any_file_name_will_do(self, database):
         odd = database.rename(database.with_name('my matches?mode=rw#1%20.db'))
@@ -150,6 +172,8 @@ class TestBadDatabases:
             'UPDATE keypoints SET rows = 3, data = substr(data, 1, 4 * 3 * cols)',
             'UPDATE two_view_geometries SET data = substr(data, 1, 99)',
             'UPDATE two_view_geometries SET pair_id = pair_id + 40',
+            'UPDATE cameras SET width = 0',
+            "UPDATE cameras SET height = 'tall'",
             'DROP TABLE two_view_geometries',
         ],
     )
@@ -166,8 +190,8 @@ class TestBadDatabases:
     def test_one_of_other_images(self, place, database, tmp_path):
         with pytest.raises(MatchesError, match=r'2 of 2 matched images of .* are not in .*, for example a\.png'):
             load_matched_photos(database, tmp_path, tmp_path)
-        change(database, 'UPDATE cameras SET width = 480, height = 640')
-        with pytest.raises(MatchesError, match=r'a\.png has 640x480 pixels, in .*matches\.db 480x640'):
+        change(database, 'UPDATE cameras SET width = 641, height = 480')
+        with pytest.raises(MatchesError, match=r'a\.png was read as 640x480 pixels; .* it would be 641x480'):
             load_matched_photos(database, place, tmp_path)
 
     def test_one_without_a_usable_pair(self, place, tmp_path):
@@ -191,11 +215,20 @@ class TestViews:
             assert len(xy) >= 30
             assert (xy >= 0).all()
             assert (xy <= (WIDTH - 1, HEIGHT - 1)).all()
-            looks = [
-                cv2.remap(pair.views[side].numpy(), xy[:, side, 0], xy[:, side, 1], cv2.INTER_LINEAR).ravel()
-                for side in (0, 1)
-            ]
-            assert np.corrcoef(looks)[0, 1] > 0.9, seed
+            assert looks_alike(pair.views.numpy(), xy) > 0.9, seed
+
+    @pytest.mark.parametrize('size', [(480, 640), (640, 480), (1242, 375), (1600, 300), (330, 1200)])
+    def test_of_photographs_of_any_shape_have_matches_in_common(self, size):
+        level = textured(*size)
+        rng = np.random.default_rng(0)
+        xy = np.repeat(rng.uniform(0, np.array(size) - 1, (200, 1, 2)), 2, axis=1).astype(np.float32)
+        photos = Photos(['a', 'b'], [[level.shape], [level.shape]], np.tile(level.ravel(), 2))
+        matched = MatchedPhotos(photos, [(0, 1, xy)])
+        common = [
+            int(make_matched_pair(matched, np.random.default_rng(seed)).matches[:, 0, 0].isfinite().sum())
+            for seed in range(30)
+        ]
+        assert min(common) >= MIN_COMMON_MATCHES
 
     def test_have_no_other_correspondences(self, matched):
         pair = make_matched_pair(matched, np.random.default_rng(0))

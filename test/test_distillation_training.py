@@ -16,8 +16,9 @@ pytest.importorskip('onnx', reason='onnx is not installed: trained models cannot
 from test_distillation_pairs import textured  # noqa: E402
 
 from edgepoint2_ros.cli import main  # noqa: E402
+from edgepoint2_ros.distillation.matches import load_matched_photos  # noqa: E402
 from edgepoint2_ros.distillation.pairs import Pair, PairDataset  # noqa: E402
-from edgepoint2_ros.distillation.photos import Photos  # noqa: E402
+from edgepoint2_ros.distillation.photos import Photos, load_photos  # noqa: E402
 from edgepoint2_ros.distillation.student import Student  # noqa: E402
 from edgepoint2_ros.distillation.teacher import Teacher, look, project, to_gray  # noqa: E402
 from edgepoint2_ros.distillation.train import (  # noqa: E402
@@ -30,6 +31,7 @@ from edgepoint2_ros.distillation.train import (  # noqa: E402
     train,
 )
 from edgepoint2_ros.errors import EdgePoint2Error, ImageError, ModelError  # noqa: E402
+from edgepoint2_ros.image_files import find_images  # noqa: E402
 from edgepoint2_ros.models import find_model  # noqa: E402
 from edgepoint2_ros.models.official import SHA256  # noqa: E402
 from edgepoint2_ros.models.variants import find_variant  # noqa: E402
@@ -235,7 +237,7 @@ class TestTraining:
     def test_learns_from_matched_photographs(self, place, matches, tmp_path, capsys):
         one_layout_of_each = ('--pairs', '2', '--layouts', '2', '--teacher', 'S-64', '--matches', *matches)
         run(*arguments(place, tmp_path, '--steps', '40', *one_layout_of_each))
-        assert 'on 3 of 3 images and 1 pairs of 2 matched images, 40 steps' in capsys.readouterr().out
+        assert 'on 3 of 3 images and 1 matched pairs of 2 others, 40 steps' in capsys.readouterr().out
         assert_learned(
             tmp_path, ('regression', 'map', 'relational', 'similarity', 'contrastive', 'detection', 'matching')
         )
@@ -364,6 +366,10 @@ class TestTraining:
 
 
 class TestBadInput:
+    def test_every_second_layout_is_of_matched_photographs(self, place, matches, tmp_path):
+        with pytest.raises(TrainingError, match='expected an even number of layouts, got 3'):
+            run(*arguments(place, tmp_path, '--layouts', '3', '--matches', *matches))
+
     @pytest.mark.parametrize('recipe', ['paper', 'blocks'])
     def test_matched_photographs_are_for_the_recipe_scenes(self, place, matches, tmp_path, recipe):
         options = ('T-48', *arguments(place, tmp_path, '--recipe', recipe, '--matches', *matches)[2:])
@@ -435,15 +441,21 @@ class TestBadInput:
             run(*arguments(place, tmp_path, '--teacher', str(tmp_path / 'T32.pth')))
 
     def test_a_loss_that_is_not_finite_names_the_step_and_the_images(self, place, tmp_path):
-        from edgepoint2_ros.distillation.photos import load_photos
-        from edgepoint2_ros.image_files import find_images
-
         student = Student([find_variant('T-32')])
         teacher = load_network(place / 'teacher.pth')
         teacher.score_head[-1].bias.data.fill_(float('nan'))
         photos = load_photos(find_images([place / 'images']), place / 'cache')
         with pytest.raises(TrainingError, match=r'not finite at step 0 \(.*detection nan.*\); its images: .*\d\.png'):
             train(student, [teacher], photos, Schedule(steps=3), tmp_path)
+
+    def test_a_loss_of_matched_photographs_that_is_not_finite_names_them_too(self, place, matches, tmp_path):
+        teacher = load_network(place / 'teacher.pth')
+        teacher.score_head[-1].bias.data.fill_(float('nan'))
+        photos = load_photos(find_images([place / 'images']), place / 'cache')
+        matched = load_matched_photos(*map(Path, matches), place / 'cache')
+        with pytest.raises(TrainingError, match=r'its images: ') as raised:
+            train(Student([find_variant('T-32')]), [teacher], photos, Schedule(steps=3), tmp_path, matched=matched)
+        assert {*matched.photos.names} < {*str(raised.value).split('images: ')[1].split(', ')}
 
     @pytest.mark.parametrize(
         ('option', 'value', 'message'),

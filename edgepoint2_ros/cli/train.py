@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=Path,
         metavar=('DATABASE', 'DIR'),
-        help='a COLMAP database and the folder of its images: every second pair of images is one with verified matches',
+        help='a COLMAP database and the folder of its images: every second pair is of two images with verified matches',
     )
     add(
         '--teacher',
@@ -119,13 +119,13 @@ def run(options: argparse.Namespace) -> int:
     teachers = [load_teacher(name) for name in options.teacher]
     paths = find_images(options.images)
     cache = options.cache or cache_directory() / 'training'
-    photos = load_photos(paths, cache, lambda items: show_progress(items, 'image', len(paths)))
     matched = None
     if options.matches:
         database, folder = options.matches
         matched = load_matched_photos(database, folder, cache, lambda items: show_progress(items, 'matched image'))
+    photos = load_photos(paths, cache, lambda items: show_progress(items, 'image', len(paths)))
     teaching = ', '.join(str(teacher.variant) for teacher in teachers)
-    pairs = f' and {len(matched.pairs)} pairs of {len(matched.photos)} matched images' if matched else ''
+    pairs = f' and {len(matched.pairs)} matched pairs of {len(matched.photos)} others' if matched else ''
     print(
         f'{" ".join(map(str, variants))} learn from {teaching} on {len(photos)} of {len(paths)} images{pairs}, '
         f'{schedule.steps} steps of {schedule.pairs} pairs on {options.device}'

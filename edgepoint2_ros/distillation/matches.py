@@ -3,6 +3,7 @@
 The database's format is described at https://colmap.github.io/database.html. Any matcher may have made it.
 """
 
+import hashlib
 import sqlite3
 from collections.abc import Callable, Iterable
 from contextlib import closing
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from edgepoint2_ros.distillation.photos import Photos, load_photos
+from edgepoint2_ros.distillation.photos import Photos, load_photos, shrinkage
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.storage import sha256
+from edgepoint2_ros.image_files import read_orientation
 
-MIN_MATCHES = 40  # verified, of a pair; a view shows only some of them
+MIN_MATCHES = 40  # verified, of a pair; its views show only some of them
 _MAX_IMAGES = 2**31 - 1  # of a database: a pair's number is that times the first image's plus the second's
+_WATERMARK = 7  # the configuration of a pair of images that have in common what is printed on them
 
 
 class MatchesError(EdgePoint2Error):
@@ -25,7 +27,7 @@ class MatchesError(EdgePoint2Error):
 
 @dataclass(frozen=True)
 class Match:
-    """Verified matches of two images, by name.
+    """Verified matches of two images.
 
     Attributes:
         a, b: names of the images.
@@ -41,7 +43,7 @@ class MatchedPhotos:
     """Photographs and their matched pairs.
 
     Args:
-        photos: the photographs, as stored in their files.
+        photos: the photographs.
         pairs: numbers of two photographs, and the pixels (M, 2, 2) of their matches.
     """
 
@@ -51,14 +53,17 @@ class MatchedPhotos:
 
     def digest(self) -> str:
         """Return what tells these pairs from others."""
-        content = [f'{self.photos.names[a]} {self.photos.names[b]}'.encode() + xy.tobytes() for a, b, xy in self.pairs]
-        return sha256(b'\n'.join(content))[:16]
+        content = hashlib.sha256()
+        for a, b, xy in self.pairs:
+            content.update(f'{self.photos.names[a]} {self.photos.names[b]} '.encode())
+            content.update(xy.tobytes())
+        return content.hexdigest()[:16]
 
 
 def load_matched_photos(
     database: Path, images: Path, cache: Path, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
 ) -> MatchedPhotos:
-    """Return the matched photographs of a COLMAP database; see `load_photos`.
+    """Return the matched photographs of a COLMAP database, upright; see `load_photos`.
 
     Pairs of which an image is not usable are left out, with a warning about the image.
 
@@ -70,41 +75,52 @@ def load_matched_photos(
 
     Raises:
         EdgePoint2Error: the database cannot be read or has no pair with MIN_MATCHES verified matches, an image is
-            missing or of another size than in the database, or none is usable.
+            missing or of another size than in the database, or no pair has two usable images.
     """
     found, sizes = read_matches(database)
     names = sorted({name for match in found for name in (match.a, match.b)})
-    paths = {name: images / name for name in names}
-    missing = [name for name, path in paths.items() if not path.is_file()]
+    missing = [name for name in names if not (images / name).is_file()]
     if missing:
         raise MatchesError(
             f'{len(missing)} of {len(names)} matched images of {database} are not in {images}, for example {missing[0]}'
         )
-    photos = load_photos([*paths.values()], cache, progress, upright=False)
+    photos = load_photos([images / name for name in names], cache, progress)
     numbers = {name: number for number, name in enumerate(photos.names)}
+    usable = {name: numbers[str(images / name)] for name in names if str(images / name) in numbers}
+    orientations = {name: read_orientation(images / name) for name in usable}
+    for name, number in usable.items():
+        width, height = sizes[name] if orientations[name] < 5 else sizes[name][::-1]
+        expected = tuple(round(side * shrinkage(width, height)) for side in (height, width))
+        shape = photos[number][0].shape
+        if shape != expected:
+            raise MatchesError(
+                f'{images / name} was read as {shape[1]}x{shape[0]} pixels; of the image in {database} it would be '
+                f'{expected[1]}x{expected[0]}: expected the images that were matched'
+            )
     pairs = []
     for match in found:
-        a, b = (numbers.get(str(paths[name])) for name in (match.a, match.b))
-        if a is not None and b is not None:
-            shrinks = [_shrink(photos[k], name, sizes[name], database) for k, name in ((a, match.a), (b, match.b))]
-            # Half a pixel lies between the corner of the first pixel and its centre, however large a pixel is.
-            xy = (match.xy + 0.5) * np.array(shrinks, np.float32) - 0.5
-            pairs.append((a, b, xy.astype(np.float32)))
+        if match.a in usable and match.b in usable:
+            both = zip((match.a, match.b), match.xy.swapaxes(0, 1))
+            xy = [_as_read(points, sizes[name], orientations[name]) for name, points in both]
+            pairs.append((usable[match.a], usable[match.b], np.stack(xy, axis=1)))
     if not pairs:
         raise MatchesError(f'{database}: no pair has two usable images in {images}')
     return MatchedPhotos(photos, pairs)
 
 
-def _shrink(pyramid: list[np.ndarray], name: str, size: tuple[int, int], database: Path) -> tuple[float, float]:
-    """Return by how much a photograph was shrunk when it was read, from the size that the database gives."""
-    height, width = pyramid[0].shape
-    across, down = width / size[0], height / size[1]
-    # Rounding to whole pixels aside, it is shrunk by one factor or not at all.
-    if abs(across - down) > max(across / width, down / height) or across > 1:
-        raise MatchesError(
-            f'{name} has {width}x{height} pixels, in {database} {size[0]}x{size[1]}: expected the images that it is of'
-        )
-    return across, down
+def _as_read(xy: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
+    """Return pixels (N, 2) of a file of a width and height in the pixels of the photograph that was read from it."""
+    x, y = xy.T
+    width, height = size
+    if orientation >= 5:
+        x, y, width, height = y, x, height, width
+    if orientation in (2, 3, 6, 7):
+        x = width - 1 - x
+    if orientation in (3, 4, 7, 8):
+        y = height - 1 - y
+    # The corner of the first pixel stays where it is; its centre, from which pixels are counted, does not.
+    upright = (np.stack([x, y], axis=1) + 0.5) * shrinkage(width, height) - 0.5
+    return upright.astype(np.float32)
 
 
 def read_matches(database: Path) -> tuple[list[Match], dict[str, tuple[int, int]]]:
@@ -115,26 +131,31 @@ def read_matches(database: Path) -> tuple[list[Match], dict[str, tuple[int, int]
     """
     if not database.is_file():
         raise MatchesError(f'there is no file {database}: expected the database of a COLMAP reconstruction')
+    path = database.resolve()
+    # Nothing is written, not even beside it, unless a program that was killed or still runs left a log there.
+    has_log = any(path.with_name(f'{path.name}-{log}').exists() for log in ('wal', 'journal'))
     try:
-        # Nothing is written, not even beside it, unless a program that was killed or still runs left a log there.
-        options = 'mode=ro' if database.with_name(f'{database.name}-wal').exists() else 'immutable=1'
-        with closing(sqlite3.connect(f'{database.resolve().as_uri()}?{options}', uri=True)) as connection:
-            images = connection.execute(
+        with closing(sqlite3.connect(f'{path.as_uri()}?{"mode=ro" if has_log else "immutable=1"}', uri=True)) as reader:
+            images = reader.execute(
                 'SELECT image_id, images.name, width, height, rows, cols, data FROM images '
                 'JOIN cameras USING (camera_id) JOIN keypoints USING (image_id)'
             ).fetchall()
-            geometries = connection.execute(
-                'SELECT pair_id, rows, data FROM two_view_geometries WHERE rows >= ? ORDER BY pair_id', [MIN_MATCHES]
+            geometries = reader.execute(
+                'SELECT pair_id, rows, data FROM two_view_geometries WHERE rows >= ? AND config != ? ORDER BY pair_id',
+                [MIN_MATCHES, _WATERMARK],
             ).fetchall()
-        names = {number: name for number, name, *_ in images}
-        sizes = {name: (width, height) for _, name, width, height, *_ in images}
-        keypoints = {
-            number: np.frombuffer(data, np.float32).reshape(rows, columns)[:, :2] - np.float32(0.5)
-            for number, _, _, _, rows, columns, data in images
-        }
+        keypoints, names, sizes = {}, {}, {}
+        for number, name, width, height, rows, columns, data in images:
+            # An image without keypoints has no data.
+            xy = np.frombuffer(data or b'', np.float32).reshape(rows, columns)[:, :2]
+            keypoints[number] = xy - np.float32(0.5)  # COLMAP's origin is the corner of the first pixel
+            names[number] = str(name)
+            sizes[str(name)] = int(width), int(height)
+            if min(sizes[str(name)]) < 1:
+                raise ValueError(f'{name} has {width}x{height} pixels')
         matches = []
-        for number, rows, data in geometries:
-            a, b = divmod(number, _MAX_IMAGES)
+        for pair, rows, data in geometries:
+            a, b = divmod(pair, _MAX_IMAGES)
             indices = np.frombuffer(data, np.uint32).reshape(rows, 2)
             xy = np.stack([keypoints[a][indices[:, 0]], keypoints[b][indices[:, 1]]], axis=1)
             matches.append(Match(names[a], names[b], xy))

@@ -2,7 +2,7 @@
 
 Two views of one photograph differ by a homography. Pieces of other photographs are pasted over both, each with its own
 homography, so that the pair has occlusions and motion boundaries, as real scenes do. Light, blur, noise and compression
-differ between the views. Matched photographs show one place from two points: of these, views show most of each, and
+differ between the views. Matched photographs show one place from two points: of these, views show as much as fits, and
 what corresponds is known at their matches alone. Pair number n depends only on the seed, the number of layouts and n.
 """
 
@@ -29,6 +29,7 @@ UNCHANGED = 0.7  # share of views that keep their light
 
 MAX_MATCHES = 256  # of matched photographs, in both views
 CROP = (0.65, 1.05)  # size of a view of a matched photograph, of the largest one that fits into it
+CROP_SHIFT = 0.3  # of its size, at most, from a match that both views show
 CROP_ROTATION_SD = np.deg2rad(8)
 CROP_TRIES = 4  # of which the one with the most matches is taken
 
@@ -149,11 +150,14 @@ def make_matched_pair(
     mirrored = rng.random() < 0.5
 
     def place() -> tuple[list[np.ndarray], np.ndarray]:
-        placements = [_random_crop(pyramid[0].shape, mirrored, rng) for pyramid in pyramids]
-        moved = [
-            cv2.perspectiveTransform(points[None].astype(float), np.linalg.inv(placement))[0]
-            for points, placement in zip(xy.swapaxes(0, 1), placements)
-        ]
+        # A match that both views show, at nearly the same place of each.
+        centres = xy[rng.integers(len(xy))]
+        offset = rng.uniform(-CROP_SHIFT, CROP_SHIFT, 2)
+        placements, moved = [], []
+        for pyramid, centre, points in zip(pyramids, centres, xy.swapaxes(0, 1)):
+            placement = _random_crop(pyramid[0].shape, centre, offset, mirrored, rng)
+            placements.append(placement)
+            moved.append(cv2.perspectiveTransform(points[None].astype(float), np.linalg.inv(placement))[0])
         both = np.stack(moved, axis=1)
         return placements, both[((both >= 0) & (both <= (WIDTH - 1, HEIGHT - 1))).all(axis=(1, 2))]
 
@@ -281,12 +285,23 @@ def _random_placement(shape: tuple[int, int], rng: np.random.Generator) -> np.nd
     return placement
 
 
-def _random_crop(shape: tuple[int, int], mirrored: bool, rng: np.random.Generator) -> np.ndarray:
-    """Return where a view lies that shows most of a photograph of ``shape``, as `_random_placement` does."""
+def _random_crop(
+    shape: tuple[int, int], centre: np.ndarray, offset: np.ndarray, mirrored: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Return where a view lies that shows as much of a photograph of ``shape`` as fits, as `_random_placement` does.
+
+    Args:
+        shape: height and width.
+        centre: (2,) pixels, near the centre of the view if the photograph goes on there.
+        offset: (2,) of it, of the view's size.
+        mirrored: from left to right.
+        rng: of scale and rotation.
+    """
     height, width = shape
     scale = rng.uniform(*CROP) * min(width / WIDTH, height / HEIGHT)
-    room = np.maximum(0, [width - scale * WIDTH, height - scale * HEIGHT])
-    centre = np.array([(width - 1) / 2, (height - 1) / 2]) + room * rng.uniform(-0.5, 0.5, 2)
+    middle = np.array([(width - 1) / 2, (height - 1) / 2])
+    room = np.maximum(0, [width - scale * WIDTH, height - scale * HEIGHT]) / 2
+    centre = np.clip(centre + offset * scale * (WIDTH, HEIGHT), middle - room, middle + room)
     angle = rng.normal(0, CROP_ROTATION_SD)
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])

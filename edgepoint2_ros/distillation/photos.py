@@ -41,10 +41,7 @@ class Photos:
 
 
 def load_photos(
-    paths: Sequence[Path],
-    cache: Path,
-    progress: Callable[[Iterable[Path]], Iterable[Path]] = iter,
-    upright: bool = True,
+    paths: Sequence[Path], cache: Path, progress: Callable[[Iterable[Path]], Iterable[Path]] = iter
 ) -> Photos:
     """Return the photographs as pyramids, decoded at most once: a later call reads the cache.
 
@@ -54,19 +51,17 @@ def load_photos(
         paths: image files.
         cache: a folder; a file in it belongs to one list of paths, sizes and modification times.
         progress: wraps the iteration, for example ``tqdm``.
-        upright: turned as EXIF says; otherwise as stored.
 
     Raises:
         ImageError: no image of the list is usable.
     """
     cache.mkdir(parents=True, exist_ok=True)
     stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    as_stored = [] if upright else ['as stored']
-    key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats, *as_stored]).encode())[:16]
+    key = sha256(json.dumps([_FORMAT, MIN_SIDE, MAX_SIDE, stats]).encode())[:16]
     index, data = cache / f'{key}.json', cache / f'{key}.u8'
     if not index.exists():
         # The index is written last and by renaming: if it exists, the data is complete.
-        _decode(paths, index, data, progress, upright)
+        _decode(paths, index, data, progress)
     entries = json.loads(index.read_text())
     for line in entries['skipped']:
         log.warning('skipped %s', line)
@@ -76,17 +71,13 @@ def load_photos(
 
 
 def _decode(
-    paths: Sequence[Path],
-    index: Path,
-    data: Path,
-    progress: Callable[[Iterable[Path]], Iterable[Path]],
-    upright: bool,
+    paths: Sequence[Path], index: Path, data: Path, progress: Callable[[Iterable[Path]], Iterable[Path]]
 ) -> None:
     names, shapes, skipped = [], [], []
     with replacing(data) as file:
         for path in progress(paths):
             try:
-                pyramid = _read_pyramid(path, upright)
+                pyramid = _read_pyramid(path)
             except ImageError as error:
                 skipped.append(str(error))
                 continue
@@ -97,13 +88,18 @@ def _decode(
     write_whole(index, json.dumps({'names': names, 'shapes': shapes, 'skipped': skipped}).encode())
 
 
-def _read_pyramid(path: Path, upright: bool) -> list[np.ndarray]:
-    image = read_image(path, upright)
+def shrinkage(width: int, height: int) -> float:
+    """Return by how much a photograph is shrunk when it is read; 1: not at all."""
+    return min(1.0, MAX_SIDE / max(width, height))
+
+
+def _read_pyramid(path: Path) -> list[np.ndarray]:
+    image = read_image(path)
     height, width = image.shape[:2]
     if min(height, width) < MIN_SIDE:
         raise ImageError(f'{path}: {width}x{height} is too small: expected at least {MIN_SIDE} pixels each way')
     gray = cv2.transform(image, np.full((1, 3), 1 / 3, np.float32))  # the plain mean, as the network's input
-    shrink = MAX_SIDE / max(height, width)
+    shrink = shrinkage(width, height)
     if shrink < 1:
         gray = cv2.resize(gray, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     pyramid = [gray]

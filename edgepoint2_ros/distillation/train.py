@@ -54,7 +54,7 @@ SCENES = {'regression': 4.0, 'map': 2.0, 'similarity': 1.0, 'detection': 1.0}
 RELATIONAL = {'T': 1.0, 'S': 1.0, 'M': 1.0, 'L': 1.0, 'E': 0.0}
 # The contrastive loss helps on homographies and hurts on real scenes, more so for larger networks.
 CONTRASTIVE = {'T': 0.15, 'S': 0.1, 'M': 0.05, 'L': 0.0, 'E': 0.0}
-# Between matched photographs, unlike between views of one, it helps there, too.
+# Between matched photographs it did not hurt on real scenes, unlike between views of one photograph.
 MATCHING = {'matching': 1.0}
 RECIPES = ('scenes', 'paper', 'blocks')
 BASIS_VIEWS = 64  # views that determine the fixed basis of the teacher's descriptors
@@ -63,7 +63,7 @@ TEACHER_POINTS = 256  # per pair, at keypoints of the teacher
 RANDOM_POINTS = 192  # and anywhere, so that descriptors are good between keypoints, too
 RELATED = 4  # pixels of the descriptor map: one cell of so many squared is compared with the points of the other view
 MIN_POINTS = 96  # a pair with fewer common points says little about a rotation of 64 dimensions
-MIN_MATCHES = 16  # of matched photographs in both views, which stand in for common points
+MIN_COMMON_MATCHES = 16  # of matched photographs, which stand in for points
 CHECKPOINT = 'checkpoint.pt'  # in the output folder, as log.csv is
 CLIP_NORM = 5.0
 
@@ -147,7 +147,8 @@ def train(
     Raises:
         TrainingError: the first teacher is no EdgePoint2; the teachers' descriptors together are smaller than the
             student's; the recipe is ``blocks`` and the teacher is not one of the student's only variant; the checkpoint
-            is from another training; log.csv is not a training log; or a loss is not finite: the message names the step
+            is from another training; log.csv is not a training log; there are matched photographs and the recipe is
+            another or the number of layouts odd; or a loss is not finite: the message names the step
             and the images.
     """
     largest = max(student.variants, key=lambda variant: variant.descriptor_size)
@@ -168,6 +169,10 @@ def train(
         )
     if matched is not None and schedule.recipe != 'scenes':
         raise TrainingError(f'matched photographs are for the recipe scenes, got {schedule.recipe}')
+    if matched is not None and schedule.layouts % 2:
+        raise TrainingError(
+            f'every second layout is of matched photographs: expected an even number of layouts, got {schedule.layouts}'
+        )
     identity = _identity(student, teachers, photos, schedule, matched)
     torch.manual_seed(schedule.seed)
     output.mkdir(parents=True, exist_ok=True)
@@ -314,6 +319,9 @@ def pair_losses(
 ) -> dict[str, Tensor]:
     """Return the losses of a batch of pairs, each averaged over pairs, views and descriptor sizes.
 
+    Views of one photograph have no loss ``matching`` and those of matched photographs none ``contrastive``: it counts
+    as 0 in the average.
+
     Args:
         taught: the teacher's scores and descriptor maps of the batch, see `Teacher.maps`; for the losses ``regression``
             and ``map`` in the basis of `fit_basis`.
@@ -335,7 +343,7 @@ def pair_losses(
         pair = Pair(*(part[index] for part in batch))
         matched = pair.matches[pair.matches[:, 0, 0].isfinite()]
         if len(matched):
-            xy, enough, contrast = (matched[:, 0], matched[:, 1]), MIN_MATCHES, 'matching'
+            xy, enough, contrast = (matched[:, 0], matched[:, 1]), MIN_COMMON_MATCHES, 'matching'
         else:
             places = best_places(teacher_scores[2 * index, 0], TEACHER_POINTS)
             anywhere = torch.rand(RANDOM_POINTS, 2, generator=generator).to(device)
@@ -418,7 +426,7 @@ def _resume(
         return 0, None
     try:
         state = torch.load(checkpoint, map_location='cpu', weights_only=True)
-        before = state['identity']
+        before = {'matches': 'none', **state['identity']}
     except Exception as error:  # whatever torch raises for a damaged file
         raise TrainingError(f'{checkpoint} is not the checkpoint of a training: {error}') from error
     # What a checkpoint of an earlier version does not contain counts as unchanged.
