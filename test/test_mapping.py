@@ -26,6 +26,7 @@ from edgepoint2_ros.bridges.mapping.build import choose_pairs
 from edgepoint2_ros.bridges.mapping.sources import import_images, kind_of, read_focal
 from edgepoint2_ros.bridges.recordings import open_recording
 from edgepoint2_ros.cli import main
+from edgepoint2_ros.distillation.matches import read_matches
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.extractor import Extractor
 from edgepoint2_ros.messages import to_nanoseconds
@@ -95,6 +96,11 @@ def test_photographs_become_a_map_with_the_true_cameras(photographs, walk, tmp_p
         assert pixels.shape[1::-1] == (image.camera.width, image.camera.height)
     assert model.num_points3D() > 150
     assert model.compute_mean_reprojection_error() < 1
+
+    # What a training takes: matches, by the names of the input.
+    matches, _ = read_matches(out / 'distorted' / 'database.db')
+    assert len(matches) > 12
+    assert {name for match in matches for name in (match.a, match.b)} <= {p.name for p in (out / 'input').iterdir()}
 
     page = (out / 'index.html').read_text()
     assert '12 of 13' in page
