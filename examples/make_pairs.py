@@ -77,7 +77,8 @@ def reconstruct(
         reader.camera_model = 'OPENCV'
         # COLMAP counts from the corner of the first pixel, we from its centre.
         reader.camera_params = ','.join(map(str, np.add(camera, [0, 0, 0.5, 0.5, 0, 0, 0, 0])))
-    extraction = pycolmap.FeatureExtractionOptions()
+    # One thread where the order counts, and seeds: the same images give the same reconstruction.
+    extraction = pycolmap.FeatureExtractionOptions(num_threads=1)
     extraction.sift.max_num_features = MAX_FEATURES
     mode = pycolmap.CameraMode.SINGLE if one_camera else pycolmap.CameraMode.PER_IMAGE
     pycolmap.extract_features(database, photos, names, mode, reader, extraction)
@@ -85,8 +86,14 @@ def reconstruct(
         pairs = sequential_pairs(names, window) if window else exhaustive_pairs(names)
         file.write(''.join(f'{a} {b}\n' for a, b in pairs))
         file.flush()
-        pycolmap.match_image_pairs(database, pairing_options=pycolmap.ImportedPairingOptions(match_list_path=file.name))
-    mapping = pycolmap.IncrementalPipelineOptions(min_model_size=3, random_seed=0, extract_colors=False)
+        verification = pycolmap.TwoViewGeometryOptions()
+        verification.ransac.random_seed = 0
+        pycolmap.match_image_pairs(
+            database,
+            pairing_options=pycolmap.ImportedPairingOptions(match_list_path=file.name),
+            verification_options=verification,
+        )
+    mapping = pycolmap.IncrementalPipelineOptions(min_model_size=3, random_seed=0, num_threads=1, extract_colors=False)
     mapping.ba_refine_focal_length = mapping.ba_refine_extra_params = camera is None
     mapping.mapper.init_min_tri_angle = 4  # degrees; 16 by default, which a car that drives ahead never has
     models = pycolmap.incremental_mapping(database, photos, output / 'models', mapping)

@@ -42,6 +42,20 @@ def run(make_pairs, monkeypatch, *arguments) -> int:
 
 
 @pytest.mark.slow
+def test_the_same_images_give_the_same_pairs(make_pairs, hall, tmp_path, monkeypatch):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for number in range(1, 7):
+        shutil.copy(hall[1] / f'{number}.png', folder)
+    made = [tmp_path / name for name in ('once', 'again')]
+    for output in made:
+        assert run(make_pairs, monkeypatch, folder, output, '--overlap', 0.1, 0.9) == 0
+    once, again = ((output / 'pairs.txt').read_text() for output in made)
+    assert once == again
+    assert len(once.splitlines()) > 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('known', [False, True], ids=['camera found out', 'camera given'])
 def test_the_poses_are_the_true_ones(make_pairs, hall, tmp_path, monkeypatch, capsys, known):
     walk, folder = hall
