@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -206,6 +207,15 @@ class TestTraining:
             card = (tmp_path / f'{name}.json').read_text()
             for entry in ('"teacher": "S-64 [', '"start": "random weights"', 'noise, CC0', '"steps": 2', '"seed": 0'):
                 assert entry in card
+
+    @pytest.mark.parametrize('note', [('--data-note', 'noise, CC0'), ('--data-note=noise, CC0',)])
+    def test_the_card_holds_the_note_on_the_data_once(self, place, tmp_path, monkeypatch, note):
+        options = arguments(place, tmp_path, '--steps', '1', '--pairs', '1')
+        monkeypatch.setattr(sys, 'argv', ['edgepoint2', 'train', *options, *note, '--seed', '3'])
+        run(*options, *note, '--seed', '3')
+        trained = json.loads((tmp_path / 'T-32.json').read_text())['trained']
+        assert trained['data'] == 'noise, CC0'
+        assert trained['command'] == shlex.join(['edgepoint2', 'train', *options, '--seed', '3'])
 
     def test_the_card_names_shipped_weights_by_the_digests_of_their_models(self, place, tmp_path):
         run(*arguments(place, tmp_path, '--steps', '1', '--start', 'T-48', '--teacher', 'S-64'))

@@ -214,7 +214,15 @@ def _card(
             'pairs_per_step': schedule.pairs,
             'learning_rate': schedule.learning_rate,
             'seed': schedule.seed,
-            'command': shlex.join(['edgepoint2', *sys.argv[1:]]),
+            'command': _command(sys.argv[1:], options.data_note),
             'date': datetime.date.today().isoformat(),
         },
     }
+
+
+def _command(arguments: list[str], data_note: str) -> str:
+    """Return the command line without the note on the data, which the card has beside it."""
+    left = [
+        argument for argument in arguments if argument not in ('--data-note', data_note, f'--data-note={data_note}')
+    ]
+    return shlex.join(['edgepoint2', *left])
