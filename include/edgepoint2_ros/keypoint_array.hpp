@@ -377,18 +377,18 @@ inline std::optional<float> min_cosine(const Features & features)
   static constexpr Calibrated shipped[] = {  // as on the models' cards
     {"T-32", "3cee0c054e697853", 0.916f},
     {"T-48", "0dcad6953f8d7408", 0.900f},
-    {"S-32", "c0fae4f130923cca", 0.916f},
-    {"S-48", "f6037c68922ec0a9", 0.895f},
-    {"S-64", "f56b5a01f74bc5c3", 0.882f},
+    {"S-32", "6318d6c6247c37f6", 0.913f},
+    {"S-48", "aa4c5910c1cf77e2", 0.887f},
+    {"S-64", "a61df17e3d866aab", 0.871f},
     {"M-32", "27d837b6fc326b2d", 0.916f},
     {"M-48", "d875845d7e2c99a9", 0.891f},
     {"M-64", "a4b3520791a27f7e", 0.867f},
     {"L-32", "62f5d794609b9d6f", 0.916f},
     {"L-48", "bb4326ed0a3770ef", 0.887f},
     {"L-64", "a373f5ffcfacb51f", 0.865f},
-    {"E-32", "5dc45cd25e9bd206", 0.918f},
-    {"E-48", "04cee59492abcce8", 0.888f},
-    {"E-64", "52a0a874c56b7691", 0.865f},
+    {"E-32", "0d7f96390ad4717d", 0.914f},
+    {"E-48", "96483a45f6e08095", 0.887f},
+    {"E-64", "752523fe87edb411", 0.864f},
   };
   for (const Calibrated & row : shipped) {
     if (features.model == row.model && features.digest == row.digest) {
