@@ -34,6 +34,7 @@ _NOISE = b'\xaa' + np.random.default_rng(0).integers(0, 255, 2**16, np.uint8).to
 # Of TIFF, which is also what EXIF is written in.
 _ORIENTATION, _SAMPLE_FORMAT = 274, 339  # tags
 _SHORT = 3  # a type: 16 bits
+_BACK = {6: 8, 8: 6}  # orientations that another one undoes; the rest undo themselves
 _SIGNED = 2  # a sample format
 
 
@@ -128,11 +129,34 @@ def turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
+def turn_points(
+    xy: np.ndarray, size: tuple[int, int], orientation: int, back: bool = False
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return pixels (N, 2) of an image of a width and height after `turn_upright`, and its size then.
+
+    Args:
+        xy, size: of the image as stored.
+        orientation: 1 to 8.
+        back: the other way: of the upright image, as stored.
+    """
+    if back:
+        orientation = _BACK.get(orientation, orientation)
+    x, y = xy.T
+    width, height = size
+    if orientation >= 5:
+        x, y, width, height = y, x, height, width
+    if orientation in (2, 3, 6, 7):
+        x = width - 1 - x
+    if orientation in (3, 4, 7, 8):
+        y = height - 1 - y
+    return np.stack([x, y], axis=1), (width, height)
+
+
 def _undo_opencv(pixels: np.ndarray, orientation: int, sample_format: int) -> np.ndarray:
     """Return a TIFF as stored: OpenCV turns it upright whatever the flags, and before 4.6 took signed for unsigned."""
     if sample_format == _SIGNED and pixels.dtype.kind != 'i':
         pixels = pixels.view(f'i{pixels.itemsize}')
-    return turn_upright(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    return turn_upright(pixels, _BACK.get(orientation, orientation))
 
 
 def _decode(data: bytes, kind: str) -> np.ndarray:

@@ -14,6 +14,7 @@ import numpy as np
 from edgepoint2_ros.errors import EdgePoint2Error
 from edgepoint2_ros.features import Features
 from edgepoint2_ros.files import refuse_existing, write_file
+from edgepoint2_ros.image_files import turn_points
 from edgepoint2_ros.matching import match
 from edgepoint2_ros.storage import drafting
 
@@ -46,15 +47,8 @@ def as_stored(features: Features, orientation: int) -> Features:
         features: of the upright image.
         orientation: 1 to 8, by which EXIF turned it.
     """
-    x, y = features.xy.T
-    width, height = features.image_size
-    if orientation in (3, 4, 7, 8):
-        y = height - 1 - y
-    if orientation in (2, 3, 6, 7):
-        x = width - 1 - x
-    if orientation >= 5:
-        x, y, width, height = y, x, height, width
-    return replace(features, xy=np.stack([x, y], axis=1), image_size=(width, height))
+    xy, size = turn_points(features.xy, features.image_size, orientation, back=True)
+    return replace(features, xy=xy, image_size=size)
 
 
 def write_colmap(

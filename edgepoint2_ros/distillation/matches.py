@@ -14,7 +14,7 @@ import numpy as np
 
 from edgepoint2_ros.distillation.photos import Photos, load_photos, shrinkage
 from edgepoint2_ros.errors import EdgePoint2Error
-from edgepoint2_ros.image_files import read_orientation
+from edgepoint2_ros.image_files import read_orientation, turn_points
 
 MIN_MATCHES = 40  # verified, of a pair; its views show only some of them
 _MAX_IMAGES = 2**31 - 1  # of a database: a pair's number is that times the first image's plus the second's
@@ -110,17 +110,9 @@ def load_matched_photos(
 
 def _as_read(xy: np.ndarray, size: tuple[int, int], orientation: int) -> np.ndarray:
     """Return pixels (N, 2) of a file of a width and height in the pixels of the photograph that was read from it."""
-    x, y = xy.T
-    width, height = size
-    if orientation >= 5:
-        x, y, width, height = y, x, height, width
-    if orientation in (2, 3, 6, 7):
-        x = width - 1 - x
-    if orientation in (3, 4, 7, 8):
-        y = height - 1 - y
+    upright, (width, height) = turn_points(xy, size, orientation)
     # The corner of the first pixel stays where it is; its centre, from which pixels are counted, does not.
-    upright = (np.stack([x, y], axis=1) + 0.5) * shrinkage(width, height) - 0.5
-    return upright.astype(np.float32)
+    return ((upright + 0.5) * shrinkage(width, height) - 0.5).astype(np.float32)
 
 
 def read_matches(database: Path) -> tuple[list[Match], dict[str, tuple[int, int]]]:
